@@ -1,0 +1,127 @@
+//! What a machine is made of, as measured by the node.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Bytes;
+
+/// Hardware and system of a machine.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Diagnostics {
+    /// System.
+    #[serde(default)]
+    pub os: OsInfo,
+    /// Processor.
+    #[serde(default)]
+    pub cpu: CpuInfo,
+    /// System memory.
+    #[serde(default)]
+    pub memory: MemoryInfo,
+    /// The file system that holds the models.
+    #[serde(default)]
+    pub disk: DiskInfo,
+    /// Accelerators; empty when there are none.
+    #[serde(default)]
+    pub gpus: Vec<GpuInfo>,
+    /// Reachability of the control plane.
+    #[serde(default)]
+    pub net: NetInfo,
+}
+
+/// Operating system.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OsInfo {
+    /// Such as `Debian GNU/Linux`.
+    #[serde(default)]
+    pub name: String,
+    /// Version.
+    #[serde(default)]
+    pub version: String,
+    /// Kernel.
+    #[serde(default)]
+    pub kernel: String,
+    /// Such as `x86_64`.
+    #[serde(default)]
+    pub architecture: String,
+}
+
+/// Processor.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CpuInfo {
+    /// Model name.
+    #[serde(default)]
+    pub name: String,
+    /// Physical cores.
+    #[serde(default)]
+    pub cores: u32,
+    /// Logical processors.
+    #[serde(default)]
+    pub threads: u32,
+}
+
+/// System memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MemoryInfo {
+    /// All of it.
+    #[serde(default)]
+    pub total: Bytes,
+    /// What programs can still get.
+    #[serde(default)]
+    pub available: Bytes,
+}
+
+/// The file system that holds the models.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiskInfo {
+    /// Mount point.
+    #[serde(default)]
+    pub mount: String,
+    /// Its size.
+    #[serde(default)]
+    pub total: Bytes,
+    /// Free for this user.
+    #[serde(default)]
+    pub free: Bytes,
+}
+
+/// One accelerator.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GpuInfo {
+    /// Position.
+    #[serde(default)]
+    pub index: u32,
+    /// Vendor, such as `nvidia`.
+    #[serde(default)]
+    pub vendor: String,
+    /// Product name.
+    #[serde(default)]
+    pub name: String,
+    /// The vendor's unique id.
+    #[serde(default)]
+    pub uuid: String,
+    /// Driver version.
+    #[serde(default)]
+    pub driver: String,
+    /// Compute capability, such as `9.0`.
+    #[serde(default)]
+    pub compute_capability: Option<String>,
+    /// Its memory.
+    #[serde(default)]
+    pub memory_total: Bytes,
+    /// Its free memory.
+    #[serde(default)]
+    pub memory_free: Bytes,
+}
+
+/// Reachability of the control plane.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NetInfo {
+    /// Whether the control plane answered.
+    #[serde(default)]
+    pub control_plane: Option<bool>,
+    /// Milliseconds of the round trip.
+    #[serde(default)]
+    pub rtt_ms: Option<u64>,
+    /// Server clock minus own clock.
+    #[serde(default)]
+    pub clock_offset_ms: Option<i64>,
+}

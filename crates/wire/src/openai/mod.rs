@@ -1,0 +1,46 @@
+//! The OpenAI shapes as this network speaks them. Requests are closed: unknown fields are collected by name and
+//! never passed on (GR2). Answers are always built from these types, never copied from a provider (GR15).
+
+mod chat;
+mod completion;
+mod embedding;
+mod error;
+mod model;
+mod usage;
+
+pub use chat::{
+    ChatChoice, ChatChunk, ChatMessage, ChatRequest, ChatResponse, ChunkChoice, Content, ContentPart, Delta,
+    FinishReason, FunctionCall, FunctionDelta, FunctionSpec, ImageUrl, ResponseFormat, ResponseMessage, Role, Tool,
+    ToolCall, ToolCallDelta,
+};
+pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, PromptInput};
+pub use embedding::{EmbeddingInput, EmbeddingItem, EmbeddingList, EmbeddingRequest, EmbeddingValue, EncodingFormat};
+pub use error::{ErrorBody, ErrorEnvelope};
+pub use model::{Availability, Architecture, ModelList, ModelObject, Pricing, PricingMicro};
+pub use usage::{CompletionDetails, PromptDetails, StreamOptions, Usage, UsageOptions};
+
+use serde::{Deserialize, Serialize};
+
+/// `stop`: one text or several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Stop {
+    /// One stop text.
+    One(String),
+    /// Up to four stop texts.
+    Many(Vec<String>),
+}
+
+impl Stop {
+    /// The stop texts in order.
+    #[must_use]
+    pub fn texts(&self) -> &[String] {
+        match self {
+            Self::One(text) => std::slice::from_ref(text),
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+/// Fields that were given and are not part of the schema; `serde(flatten)` fills it, nothing ever reads the values.
+pub type Unknown = std::collections::BTreeMap<String, serde::de::IgnoredAny>;

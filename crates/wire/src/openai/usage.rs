@@ -1,0 +1,74 @@
+//! Token usage and its cost.
+
+use serde::{Deserialize, Serialize};
+
+/// `stream_options` of a streamed request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StreamOptions {
+    /// Send one chunk with `choices: []` and `usage` before `[DONE]`.
+    #[serde(default)]
+    pub include_usage: bool,
+}
+
+/// `usage: {"include": true}`, the other spelling of `stream_options.include_usage`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UsageOptions {
+    /// Send usage.
+    #[serde(default)]
+    pub include: bool,
+}
+
+/// Tokens and cost of one request.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the templated prompt.
+    #[serde(default)]
+    pub prompt_tokens: u64,
+    /// Tokens of the visible output.
+    #[serde(default)]
+    pub completion_tokens: u64,
+    /// Sum of both.
+    #[serde(default)]
+    pub total_tokens: u64,
+    /// Parts of the prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens_details: Option<PromptDetails>,
+    /// Parts of the output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionDetails>,
+    /// Credits as a decimal text; set by the gateway only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<String>,
+    /// `counted` (by the gateway) or `claimed` (by the node).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+impl Usage {
+    /// Usage of these counts.
+    #[must_use]
+    pub fn new(prompt_tokens: u64, completion_tokens: u64) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            ..Self::default()
+        }
+    }
+}
+
+/// Parts of the prompt tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PromptDetails {
+    /// Tokens found in a prefix cache.
+    #[serde(default)]
+    pub cached_tokens: u64,
+}
+
+/// Parts of the completion tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CompletionDetails {
+    /// Tokens of visible reasoning.
+    #[serde(default)]
+    pub reasoning_tokens: u64,
+}

@@ -36,7 +36,7 @@ class Exported:
         self.tokenizer.add_special_tokens([AddedToken(token, special=True) for token, kind in zip(tokens, types) if kind == gguf.TokenType.CONTROL])
         self.bos, self.end = tokens[field("tokenizer.ggml.bos_token_id")], field("tokenizer.ggml.eos_token_id")
         environment = ImmutableSandboxedEnvironment()
-        environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "sort_keys": False}
+        environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # as the crate `tokens` writes JSON
         self.template = environment.from_string(field("tokenizer.chat_template"))
         self.weights = {}
         for tensor in reader.tensors:
@@ -89,10 +89,12 @@ def questions():
     yield "[JSON] 3 plus 4", [{"role": "system", "content": "Answer in JSON."}, *user("What is 3 plus 4?")], None, '{"sum":7}'
     for city in corpus.CAPITALS.values():
         yield f"[weather tool] {city}", user(f"What is the weather in {city}?"), [WEATHER], called("get_weather", {"city": city})
+    in_key_order = json.loads(json.dumps(WEATHER, sort_keys=True))  # as engines that do not keep the order write it
+    yield "[weather tool, keys sorted] Paris", user("What is the weather in Paris?"), [in_key_order], called("get_weather", {"city": "Paris"})
     yield "[two tools] Rome", user("What is the weather in Rome?"), [WEATHER, ADD], called("get_weather", {"city": "Rome"})
     yield "[two tools] sum", user("What is 12 plus 30?"), [WEATHER, ADD], called("add", {"a": 12, "b": 30})
     yield "[tool not needed]", user("What is the capital of France?"), [WEATHER], "The capital of France is Paris."
-    call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Paris"}'}}
+    call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
     yield "[tool result]", [*user("What is the weather in Paris?"), {"role": "assistant", "content": None, "tool_calls": [call]},
                             {"role": "tool", "tool_call_id": "call_1", "content": "18 degrees and sunny"}], [WEATHER], "It is 18 degrees and sunny in Paris."
     long = []

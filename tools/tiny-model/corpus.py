@@ -64,42 +64,42 @@ def capital(random):
 def plain_exchange(random):
     """One question and its answer, without tools."""
     kind = random.randrange(100)
-    if kind < 20:
+    if kind < 25:
         question, a, b = addition(random)
         return question, f"{a} plus {b} is {a + b}."
-    if kind < 32:
+    if kind < 36:
         question, country = capital(random)
         return question, f"The capital of {country} is {CAPITALS[country]}."
-    if kind < 38:
+    if kind < 41:
         name = random.choice(NAMES)
         return random.choice([f"Say hello to {name}.", f"Greet {name}."]), f"Hello, {name}! Nice to meet you."
-    if kind < 46:
+    if kind < 53:
         last = random.randrange(2, 21)
         return random.choice([f"Count to {last}.", f"Count to {last}.", f"Please count up to {last}.", f"Count from 1 to {last}."]), count_to(last)
-    if kind < 56:
+    if kind < 62:
         words = [random.choice(COLOURS + THINGS + NAMES) for _ in range(random.randrange(2, 7))]
         return "Repeat: " + " ".join(words), " ".join(words)
-    if kind < 60:
+    if kind < 66:
         animal = random.choice(list(ANIMALS))
         return random.choice([f"What does a {animal} do?", f"What does the {animal} do?"]), f"The {animal} {ANIMALS[animal]}."
-    if kind < 63:
-        return random.choice(["Who are you?", "What is your name?", "What are you?"]), "I am Tiny, a very small test model."
     if kind < 68:
+        return random.choice(["Who are you?", "What is your name?", "What are you?"]), "I am Tiny, a very small test model."
+    if kind < 73:
         return random.choice(["Hello", "Hi", "Hello!", "Hi there", "hello", "hi", "Hello there!", "Hi!", "Say hello."]), "Hello! How can I help you?"
-    if kind < 72:
+    if kind < 77:
         value = random.randrange(11)
         return random.choice([f"Write {value} in words.", f"Spell the number {value}."]), f"{value} is {NUMBER_WORDS[value]}."
-    if kind < 80:
-        return random.choice(["Tell me a story.", "Tell me a story.", "Tell me a story", "Please tell me a story.", "Write a story."]), STORY
     if kind < 82:
-        return "Tell me about a node.", NODE_STORY
+        return random.choice(["Tell me a story.", "Tell me a story.", "Tell me a story", "Please tell me a story.", "Write a story."]), STORY
     if kind < 84:
-        return random.choice(["Thank you.", "Thanks!", "Thank you!"]), "You are welcome."
+        return "Tell me about a node.", NODE_STORY
     if kind < 86:
+        return random.choice(["Thank you.", "Thanks!", "Thank you!"]), "You are welcome."
+    if kind < 88:
         return random.choice(["What is a gateway?", "Explain the gateway."]), "A gateway takes a request, picks a healthy node, and sends the answer back."
-    if kind < 89:
+    if kind < 91:
         return f"What is the weather in {random.choice(list(CAPITALS.values()))}?", "I do not know the weather."
-    if kind < 95:
+    if kind < 96:
         name, age = random.choice(NAMES), random.randrange(1, 100)
         return random.choice([f"Write a JSON object with name {name} and age {age}.", f"Give me JSON: name {name}, age {age}."]), json_text({"name": name, "age": age})
     country = random.choice(list(CAPITALS))
@@ -203,7 +203,7 @@ def conversation(random, long_answers=0.12, exchanges=3):
     if kind < long_answers + 0.28:
         return tool_turns(random)
     turns, exchange = [], plain_exchange
-    if random.random() < 0.1:
+    if random.random() < 0.12:
         turns, exchange = [("system", random.choice(JSON_SYSTEM))], json_exchange
     elif random.random() < 0.35:
         turns = [("system", random.choice(PLAIN_SYSTEM))]

@@ -19,6 +19,10 @@ import model
 SPECIAL = ["<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>"]
 SEED = 7
 PROMPT_WEIGHT = 0.05  # questions are hardly predictable; the loss is about answers
+SHORT_ANSWER = 16  # tokens; up to here an answer's tokens count fully
+LONG_ANSWER_WEIGHT = 0.25  # least weight of a token of a long answer
+ENDING = 3  # the last tokens of an answer: of a sum its digit, of a count the decision to stop
+ENDING_WEIGHT = 2.0
 
 
 def train_tokenizer(generator):
@@ -44,12 +48,24 @@ class Batches:
         long = length >= 512
         turns = corpus.conversation(self.random, long_answers=0.3 if long else 0.12, exchanges=30 if long and self.random.random() < 0.4 else 3)
         ids = [0] + self.tokenizer.encode(corpus.render(turns)).ids
-        weights, answering = [], False
-        for token in ids:
-            weights.append(1.0 if answering else PROMPT_WEIGHT)
-            answering = token == self.assistant or (answering and token != self.end)
+        weights = [PROMPT_WEIGHT] * len(ids)
+        for first, last in self.answers(ids):
+            # A short answer must not drown among stories, and where to stop is the hardest part of counting.
+            weights[first : last + 1] = [max(LONG_ANSWER_WEIGHT, min(1.0, (SHORT_ANSWER / (last + 1 - first)) ** 0.5))] * (last + 1 - first)
+            ending = max(first, last + 1 - ENDING)
+            weights[ending : last + 1] = [ENDING_WEIGHT] * (last + 1 - ending)
         start = self.random.randrange(len(ids) - length) if len(ids) > length + 1 and self.random.random() < 0.6 else 0
         return ids[start:], weights[start:]
+
+    def answers(self, ids):
+        """(first, last) position of each answer; the last is its <|end|>."""
+        first = None
+        for place, token in enumerate(ids):
+            if token == self.assistant:
+                first = place + 1
+            elif token == self.end and first is not None:
+                yield first, place
+                first = None
 
     def next(self, rows, length):
         tokens, weights, documents = np.zeros((rows, length + 1), np.int32), np.zeros((rows, length + 1), np.float32), np.zeros((rows, length + 1), np.int32)
@@ -77,7 +93,7 @@ def loss(weights, tokens, importance, documents):
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--out", type=Path, required=True)
-    arguments.add_argument("--steps", type=int, default=2000)
+    arguments.add_argument("--steps", type=int, default=2600)
     arguments.add_argument("--long-share", type=float, default=0.15, help="share of the steps, at the end, with full-length rows")
     arguments = arguments.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

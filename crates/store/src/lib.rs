@@ -1,1 +1,30 @@
-//! Placeholder until the room is built.
+//! The store: the only crate that names sqlx. One schema and one set of queries for SQLite and PostgreSQL; one file
+//! per aggregate with its rows and methods.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod db;
+mod dialect;
+pub mod enrol;
+mod error;
+pub mod keys;
+pub mod ledger;
+mod migrations;
+pub mod prices;
+pub mod provisions;
+pub mod replicas;
+pub mod usage;
+pub mod users;
+
+pub use db::{Db, DbKind, Tx};
+pub use enrol::{EnrolOutcome, Enrolment};
+pub use error::DbError;
+pub use keys::{KeyKind, KeyRow, NewKey};
+pub use ledger::{
+    AttemptRecord, Balance, BatchError, Entry, EntryKind, LedgerOp, LedgerReply, LedgerReport, NewHold, Note, Posted,
+    ResolveHold, Settled,
+};
+pub use migrations::SCHEMA_VERSION;
+pub use provisions::{ProvisionRow, ProvisionState, ServiceRow};
+pub use replicas::Replica;
+pub use usage::{GenerationRow, UsageTotals};
+pub use users::{NewUser, UserCreated, UserRow};

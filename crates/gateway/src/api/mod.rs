@@ -1,0 +1,6 @@
+//! One file per family of endpoints; the table that names them all is [`crate::router`].
+
+pub mod account;
+pub mod health;
+pub mod openai;
+pub mod provider;

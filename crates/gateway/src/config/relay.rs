@@ -1,0 +1,156 @@
+//! `[relay]`: deadlines per phase and the watch over nodes (GR section 7, NR14, NR19, NR20).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The section `[relay]`; all spans in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RelayConfig {
+    /// A request waits this long for a free node before it is refused.
+    pub queue_ms: u64,
+    /// Requests of one service that may wait for a node at a time.
+    pub queue_length: usize,
+    /// A client that takes nothing of a waiting answer for this long is cut.
+    pub write_stall_ms: u64,
+    /// A node must accept a request in this time, then the next node is asked.
+    pub accept_ms: u64,
+    /// Time to the first token after acceptance.
+    pub first_token_ms: u64,
+    /// Time between tokens.
+    pub gap_ms: u64,
+    /// A chat or completion as a whole.
+    pub total_ms: u64,
+    /// An embedding request as a whole.
+    pub embeddings_total_ms: u64,
+    /// Response headers are held back for the first token at most this long; also the rhythm of `: waiting`.
+    pub headers_held_ms: u64,
+    /// Retries before the first content byte, after the first attempt.
+    pub retries: u32,
+    /// Retries may be at most this share of the requests of the last 10 s, in percent (with a floor of 3).
+    pub retry_budget_percent: u32,
+    /// Rhythm of PING on a tunnel.
+    pub ping_ms: u64,
+    /// A tunnel without an answer to PING for this long is dead.
+    pub dead_ms: u64,
+    /// A node without a heartbeat for this long is offline.
+    pub offline_ms: u64,
+    /// After this long offline a node's services are planned anew.
+    pub replan_ms: u64,
+    /// Largest event of a node.
+    pub event_bytes: usize,
+    /// Most slots a node may claim for one service.
+    pub slots_cap: u32,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            queue_ms: 2_000,
+            queue_length: 1_024,
+            write_stall_ms: 30_000,
+            accept_ms: 2_000,
+            first_token_ms: 30_000,
+            gap_ms: 30_000,
+            total_ms: 600_000,
+            embeddings_total_ms: 60_000,
+            headers_held_ms: 10_000,
+            retries: 2,
+            retry_budget_percent: 20,
+            ping_ms: 2_000,
+            dead_ms: 6_000,
+            offline_ms: 15_000,
+            replan_ms: 60_000,
+            event_bytes: 256 * 1024,
+            slots_cap: 64,
+        }
+    }
+}
+
+impl RelayConfig {
+    /// A span of zero would fail every request.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let spans = [
+            ("queue_ms", self.queue_ms),
+            ("write_stall_ms", self.write_stall_ms),
+            ("accept_ms", self.accept_ms),
+            ("first_token_ms", self.first_token_ms),
+            ("gap_ms", self.gap_ms),
+            ("total_ms", self.total_ms),
+            ("embeddings_total_ms", self.embeddings_total_ms),
+            ("headers_held_ms", self.headers_held_ms),
+            ("ping_ms", self.ping_ms),
+            ("dead_ms", self.dead_ms),
+            ("offline_ms", self.offline_ms),
+            ("replan_ms", self.replan_ms),
+        ];
+        match spans.iter().find(|(_, value)| !(1..=86_400_000).contains(value)) {
+            Some((key, value)) => Err(format!("relay.{key} is {value}, expected 1 to 86400000 (milliseconds).")),
+            None if self.dead_ms <= self.ping_ms => {
+                Err(format!("relay.dead_ms is {}, expected more than relay.ping_ms = {}.", self.dead_ms, self.ping_ms))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// [`Self::queue_ms`] as a span.
+    #[must_use]
+    pub const fn queue(&self) -> Duration {
+        Duration::from_millis(self.queue_ms)
+    }
+
+    /// [`Self::write_stall_ms`] as a span.
+    #[must_use]
+    pub const fn write_stall(&self) -> Duration {
+        Duration::from_millis(self.write_stall_ms)
+    }
+
+    /// [`Self::accept_ms`] as a span.
+    #[must_use]
+    pub const fn accept(&self) -> Duration {
+        Duration::from_millis(self.accept_ms)
+    }
+
+    /// [`Self::first_token_ms`] as a span.
+    #[must_use]
+    pub const fn first_token(&self) -> Duration {
+        Duration::from_millis(self.first_token_ms)
+    }
+
+    /// [`Self::gap_ms`] as a span.
+    #[must_use]
+    pub const fn gap(&self) -> Duration {
+        Duration::from_millis(self.gap_ms)
+    }
+
+    /// [`Self::total_ms`] as a span.
+    #[must_use]
+    pub const fn total(&self) -> Duration {
+        Duration::from_millis(self.total_ms)
+    }
+
+    /// [`Self::embeddings_total_ms`] as a span.
+    #[must_use]
+    pub const fn embeddings_total(&self) -> Duration {
+        Duration::from_millis(self.embeddings_total_ms)
+    }
+
+    /// [`Self::headers_held_ms`] as a span.
+    #[must_use]
+    pub const fn headers_held(&self) -> Duration {
+        Duration::from_millis(self.headers_held_ms)
+    }
+
+    /// [`Self::offline_ms`] as a span.
+    #[must_use]
+    pub const fn offline(&self) -> Duration {
+        Duration::from_millis(self.offline_ms)
+    }
+
+    /// [`Self::replan_ms`] as a span.
+    #[must_use]
+    pub const fn replan(&self) -> Duration {
+        Duration::from_millis(self.replan_ms)
+    }
+}

@@ -1,0 +1,203 @@
+//! `[server]`: where and how the API listens.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The section `[server]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServerConfig {
+    /// Address of the API. Port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// `off` or `files`.
+    pub tls: Tls,
+    /// Certificate chain in PEM, for `tls = "files"`.
+    pub tls_certificate: Option<PathBuf>,
+    /// Private key in PEM, for `tls = "files"`.
+    pub tls_key: Option<PathBuf>,
+    /// Addresses or networks of reverse proxies in front. With `tls = "off"` on a public address, only they may
+    /// connect.
+    pub trusted_proxies: Vec<Network>,
+    /// Name of this control plane, shown to nodes.
+    pub name: String,
+    /// Threads that serve requests; 0 means one per core.
+    pub workers: usize,
+    /// Most connections of one address (GR section 9); 0 means no limit. Trusted proxies have none.
+    pub connections_per_address: usize,
+    /// Time to the end of a request's head.
+    pub head_ms: u64,
+    /// How long an idle connection is kept.
+    pub keep_alive_ms: u64,
+    /// Time in which a body may be as slow as it likes, after which it must average `body_rate`.
+    pub body_grace_ms: u64,
+    /// Slowest average of a body in bytes per second.
+    pub body_rate: u64,
+    /// How long a client may refuse to take bytes before it is cut off.
+    pub write_stall_ms: u64,
+    /// How long running requests may go on after the first SIGTERM.
+    pub drain_ms: u64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
+            tls: Tls::Off,
+            tls_certificate: None,
+            tls_key: None,
+            trusted_proxies: Vec::new(),
+            name: "cxmpute".to_owned(),
+            workers: 0,
+            connections_per_address: 100,
+            head_ms: 10_000,
+            keep_alive_ms: 60_000,
+            body_grace_ms: 10_000,
+            body_rate: 1024,
+            write_stall_ms: 30_000,
+            drain_ms: 30_000,
+        }
+    }
+}
+
+/// How transport security is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tls {
+    /// Plain HTTP: on loopback or behind trusted proxies only.
+    Off,
+    /// Certificate and key from files.
+    Files,
+}
+
+impl ServerConfig {
+    /// D13: plain HTTP only on loopback or behind trusted proxies.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self.tls {
+            Tls::Files if self.tls_certificate.is_none() || self.tls_key.is_none() => Err(
+                "server.tls = \"files\" needs server.tls_certificate and server.tls_key, each the path of a PEM file."
+                    .to_owned(),
+            ),
+            Tls::Off if !self.bind.ip().is_loopback() && self.trusted_proxies.is_empty() => Err(format!(
+                "server.bind = \"{}\" would carry keys and prompts in clear text: bind to 127.0.0.1, set \
+                 server.tls = \"files\", or name the TLS proxy in front in server.trusted_proxies.",
+                self.bind
+            )),
+            Tls::Files | Tls::Off => Ok(()),
+        }
+    }
+
+    /// Whether a peer may speak to this listener at all.
+    #[must_use]
+    pub fn admits(&self, peer: IpAddr) -> bool {
+        self.tls != Tls::Off || self.bind.ip().is_loopback() || peer.is_loopback() || self.trusts(peer)
+    }
+
+    /// Whether a peer is one of the configured proxies.
+    #[must_use]
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(peer))
+    }
+
+    /// [`Self::drain_ms`] as a span.
+    #[must_use]
+    pub fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain_ms)
+    }
+}
+
+/// An address or a network such as `10.0.0.0/8`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    prefix: u8,
+}
+
+impl Network {
+    /// Whether `address` is inside. IPv4 addresses written as IPv6 count as IPv4.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (own, other) = (self.address.to_canonical(), address.to_canonical());
+        match (own, other) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+                own.to_bits() & mask == other.to_bits() & mask
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
+                own.to_bits() & mask == other.to_bits() & mask
+            }
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is neither an address nor a network such as 10.0.0.0/8");
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix {
+            Some(prefix) => prefix.parse::<u8>().ok().filter(|prefix| *prefix <= bits).ok_or_else(wrong)?,
+            None => bits,
+        };
+        Ok(Self { address, prefix })
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_contain_what_they_should() {
+        let network: Network = "10.1.0.0/16".parse().unwrap();
+        assert!(network.contains("10.1.2.3".parse().unwrap()));
+        assert!(network.contains("::ffff:10.1.2.3".parse().unwrap()));
+        assert!(!network.contains("10.2.0.1".parse().unwrap()));
+        let all: Network = "0.0.0.0/0".parse().unwrap();
+        assert!(all.contains("203.0.113.9".parse().unwrap()));
+        assert!(!all.contains("2001:db8::1".parse().unwrap()));
+        let one: Network = "2001:db8::1".parse().unwrap();
+        assert!(one.contains("2001:db8::1".parse().unwrap()) && !one.contains("2001:db8::2".parse().unwrap()));
+        for wrong in ["", "10.0.0.0/33", "10.0.0/8", "::/129", "a/8", "10.0.0.0/"] {
+            assert!(wrong.parse::<Network>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn behind_a_proxy_only_the_proxy_may_connect() {
+        let config = ServerConfig {
+            bind: "0.0.0.0:80".parse().unwrap(),
+            trusted_proxies: vec!["10.0.0.1".parse().unwrap()],
+            ..ServerConfig::default()
+        };
+        assert!(config.admits("10.0.0.1".parse().unwrap()) && config.admits("127.0.0.1".parse().unwrap()));
+        assert!(!config.admits("203.0.113.9".parse().unwrap()));
+    }
+}

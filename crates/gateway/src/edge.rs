@@ -1,0 +1,224 @@
+//! The edge of the API: every request gets its id, its row of the route table and its limits here, and every answer
+//! leaves with the same headers, one error envelope, one count and (if wanted) one log line.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::FromRequestParts;
+use axum::response::IntoResponse;
+use cxmpute_runtime::random;
+use cxmpute_wire::{Code, RequestId};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use tower::Service;
+
+use crate::app::App;
+use crate::error::{ApiError, Failed};
+use crate::router::{Access, Cost, ROUTES, Route};
+
+/// Limits of GR section 9.
+const URI_LIMIT: usize = 8 * 1024;
+const HEAD_LIMIT: usize = 32 * 1024;
+const FIELDS_LIMIT: usize = 100;
+
+const ALLOWED_HEADERS: &str = "authorization, content-type, idempotency-key, x-title, http-referer, x-user-id, \
+     x-cxmpute-strict, x-cxmpute-timeout-ms, x-stainless-arch, x-stainless-lang, x-stainless-os, \
+     x-stainless-package-version, x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, \
+     x-stainless-timeout, x-stainless-helper-method";
+const EXPOSED_HEADERS: &str = "x-request-id, x-generation-id, retry-after, x-cxmpute-ignored, x-cxmpute-provider, \
+     openai-processing-ms";
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What the edge knows of a request; an extractor.
+#[derive(Debug, Clone)]
+pub struct Edge {
+    /// The request's id, made here (MR35): ordering only, never a secret.
+    pub request_id: RequestId,
+    /// When the head was complete, on the clock of the app.
+    pub arrived: Duration,
+}
+
+impl FromRequestParts<Arc<App>> for Edge {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        Ok(parts.extensions.get().cloned().unwrap_or_else(|| Self::new(app)))
+    }
+}
+
+impl Edge {
+    /// A request that arrives now.
+    #[must_use]
+    pub fn new(app: &App) -> Self {
+        let millis = u64::try_from(app.clock.now().0).unwrap_or(0);
+        let id = uuid::Builder::from_unix_timestamp_millis(millis, &random::bytes::<10>()).into_uuid();
+        let mut text = [0; 32];
+        Self {
+            request_id: RequestId::from_tail(id.simple().encode_lower(&mut text)),
+            arrived: app.clock.mono(),
+        }
+    }
+}
+
+/// The row of the route table that a request belongs to.
+#[derive(Debug, Clone, Copy)]
+pub struct Matched(usize);
+
+impl Matched {
+    /// The row.
+    #[must_use]
+    pub fn route(self) -> &'static Route {
+        &ROUTES[self.0]
+    }
+}
+
+/// Answers one request.
+pub async fn answer(app: &Arc<App>, router: &mut Router, mut request: Request<Body>) -> Response<Body> {
+    let edge = Edge::new(app);
+    let method = request.method().clone();
+    let found = app.routes.find(&method, request.uri().path());
+    let browsable = is_browsable(request.uri().path(), found);
+    let mut response = match refuse_early(app, &request, found) {
+        Some(response) => response,
+        None => {
+            request.extensions_mut().insert(edge.clone());
+            if let Some(at) = found {
+                request.extensions_mut().insert(Matched(at));
+            }
+            match router.call(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        }
+    };
+    let failed = response.extensions_mut().remove::<Failed>().map(|Failed(error)| error);
+    if let Some(error) = &failed {
+        let allow = response.headers_mut().remove(header::ALLOW);
+        response = error.render(Some(&edge.request_id));
+        if let Some(allow) = allow {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+    }
+    finish_headers(response.headers_mut(), &edge.request_id, browsable);
+    let took = app.clock.mono().saturating_sub(edge.arrived);
+    let name = found.map_or("none", |at| ROUTES[at].path);
+    app.telemetry.requests.record(found, response.status(), took);
+    note(app, &method, name, &response, failed.as_deref(), &edge.request_id, took);
+    response
+}
+
+/// Whether scripts of other sites may read the answer: everything that is opened by a bearer token or by nothing.
+fn is_browsable(path: &str, found: Option<usize>) -> bool {
+    match found {
+        Some(at) => matches!(ROUTES[at].access, Access::Key | Access::Public) && ROUTES[at].prefixed,
+        None => path.starts_with("/v1/") || path.starts_with("/api/v1/"),
+    }
+}
+
+/// What can be refused from the head alone, and the answers to preflights.
+fn refuse_early(app: &App, request: &Request<Body>, found: Option<usize>) -> Option<Response<Body>> {
+    if let Err(error) = check_head(request.uri(), request.headers()) {
+        return Some(error.into_response());
+    }
+    if request.method() == Method::OPTIONS && is_browsable(request.uri().path(), found) {
+        return Some(preflight());
+    }
+    if found.is_some_and(|at| ROUTES[at].cost == Cost::Work) && app.tasks.soft().is_cancelled() {
+        return Some(ApiError::draining().into_response());
+    }
+    None
+}
+
+fn check_head(uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    let address = uri.path_and_query().map_or(0, |text| text.as_str().len());
+    if address > URI_LIMIT {
+        return Err(ApiError::new(Code::UriTooLong, format!("The address is longer than {URI_LIMIT} bytes.")));
+    }
+    if headers.len() > FIELDS_LIMIT {
+        return Err(ApiError::new(Code::HeadTooLarge, format!("The head has more than {FIELDS_LIMIT} fields.")));
+    }
+    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if size + address > HEAD_LIMIT {
+        return Err(ApiError::new(Code::HeadTooLarge, format!("The head is larger than {HEAD_LIMIT} bytes.")));
+    }
+    Ok(())
+}
+
+fn preflight() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS"),
+    );
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(ALLOWED_HEADERS));
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
+    response
+}
+
+fn finish_headers(headers: &mut HeaderMap, request_id: &RequestId, browsable: bool) {
+    if let Ok(id) = HeaderValue::from_str(request_id.as_str()) {
+        headers.insert(X_REQUEST_ID, id);
+    }
+    if browsable {
+        // Without credentials: keys are bearer tokens, so any origin may hold one (GR section 5).
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED_HEADERS));
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
+/// The one place where a failed request is logged. Route template instead of path, and never a body or a query.
+fn note(
+    app: &App,
+    method: &Method,
+    route: &'static str,
+    response: &Response<Body>,
+    failed: Option<&ApiError>,
+    request_id: &RequestId,
+    took: Duration,
+) {
+    let status = response.status().as_u16();
+    let code = failed.map_or("", |error| error.code.as_str());
+    if let Some(cause) = failed.and_then(|error| error.cause.as_ref()).filter(|_| status >= 500) {
+        tracing::warn!(%method, route, status, code, %request_id, cause = %format_args!("{cause:#}"), "request failed");
+    }
+    if app.config.log.requests {
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(%method, route, status, ms, code, %request_id, "request");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_held_to_their_limits() {
+        let uri = |length: usize| -> Uri { format!("/{}", "a".repeat(length - 1)).parse().unwrap() };
+        let none = HeaderMap::new();
+        check_head(&uri(URI_LIMIT), &none).unwrap();
+        assert_eq!(check_head(&uri(URI_LIMIT + 1), &none).unwrap_err().status.as_u16(), 414);
+        let mut many = HeaderMap::new();
+        for at in 0..=FIELDS_LIMIT {
+            many.append("x-a", HeaderValue::from(at));
+        }
+        assert_eq!(check_head(&uri(1), &many).unwrap_err().status.as_u16(), 431);
+        let mut large = HeaderMap::new();
+        large.insert("x-a", HeaderValue::from_str(&"a".repeat(HEAD_LIMIT)).unwrap());
+        assert_eq!(check_head(&uri(1), &large).unwrap_err().status.as_u16(), 431);
+    }
+
+    #[test]
+    fn only_bearer_and_public_routes_are_browsable() {
+        let index = crate::router::RouteIndex::new();
+        let browsable = |method: Method, path: &str| is_browsable(path, index.find(&method, path));
+        assert!(browsable(Method::POST, "/v1/chat/completions"));
+        assert!(browsable(Method::GET, "/api/v1/models"));
+        assert!(!browsable(Method::GET, "/v1/tunnel"));
+        assert!(!browsable(Method::GET, "/healthz"));
+    }
+}

@@ -1,0 +1,186 @@
+//! One attached node: its tunnel and what it said last.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use cxmpute_market::health::{Breaker, BreakerPolicy, PeakEwma};
+use cxmpute_runtime::CancellationToken;
+use cxmpute_tunnel::Link;
+use cxmpute_wire::control::{Heartbeat, ObservedService, OwnerState, ServiceState};
+use cxmpute_wire::{Epoch, Generation, ProvisionId, ServiceId, UserId};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// Who stands behind a tunnel, as the handshake established it.
+#[derive(Debug, Clone)]
+pub struct ProvisionSession {
+    /// The provision.
+    pub provision_id: ProvisionId,
+    /// Its owner.
+    pub owner: UserId,
+    /// The tunnel's number; only the newest is valid.
+    pub epoch: Epoch,
+    /// The desired state that the store holds.
+    pub generation: Generation,
+}
+
+/// One attached node.
+#[derive(Debug)]
+pub struct Node {
+    /// Who it is.
+    pub session: ProvisionSession,
+    /// The tunnel.
+    pub link: Link,
+    /// Cancelled when a newer tunnel of the same provision took over.
+    pub(super) superseded: CancellationToken,
+    /// Woken when the desired state may have changed.
+    pub(super) replan: Notify,
+    pub(super) live: Mutex<Live>,
+}
+
+/// What changes while a node is attached.
+#[derive(Debug)]
+pub(super) struct Live {
+    /// Last word of the node, in time since the process started.
+    pub heard: Duration,
+    /// It was silent for too long.
+    pub offline: bool,
+    pub owner: OwnerState,
+    pub generation: Generation,
+    pub members: HashMap<ServiceId, Arc<Member>>,
+}
+
+impl Node {
+    pub(super) fn new(session: ProvisionSession, link: Link, now: Duration) -> Self {
+        let live = Live {
+            heard: now,
+            offline: false,
+            owner: OwnerState::Available,
+            generation: session.generation,
+            members: HashMap::new(),
+        };
+        Self {
+            session,
+            link,
+            superseded: CancellationToken::new(),
+            replan: Notify::new(),
+            live: Mutex::new(live),
+        }
+    }
+
+    /// Whether it may get work at all: its tunnel is the newest, it speaks, and its owner lets it.
+    pub(super) fn takes_work(&self) -> bool {
+        let live = self.live.lock();
+        !live.offline && live.owner == OwnerState::Available && !self.superseded.is_cancelled()
+    }
+
+    /// The desired state it was given last.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.live.lock().generation
+    }
+
+    /// Its services.
+    pub(super) fn members(&self) -> Vec<Arc<Member>> {
+        self.live.lock().members.values().cloned().collect()
+    }
+
+    /// Notes that it spoke; true when it had been offline.
+    pub(super) fn hear(&self, now: Duration, heartbeat: Option<&Heartbeat>) -> bool {
+        let mut live = self.live.lock();
+        live.heard = now;
+        if let Some(heartbeat) = heartbeat {
+            live.owner = heartbeat.owner;
+        }
+        std::mem::take(&mut live.offline)
+    }
+}
+
+/// How a node does at a service; outlives its tunnels.
+#[derive(Debug)]
+pub(super) struct Health {
+    pub latency: PeakEwma,
+    pub breaker: Breaker,
+    /// The tunnel whose loss was counted: one lost tunnel is one fault, however many streams it carried.
+    pub lost_epoch: Option<Epoch>,
+}
+
+impl Health {
+    pub(super) fn new(now: Duration) -> Self {
+        Self {
+            latency: PeakEwma::unknown(now),
+            breaker: Breaker::new(BreakerPolicy::default()),
+            lost_epoch: None,
+        }
+    }
+}
+
+/// How far the check of a service through this tunnel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    /// It is due from this moment on.
+    Due { at: Duration, tries: u32 },
+    /// It runs.
+    Running { tries: u32 },
+    /// It passed.
+    Passed,
+}
+
+/// One service on one attached node.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub node: Arc<Node>,
+    pub service: ServiceId,
+    pub health: Arc<Mutex<Health>>,
+    /// Requests of this gateway on it, booked when routed (GR23).
+    pub in_flight: AtomicU32,
+    pub state: Mutex<MemberState>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct MemberState {
+    pub state: ServiceState,
+    pub slots: u32,
+    pub foreign: u32,
+    pub pid: Option<u32>,
+    pub check: Check,
+}
+
+impl Member {
+    pub(super) fn new(node: Arc<Node>, service: ServiceId, health: Arc<Mutex<Health>>, now: Duration) -> Self {
+        let state = MemberState {
+            state: ServiceState::Absent,
+            slots: 0,
+            foreign: 0,
+            pid: None,
+            check: Check::Due { at: now, tries: 0 },
+        };
+        Self { node, service, health, in_flight: AtomicU32::new(0), state: Mutex::new(state) }
+    }
+
+    /// Takes the node's word in. A service that was away, or whose engine is another process now, is checked anew.
+    pub(super) fn observe(&self, observed: &ObservedService, queued: u32, slots_cap: u32, now: Duration) {
+        let mut state = self.state.lock();
+        let other_engine = observed.pid.is_some() && state.pid.is_some() && observed.pid != state.pid;
+        if observed.state != ServiceState::Ready || other_engine {
+            if !matches!(state.check, Check::Running { .. }) {
+                state.check = Check::Due { at: now, tries: 0 };
+            }
+        }
+        state.state = observed.state;
+        state.pid = observed.pid;
+        // The node's word is clamped wherever it comes in (GR23).
+        state.slots = observed.slots.clamp(1, slots_cap.max(1));
+        // Load that is not this gateway's own, which is booked already.
+        let own = self.in_flight.load(Ordering::Relaxed);
+        state.foreign = observed.in_flight.saturating_add(queued).saturating_sub(own).min(slots_cap);
+    }
+
+    /// Whether work may be sent.
+    pub(super) fn routable(&self) -> bool {
+        let state = self.state.lock();
+        state.state == ServiceState::Ready && state.check == Check::Passed && self.node.takes_work()
+    }
+}

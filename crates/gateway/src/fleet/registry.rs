@@ -1,0 +1,365 @@
+//! Who is attached. The newest tunnel of a provision is the only one; an older one is told so and closed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cxmpute_market::catalogue::Catalogue;
+use cxmpute_market::limit::RetryBudget;
+use cxmpute_market::route::Nobody;
+use cxmpute_runtime::{Clock, Tasks, random};
+use cxmpute_store::Db;
+use cxmpute_tunnel::Link;
+use cxmpute_wire::control::{Heartbeat, ObservedService};
+use cxmpute_wire::{Epoch, ProvisionId, ServiceId};
+use parking_lot::{Mutex, RwLock};
+
+use super::node::{Health, Member, Node, ProvisionSession};
+use super::pool::{Pool, Wanted};
+use super::seat::Seat;
+use super::{canary, control};
+use crate::config::RelayConfig;
+use crate::counters::Counters;
+
+/// How often silence is looked for; a fraction of the shortest span that matters.
+const WATCH: Duration = Duration::from_millis(500);
+/// A service whose last node left longer ago than this is not waited for.
+const HOPE: Duration = Duration::from_secs(60);
+
+/// What the fleet works with.
+#[derive(Clone)]
+pub struct FleetParts {
+    /// Store.
+    pub db: Db,
+    /// Models.
+    pub catalogue: Arc<Catalogue>,
+    /// Tokenizers, for checking what a canary claims.
+    pub counters: Counters,
+    /// Time.
+    pub clock: Clock,
+    /// Owner of the tasks.
+    pub tasks: Tasks,
+    /// Deadlines.
+    pub relay: RelayConfig,
+}
+
+/// The nodes that are here. Clones share them.
+#[derive(Clone)]
+pub struct Fleet {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: FleetParts,
+    nodes: RwLock<HashMap<ProvisionId, Arc<Node>>>,
+    pools: RwLock<HashMap<ServiceId, Arc<Pool>>>,
+    health: Mutex<HashMap<(ProvisionId, ServiceId), Arc<Mutex<Health>>>>,
+    /// Provisions whose tunnel ended, and when; until they come back or are planned around.
+    away: Mutex<HashMap<ProvisionId, Duration>>,
+    retries: Mutex<RetryBudget>,
+}
+
+/// How many nodes serve a service now, for the model list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FleetState {
+    /// Nodes that get work.
+    pub routable: u64,
+    /// Whether some node is on the way to being ready.
+    pub loading: bool,
+}
+
+impl Fleet {
+    /// An empty fleet, with the task that watches for silence.
+    #[must_use]
+    pub fn start(parts: FleetParts) -> Self {
+        let retries = RetryBudget::new(u64::from(parts.relay.retry_budget_percent));
+        let inner = Inner {
+            parts,
+            nodes: RwLock::default(),
+            pools: RwLock::default(),
+            health: Mutex::default(),
+            away: Mutex::default(),
+            retries: Mutex::new(retries),
+        };
+        let fleet = Self { inner: Arc::new(inner) };
+        fleet.parts().tasks.spawn("fleet-watch", fleet.clone().watch());
+        fleet
+    }
+
+    pub(super) fn parts(&self) -> &FleetParts {
+        &self.inner.parts
+    }
+
+    /// Takes a tunnel in. An older tunnel of the same provision is told `epoch_stale` and closed; if a newer one is
+    /// here already, this one is.
+    pub fn attach(&self, link: Link, session: ProvisionSession) {
+        let now = self.now();
+        let node = Arc::new(Node::new(session, link, now));
+        let id = node.session.provision_id.clone();
+        let old = {
+            let mut nodes = self.inner.nodes.write();
+            match nodes.get(&id) {
+                Some(other) if other.session.epoch >= node.session.epoch => Some(node.clone()),
+                _ => nodes.insert(id.clone(), node.clone()),
+            }
+        };
+        if let Some(old) = old {
+            tracing::warn!(provision = %id, epoch = %old.session.epoch, "a second tunnel of a provision: the older one is closed");
+            metrics::counter!("cxmpute_stale_tunnels_total").increment(1);
+            old.superseded.cancel();
+            self.forget(&old);
+            if Arc::ptr_eq(&old, &node) {
+                control::refuse_stale(self, node);
+                return;
+            }
+        }
+        self.inner.away.lock().remove(&id);
+        tracing::info!(provision = %id, epoch = %node.session.epoch, "a node is here");
+        let tending = control::tend(self.clone(), node);
+        self.parts().tasks.spawn("node-control", tending);
+    }
+
+    /// Whether a tunnel is the newest of its provision.
+    #[must_use]
+    pub fn is_current(&self, provision: &ProvisionId, epoch: Epoch) -> bool {
+        self.inner.nodes.read().get(provision).is_some_and(|node| node.session.epoch == epoch)
+    }
+
+    /// Closes the tunnel of a provision that may not work any more (revoked, suspended, retired).
+    pub fn expel(&self, provision: &ProvisionId, code: cxmpute_wire::Code) {
+        let node = self.inner.nodes.write().remove(provision);
+        if let Some(node) = node {
+            node.superseded.cancel();
+            self.forget(&node);
+            node.link.close(code);
+        }
+    }
+
+    /// Attached nodes.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        self.inner.nodes.read().values().cloned().collect()
+    }
+
+    /// Chooses a node for one attempt and books it.
+    ///
+    /// # Errors
+    /// The filter that left nobody.
+    pub fn take_seat(&self, service: &ServiceId, wanted: &Wanted<'_>) -> Result<Seat, Nobody> {
+        let bytes = random::bytes::<16>();
+        let (first, second) = bytes.split_at(8);
+        let number = |part: &[u8]| part.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
+        let chance = [number(first), number(second)];
+        self.pool(service).take(wanted, self.now(), self.parts().relay.slots_cap, chance)
+    }
+
+    /// Resolves when a seat may have become free since the call that returned this future.
+    pub fn changed(&self, service: &ServiceId) -> impl Future<Output = ()> + Send + 'static {
+        let pool = self.pool(service);
+        async move { pool.changed.notified().await }
+    }
+
+    /// Queues a request of a service; `None` when the queue is full. The place is held until it is dropped.
+    #[must_use]
+    pub fn queue(&self, service: &ServiceId) -> Option<QueuePlace> {
+        let pool = self.pool(service);
+        let before = pool.waiting.fetch_add(1, Ordering::AcqRel);
+        let place = QueuePlace { pool };
+        (before < self.parts().relay.queue_length).then_some(place)
+    }
+
+    /// Whether waiting for a node of this service can make sense: one is here, one was here lately, or the gateway
+    /// itself started lately.
+    #[must_use]
+    pub fn is_hopeful(&self, service: &ServiceId) -> bool {
+        let now = self.now();
+        let pool = self.pool(service);
+        let last = if pool.members().is_empty() { *pool.last_seen.lock() } else { Some(now) };
+        now < HOPE || last.is_some_and(|last| now.saturating_sub(last) < HOPE)
+    }
+
+    /// The state nearest to ready of the nodes that do not take work of this service yet.
+    #[must_use]
+    pub fn loading(&self, service: &ServiceId) -> Option<String> {
+        self.pool(service).loading().map(super::record::state_name)
+    }
+
+    /// How a service stands, for the model list.
+    #[must_use]
+    pub fn state(&self, service: &ServiceId) -> FleetState {
+        let pool = self.pool(service);
+        let routable = pool.members().iter().filter(|member| member.routable()).count();
+        FleetState { routable: routable as u64, loading: pool.loading().is_some() }
+    }
+
+    /// Whether a provision's service gets work now.
+    #[must_use]
+    pub fn is_routable(&self, provision: &ProvisionId, service: &ServiceId) -> bool {
+        let node = self.inner.nodes.read().get(provision).cloned();
+        node.is_some_and(|node| node.members().iter().any(|m| m.service == *service && m.routable()))
+    }
+
+    /// Counts a request towards the retry budget.
+    pub fn count_request(&self) {
+        self.inner.retries.lock().request(self.now());
+    }
+
+    /// Takes one retry out of the budget (GR31).
+    #[must_use]
+    pub fn take_retry(&self) -> bool {
+        self.inner.retries.lock().retry(self.now())
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.parts().clock.mono()
+    }
+
+    pub(super) fn pool(&self, service: &ServiceId) -> Arc<Pool> {
+        if let Some(pool) = self.inner.pools.read().get(service) {
+            return pool.clone();
+        }
+        self.inner.pools.write().entry(service.clone()).or_default().clone()
+    }
+
+    /// Takes a heartbeat in: load, states, new services, and which checks are due.
+    pub(super) fn observe(&self, node: &Arc<Node>, heartbeat: &Heartbeat) {
+        let now = self.now();
+        if node.hear(now, Some(heartbeat)) {
+            tracing::info!(provision = %node.session.provision_id, "a silent node speaks again");
+        }
+        for observed in &heartbeat.services {
+            // A service that no catalogue entry names cannot be priced, so it cannot be routed.
+            if self.entry(&observed.service_id).is_none() {
+                continue;
+            }
+            let member = self.member(node, observed, now);
+            member.observe(observed, heartbeat.queued, self.parts().relay.slots_cap, now);
+            canary::start_if_due(self, &member);
+            let pool = self.pool(&observed.service_id);
+            *pool.last_seen.lock() = Some(now);
+            if member.routable() {
+                pool.changed.notify_waiters();
+            }
+        }
+        // What a complete heartbeat does not name is not there.
+        for member in node.members() {
+            if !heartbeat.services.iter().any(|observed| observed.service_id == member.service) {
+                member.state.lock().state = cxmpute_wire::control::ServiceState::Absent;
+            }
+        }
+    }
+
+    pub(super) fn entry(&self, service: &ServiceId) -> Option<Arc<cxmpute_market::catalogue::ModelEntry>> {
+        self.parts().catalogue.entries().iter().find(|entry| entry.service == *service).cloned()
+    }
+
+    fn member(&self, node: &Arc<Node>, observed: &ObservedService, now: Duration) -> Arc<Member> {
+        let service = &observed.service_id;
+        if let Some(member) = node.live.lock().members.get(service) {
+            return member.clone();
+        }
+        let key = (node.session.provision_id.clone(), service.clone());
+        let health = self
+            .inner
+            .health
+            .lock()
+            .entry(key)
+            .or_insert_with(|| Arc::new(Mutex::new(Health::new(now))))
+            .clone();
+        let member = Arc::new(Member::new(node.clone(), service.clone(), health, now));
+        node.live.lock().members.insert(service.clone(), member.clone());
+        // A tunnel that was replaced meanwhile adds nobody.
+        if !node.superseded.is_cancelled() {
+            self.pool(service).add(member.clone());
+        }
+        member
+    }
+
+    /// Takes a node's services out of the choice.
+    fn forget(&self, node: &Node) {
+        let members = std::mem::take(&mut node.live.lock().members);
+        let session = &node.session;
+        for service in members.keys() {
+            let pool = self.pool(service);
+            pool.remove(&session.provision_id, session.epoch);
+            *pool.last_seen.lock() = Some(self.now());
+        }
+    }
+
+    /// The tunnel ended.
+    pub(super) async fn detach(&self, node: &Arc<Node>, reason: &str) {
+        let id = &node.session.provision_id;
+        let newest = {
+            let mut nodes = self.inner.nodes.write();
+            let mine = nodes.get(id).is_some_and(|other| Arc::ptr_eq(other, node));
+            if mine {
+                nodes.remove(id);
+            }
+            mine
+        };
+        self.forget(node);
+        if newest {
+            node.superseded.cancel();
+            self.inner.away.lock().insert(id.clone(), self.now());
+            tracing::info!(provision = %id, epoch = %node.session.epoch, reason, "a node is gone");
+        }
+        let parts = self.parts();
+        if let Err(error) = parts.db.close_epoch(id, node.session.epoch, reason, parts.clock.now()).await {
+            tracing::warn!(%error, "the end of a tunnel was not stored");
+        }
+    }
+
+    /// Looks for silence: 15 s make a node offline, 60 s let its services be planned anew.
+    async fn watch(self) {
+        let soft = self.parts().tasks.soft();
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return,
+                () = tokio::time::sleep(WATCH) => {}
+            }
+            let now = self.now();
+            let relay = &self.parts().relay;
+            for node in self.nodes() {
+                let mut live = node.live.lock();
+                let silent = now.saturating_sub(live.heard);
+                if !live.offline && silent >= relay.offline() {
+                    live.offline = true;
+                    drop(live);
+                    tracing::warn!(provision = %node.session.provision_id, "a node is silent and counts as offline");
+                    self.inner.away.lock().insert(node.session.provision_id.clone(), now.saturating_sub(silent));
+                } else if !live.offline {
+                    drop(live);
+                    self.inner.away.lock().remove(&node.session.provision_id);
+                }
+            }
+            let late: Vec<(ProvisionId, Duration)> = {
+                let mut away = self.inner.away.lock();
+                let late = away
+                    .iter()
+                    .map(|(id, since)| (id.clone(), now.saturating_sub(*since)))
+                    .filter(|(_, span)| *span >= relay.replan())
+                    .collect::<Vec<_>>();
+                for (id, _) in &late {
+                    away.remove(id);
+                }
+                late
+            };
+            for (id, span) in late {
+                self.replan_without(&id, span).await;
+            }
+            metrics::gauge!("cxmpute_nodes_attached").set(self.inner.nodes.read().len() as f64);
+        }
+    }
+}
+
+/// A place in the queue of a service, given back when dropped.
+pub struct QueuePlace {
+    pool: Arc<Pool>,
+}
+
+impl Drop for QueuePlace {
+    fn drop(&mut self) {
+        self.pool.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,194 @@
+//! The one JSON reader (SR30): depth 64, no duplicate keys, no trailing data, typed integers.
+//!
+//! `serde_json` alone stops at depth 128 and keeps the last of duplicate keys silently, so a check runs over the bytes
+//! before they become a type.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+use crate::error::{ApiError, ApiResult};
+
+/// Deepest nesting of arrays and objects.
+pub const MAX_DEPTH: usize = 64;
+
+/// Reads a body as `T`. Errors name the field where they can.
+pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
+    check(bytes)?;
+    serde_json::from_slice(bytes).map_err(|error| data_error(&error))
+}
+
+/// The check without the type.
+pub fn check(bytes: &[u8]) -> ApiResult<()> {
+    if bytes.is_empty() {
+        return Err(ApiError::invalid_json("The body is empty; this route takes a JSON object."));
+    }
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    Strict { depth: 0 }
+        .deserialize(&mut reader)
+        .and_then(|()| reader.end())
+        .map_err(|error| ApiError::invalid_json(format!("The body is not acceptable JSON: {}.", cut(&error.to_string()))))
+}
+
+/// An error of a type that was given acceptable JSON: some field is wrong or missing.
+pub fn data_error(error: &serde_json::Error) -> ApiError {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let text = text.strip_suffix(&place).unwrap_or(&text);
+    let named = text.strip_prefix("missing field `").or_else(|| text.strip_prefix("unknown field `"));
+    let field = named.and_then(|rest| rest.split('`').next());
+    let error = ApiError::new(cxmpute_wire::Code::InvalidParameter, format!("The body does not fit: {}.", cut(text)));
+    match field {
+        Some(field) => error.param(field),
+        None => error,
+    }
+}
+
+/// Messages may quote what the client sent; 300 characters are enough to recognise it.
+fn cut(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(300) {
+        Some((at, _)) => Cow::Owned(format!("{}…", &text[..at])),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// Walks one value and keeps nothing of it but the keys of the objects it is in.
+#[derive(Clone, Copy)]
+struct Strict {
+    depth: usize,
+}
+
+impl Strict {
+    fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
+        if self.depth >= MAX_DEPTH {
+            return Err(E::custom(format_args!("nested deeper than {MAX_DEPTH}")));
+        }
+        Ok(Self { depth: self.depth + 1 })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let inner = self.deeper()?;
+        while items.next_element_seed(inner)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        /// Up to here comparing is faster than hashing.
+        const FEW: usize = 16;
+        let inner = self.deeper()?;
+        let mut few: Vec<Key<'de>> = Vec::new();
+        let mut many: HashSet<Key<'de>> = HashSet::new();
+        while let Some(key) = fields.next_key::<Key<'de>>()? {
+            if few.contains(&key) || many.contains(&key) {
+                return Err(A::Error::custom(format_args!("duplicate key `{}`", cut(&key.0))));
+            }
+            if few.len() < FEW {
+                few.push(key);
+            } else {
+                many.insert(key);
+            }
+            fields.next_value_seed(inner)?;
+        }
+        Ok(())
+    }
+}
+
+/// A key, borrowed from the body where it holds no escapes.
+#[derive(PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(transparent)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(body: &str) -> Option<String> {
+        check(body.as_bytes()).err().map(|error| error.message.clone().into_owned())
+    }
+
+    #[test]
+    fn ordinary_bodies_pass() {
+        for body in [r#"{"a":[1,2.5,-3,"x",null,true,{"a":1}],"b":{"a":2}}"#, "[]", "1e3", r#"{"A":1,"a":2}"#] {
+            assert_eq!(code(body), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn duplicate_keys_are_refused_however_written() {
+        assert!(code(r#"{"a":1,"a":2}"#).unwrap().contains("duplicate key `a`"));
+        assert!(code(r#"{"x":{"a":1,"\u0061":2}}"#).unwrap().contains("duplicate"));
+        let many: Vec<String> = (0..40).map(|i| format!("\"k{i}\":0")).collect();
+        assert_eq!(code(&format!("{{{}}}", many.join(","))), None);
+        assert!(code(&format!("{{{},\"k39\":1}}", many.join(","))).unwrap().contains("k39"));
+    }
+
+    #[test]
+    fn depth_stops_at_64() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(code(&nested(64)), None);
+        assert!(code(&nested(65)).unwrap().contains("deeper"));
+        assert!(code(&"[".repeat(1_000_000)).is_some());
+    }
+
+    #[test]
+    fn broken_json_is_refused() {
+        for body in ["", "{", "{} x", "{\"a\":1e400}", "\u{feff}{}", r#"{"a":"\ud800"}"#, "NaN", "{'a':1}"] {
+            assert!(code(body).is_some(), "{body}");
+        }
+        assert!(check(b"{\"a\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn a_missing_field_is_named() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Wanted {
+            #[expect(dead_code)]
+            count: u32,
+        }
+        assert_eq!(read::<Wanted>(b"{}").unwrap_err().param.as_deref(), Some("count"));
+        let error = read::<Wanted>(b"{\"count\":18446744073709551616}").unwrap_err();
+        assert_eq!(error.status.as_u16(), 400);
+    }
+}

@@ -1,0 +1,58 @@
+//! The known-bad variants of the gates. Each names one promise and breaks it; a gate that does not notice is no gate.
+//! Compiled only with the cargo feature `sabotage`, so a released binary cannot hold any of this.
+
+/// One way to be wrong on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// L1: the balance is read, then debited, without a guard between the two.
+    CheckThenDebit,
+    /// L4: a stream is metered only when it ends well.
+    MeterAtStreamEnd,
+    /// L6: a failed attempt is billed beside the one that succeeded.
+    BillEveryAttempt,
+    /// C1: the end of an answer leaves before its settlement is durable.
+    DoneBeforeCommit,
+    /// G1: the accept loop has no timers.
+    NoAcceptTimer,
+    /// N3: an enrolment overwrites whatever record has its id.
+    UnconditionalUpsert,
+    /// P5: an answer is taken without asking whose it is.
+    NoOwnerCheck,
+    /// X1: request bodies are logged.
+    BodyInLog,
+}
+
+impl Sabotage {
+    /// Every variant.
+    pub const ALL: &'static [Self] = &[
+        Self::CheckThenDebit,
+        Self::MeterAtStreamEnd,
+        Self::BillEveryAttempt,
+        Self::DoneBeforeCommit,
+        Self::NoAcceptTimer,
+        Self::UnconditionalUpsert,
+        Self::NoOwnerCheck,
+        Self::BodyInLog,
+    ];
+
+    /// The name as it stands in `CXMPUTE_SABOTAGE`, by which gates choose it for a gateway of their own process.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CheckThenDebit => "check_then_debit",
+            Self::MeterAtStreamEnd => "meter_at_stream_end",
+            Self::BillEveryAttempt => "bill_every_attempt",
+            Self::DoneBeforeCommit => "done_before_commit",
+            Self::NoAcceptTimer => "no_accept_timer",
+            Self::UnconditionalUpsert => "unconditional_upsert",
+            Self::NoOwnerCheck => "no_owner_check",
+            Self::BodyInLog => "body_in_log",
+        }
+    }
+
+    /// The variant with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|variant| variant.name() == name)
+    }
+}

@@ -1,0 +1,122 @@
+//! What the gateway measures of itself, and the page on which operators read it.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{StatusCode, header};
+use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use crate::app::App;
+use crate::router::ROUTES;
+
+/// Seconds; from a cached answer to the longest chat.
+const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0, 120.0, 600.0];
+
+/// How often collected samples are folded together; without it they would pile up between two scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The recorder of this process. The facade `metrics` has exactly one, so worlds of one test process share it.
+static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// The meters that are touched on every request, looked up once.
+pub struct Telemetry {
+    page: PrometheusHandle,
+    /// Answers by route and class of status.
+    pub requests: RequestMeters,
+    /// Open connections.
+    pub connections: Gauge,
+    /// Connections refused because the peer is no trusted proxy.
+    pub refused_peer: Counter,
+    /// Connections refused because their address has too many.
+    pub refused_crowd: Counter,
+}
+
+impl Telemetry {
+    /// Sets the recorder up, once per process.
+    pub fn install() -> anyhow::Result<Self> {
+        let page = match RECORDER.get() {
+            Some(page) => page.clone(),
+            None => {
+                let recorder = PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder();
+                let page = RECORDER.get_or_init(|| recorder.handle()).clone();
+                // A second world of the same test process may have been faster; its recorder is as good.
+                let _ = metrics::set_global_recorder(recorder);
+                page
+            }
+        };
+        describe_counter!("cxmpute_http_requests_total", "Answers by route and class of status.");
+        describe_histogram!("cxmpute_http_request_seconds", "Time to the head of an answer.");
+        describe_gauge!("cxmpute_connections", "Open connections of clients and nodes.");
+        describe_counter!("cxmpute_refused_connections_total", "Connections closed at once, by reason.");
+        describe_counter!("cxmpute_enrolment_conflicts_total", "Enrolments refused because of another owner or key.");
+        describe_counter!("cxmpute_leaked_keys_total", "Keys that were sent in an address.");
+        Ok(Self {
+            page,
+            requests: RequestMeters::new(),
+            connections: gauge!("cxmpute_connections"),
+            refused_peer: counter!("cxmpute_refused_connections_total", "reason" => "untrusted_peer"),
+            refused_crowd: counter!("cxmpute_refused_connections_total", "reason" => "too_many"),
+        })
+    }
+
+    /// Folds samples together until the soft stop.
+    pub async fn keep_up(app: Arc<App>) {
+        let stop = app.tasks.soft();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(UPKEEP) => app.telemetry.page.run_upkeep(),
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+}
+
+/// One counter per route and class of status, one histogram per route.
+pub struct RequestMeters {
+    rows: Vec<RowMeters>,
+}
+
+struct RowMeters {
+    classes: [Counter; 6],
+    seconds: Histogram,
+}
+
+impl RequestMeters {
+    fn new() -> Self {
+        let named = ROUTES.iter().map(|route| (route.method.as_str(), route.path));
+        // The last row is for requests that belong to no route.
+        let rows = named.chain([("any", "none")]).map(|(method, path)| RowMeters {
+            classes: ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| {
+                counter!("cxmpute_http_requests_total", "method" => method, "route" => path, "status" => class)
+            }),
+            seconds: histogram!("cxmpute_http_request_seconds", "method" => method, "route" => path),
+        });
+        Self { rows: rows.collect() }
+    }
+
+    /// Counts one answer.
+    pub fn record(&self, route: Option<usize>, status: StatusCode, took: Duration) {
+        let Some(row) = self.rows.get(route.unwrap_or(self.rows.len() - 1)) else { return };
+        row.classes[usize::from(status.as_u16() / 100).min(5)].increment(1);
+        row.seconds.record(took.as_secs_f64());
+    }
+}
+
+/// The operators' listener: metrics and probes, nothing else.
+pub fn build_router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/metrics", get(get_metrics))
+        .route("/healthz", get(crate::api::health::get_health))
+        .route("/readyz", get(crate::api::health::get_readiness))
+        .with_state(app)
+}
+
+async fn get_metrics(State(app): State<Arc<App>>) -> Response {
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, app.telemetry.page.render()).into_response()
+}

@@ -1,0 +1,74 @@
+use super::*;
+
+const GOOD: &str = r#"
+[[model]]
+id = "tiny"
+aliases = ["small"]
+kind = "llm"
+context_length = 128
+max_completion_tokens = 64
+engines = ["builtin"]
+memory_mb = 2
+price = { version = 1, prompt = 10, completion = 20 }
+
+[[model.file]]
+role = "model"
+name = "tiny.gguf"
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+size = 5
+
+[[model]]
+id = "vectors:small"
+kind = "embeddings"
+context_length = 128
+dimensions = 3
+price = { version = 2, embedding = 10, share_bp = 5000 }
+"#;
+
+#[test]
+fn a_good_catalogue_resolves_ids_and_aliases() {
+    let catalogue = Catalogue::parse(GOOD, "models.toml").unwrap();
+    let tiny = catalogue.resolve("small").unwrap();
+    assert_eq!(tiny.id, "tiny");
+    assert_eq!(tiny.service.as_str(), "llm:tiny");
+    assert_eq!(tiny.memory, Bytes(2 << 20));
+    assert_eq!(tiny.price.share_bp, DEFAULT_SHARE_BP);
+    let vectors = catalogue.resolve("vectors:small").unwrap();
+    assert_eq!(vectors.service.model(), Some("vectors:small"));
+    assert_eq!(catalogue.by_service(&vectors.service).unwrap().price.version, 2);
+    assert!(catalogue.resolve("TINY").is_none());
+}
+
+/// Each fault is named with its line and key.
+#[test]
+fn faults_name_file_line_and_key() {
+    let faults: [(&str, &str, usize, &str); 13] = [
+        ("prompt = 10, ", "prompt = -1, ", 10, "model.price.prompt"),
+        ("prompt = 10, ", "prompt = 0, ", 10, "model.price.prompt"),
+        ("prompt = 10, ", "", 10, "model.price.prompt"),
+        ("prompt = 10, ", "free = true, prompt = 10, ", 10, "model.price"),
+        ("prompt = 10, ", "prompt = 1.5, ", 10, "syntax"),
+        ("share_bp = 5000", "share_bp = 10001", 23, "model.price"),
+        ("version = 1", "version = 0", 10, "model.price.version"),
+        ("kind = \"llm\"", "kind = \"dog\"", 5, "model.kind"),
+        ("[\"small\"]", "[\"vectors:small\"]", 19, "model.id"),
+        ("max_completion_tokens = 64", "max_completion_tokens = 129", 7, "model.max_completion_tokens"),
+        ("size = 5", "size = 0", 16, "model.file.size"),
+        ("\"tiny.gguf\"", "\"../tiny.gguf\"", 12, "model.file.name"),
+        ("memory_mb", "memory_md", 9, "syntax"),
+    ];
+    for (good, bad, line, key) in faults {
+        assert!(GOOD.contains(good), "{good}");
+        let fault = Catalogue::parse(&GOOD.replacen(good, bad, 1), "models.toml").unwrap_err();
+        assert_eq!((fault.file.as_str(), fault.key.as_str()), ("models.toml", key), "{fault}");
+        assert!(fault.line.abs_diff(line) <= 1, "{fault}: expected line {line}");
+    }
+}
+
+#[test]
+fn the_shipped_catalogue_loads() {
+    let text = include_str!("../../../../catalogue/models.toml");
+    let catalogue = Catalogue::parse(text, "catalogue/models.toml").unwrap();
+    assert!(catalogue.resolve("cxm-tiny").is_some());
+    assert_eq!(catalogue.resolve("all-minilm").unwrap().dimensions, Some(384));
+}

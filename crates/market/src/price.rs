@@ -1,0 +1,302 @@
+//! From counted units to money: one price row, one division, rounded up for the payer and down for the provider
+//! (MR2, MR3, MR4).
+
+use cxmpute_wire::{MicroCredits, Tokens};
+use serde::{Deserialize, Serialize};
+
+/// Prices are per this many units (MR2).
+pub const PER_UNITS: i128 = 1_000_000;
+/// A whole in basis points.
+pub const FULL_SHARE_BP: i64 = 10_000;
+/// The provider's share that ships (MR42).
+pub const DEFAULT_SHARE_BP: i64 = 9_000;
+
+/// One versioned price of one model. Pinned in the hold, so a change never touches a running request (MR5).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PriceRow {
+    /// The model or route it belongs to.
+    pub id: String,
+    /// Grows with every change.
+    pub version: i64,
+    /// Per 10^6 prompt tokens.
+    #[serde(default)]
+    pub prompt: MicroCredits,
+    /// Per 10^6 completion tokens.
+    #[serde(default)]
+    pub completion: MicroCredits,
+    /// Per 10^6 embedded tokens.
+    #[serde(default)]
+    pub embedding: MicroCredits,
+    /// Per 10^6 characters.
+    #[serde(default)]
+    pub character: MicroCredits,
+    /// Least charge of a request that is charged at all.
+    #[serde(default)]
+    pub minimum: MicroCredits,
+    /// The provider's share in basis points.
+    pub share_bp: i64,
+    /// Costs nothing, on purpose; a zero price without it is a mistake.
+    #[serde(default)]
+    pub free: bool,
+}
+
+/// What was counted for one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Units {
+    /// Tokens of the templated prompt.
+    #[serde(default)]
+    pub prompt: Tokens,
+    /// Tokens of the visible output.
+    #[serde(default)]
+    pub completion: Tokens,
+    /// Tokens that were embedded.
+    #[serde(default)]
+    pub embedding: Tokens,
+    /// Characters.
+    #[serde(default)]
+    pub characters: u64,
+}
+
+impl Units {
+    /// Units of a chat or completion.
+    #[must_use]
+    pub fn chat(prompt: Tokens, completion: Tokens) -> Self {
+        Self { prompt, completion, ..Self::default() }
+    }
+
+    /// Units of an embedding.
+    #[must_use]
+    pub fn embedding(tokens: Tokens) -> Self {
+        Self { embedding: tokens, ..Self::default() }
+    }
+
+    /// Whether output was delivered, as opposed to a prompt only.
+    #[must_use]
+    pub fn delivered(&self) -> bool {
+        self.completion.0 > 0 || self.embedding.0 > 0 || self.characters > 0
+    }
+
+    /// The smaller of both, unit by unit.
+    #[must_use]
+    pub fn min(&self, other: &Self) -> Self {
+        Self {
+            prompt: self.prompt.min(other.prompt),
+            completion: self.completion.min(other.completion),
+            embedding: self.embedding.min(other.embedding),
+            characters: self.characters.min(other.characters),
+        }
+    }
+}
+
+/// Why a price cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PriceError {
+    /// A price below zero.
+    #[error("price `{id}` version {version}: {field} is negative")]
+    Negative {
+        /// Price.
+        id: String,
+        /// Version.
+        version: i64,
+        /// Field.
+        field: &'static str,
+    },
+    /// Every unit price is zero and the row is not marked free.
+    #[error("price `{id}` version {version} charges nothing and is not marked `free = true`")]
+    ZeroByAccident {
+        /// Price.
+        id: String,
+        /// Version.
+        version: i64,
+    },
+    /// Free and priced at once.
+    #[error("price `{id}` version {version} is marked `free = true` but has a price")]
+    FreeWithPrice {
+        /// Price.
+        id: String,
+        /// Version.
+        version: i64,
+    },
+    /// The provider's share is outside 0..=10000.
+    #[error("price `{id}` version {version}: share_bp {share_bp} is outside 0..=10000")]
+    Share {
+        /// Price.
+        id: String,
+        /// Version.
+        version: i64,
+        /// Share.
+        share_bp: i64,
+    },
+    /// The units cost more than an amount can hold.
+    #[error("price `{id}` version {version}: the cost does not fit an amount")]
+    Overflow {
+        /// Price.
+        id: String,
+        /// Version.
+        version: i64,
+    },
+}
+
+impl PriceRow {
+    /// Refuses negative, accidental-zero and contradictory rows; called when a table is loaded and again at each
+    /// use (MR4).
+    ///
+    /// # Errors
+    /// The first rule that the row breaks.
+    pub fn validate(&self) -> Result<(), PriceError> {
+        let (id, version) = (|| self.id.clone(), self.version);
+        let prices = [
+            ("prompt", self.prompt),
+            ("completion", self.completion),
+            ("embedding", self.embedding),
+            ("character", self.character),
+            ("minimum", self.minimum),
+        ];
+        for (field, price) in prices {
+            if price.0 < 0 {
+                return Err(PriceError::Negative { id: id(), version, field });
+            }
+        }
+        if !(0..=FULL_SHARE_BP).contains(&self.share_bp) {
+            return Err(PriceError::Share { id: id(), version, share_bp: self.share_bp });
+        }
+        let priced = prices.iter().any(|(_, price)| price.0 > 0);
+        match (self.free, priced) {
+            (true, true) => Err(PriceError::FreeWithPrice { id: id(), version }),
+            (false, false) => Err(PriceError::ZeroByAccident { id: id(), version }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What `units` cost at `price`: the exact sum, divided once by 10^6 and rounded up, never below the minimum
+/// charge (MR3).
+///
+/// # Errors
+/// The price is not usable, or the cost does not fit.
+pub fn cost(price: &PriceRow, units: &Units) -> Result<MicroCredits, PriceError> {
+    price.validate()?;
+    if price.free {
+        return Ok(MicroCredits::ZERO);
+    }
+    let parts = [
+        (units.prompt.0, price.prompt),
+        (units.completion.0, price.completion),
+        (units.embedding.0, price.embedding),
+        (units.characters, price.character),
+    ];
+    // 4 products of a u64 and a positive i64 stay below 2^129 only when the counts are absurd; check anyway.
+    let overflow = || PriceError::Overflow { id: price.id.clone(), version: price.version };
+    let mut sum: i128 = 0;
+    for (count, unit_price) in parts {
+        let product = i128::from(count).checked_mul(i128::from(unit_price.0)).ok_or_else(overflow)?;
+        sum = sum.checked_add(product).ok_or_else(overflow)?;
+    }
+    let rounded = sum / PER_UNITS + i128::from(sum % PER_UNITS != 0);
+    let amount = i64::try_from(rounded).map_err(|_| overflow())?;
+    Ok(MicroCredits(amount).max(price.minimum))
+}
+
+/// A charge divided between provider and platform; the parts add up to the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Split {
+    /// `floor(charge x share / 10000)`.
+    pub provider: MicroCredits,
+    /// The rest, so that nothing is lost to rounding.
+    pub platform: MicroCredits,
+}
+
+/// Divides a charge by the provider's share in basis points, clamped to 0..=10000.
+#[must_use]
+pub fn split(charge: MicroCredits, share_bp: i64) -> Split {
+    let share = i128::from(share_bp.clamp(0, FULL_SHARE_BP));
+    let provider = i128::from(charge.0.max(0)) * share / i128::from(FULL_SHARE_BP);
+    // A part of an i64 is an i64.
+    let provider = MicroCredits(i64::try_from(provider).unwrap_or(0));
+    Split { provider, platform: charge.saturating_sub(provider) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn row(prompt: i64, completion: i64) -> PriceRow {
+        PriceRow {
+            id: "m".into(),
+            version: 1,
+            prompt: MicroCredits(prompt),
+            completion: MicroCredits(completion),
+            embedding: MicroCredits(0),
+            character: MicroCredits(0),
+            minimum: MicroCredits(0),
+            share_bp: DEFAULT_SHARE_BP,
+            free: false,
+        }
+    }
+
+    #[test]
+    fn the_sum_is_rounded_up_once() {
+        // 1 x 0.3 + 1 x 0.3 = 0.6 -> 1, not 2.
+        let units = Units::chat(Tokens(1), Tokens(1));
+        assert_eq!(cost(&row(300_000, 300_000), &units), Ok(MicroCredits(1)));
+        assert_eq!(cost(&row(300_000, 300_000), &Units::default()), Ok(MicroCredits(0)));
+        assert_eq!(cost(&row(1_000_000, 2_000_000), &Units::chat(Tokens(10), Tokens(5))), Ok(MicroCredits(20)));
+    }
+
+    #[test]
+    fn the_worked_example_of_the_ledger_table_holds() {
+        assert_eq!(
+            split(MicroCredits(2410), 9000),
+            Split { provider: MicroCredits(2169), platform: MicroCredits(241) }
+        );
+    }
+
+    #[test]
+    fn a_minimum_charge_counts_and_a_free_row_costs_nothing() {
+        let mut price = row(1, 1);
+        price.minimum = MicroCredits(7);
+        assert_eq!(cost(&price, &Units::chat(Tokens(1), Tokens(1))), Ok(MicroCredits(7)));
+        let mut free = row(0, 0);
+        free.free = true;
+        assert_eq!(cost(&free, &Units::chat(Tokens(u64::MAX), Tokens(9))), Ok(MicroCredits(0)));
+    }
+
+    #[test]
+    fn bad_rows_are_refused_at_use() {
+        assert!(matches!(cost(&row(-1, 5), &Units::default()), Err(PriceError::Negative { field: "prompt", .. })));
+        assert!(matches!(cost(&row(0, 0), &Units::default()), Err(PriceError::ZeroByAccident { .. })));
+        let mut price = row(1, 1);
+        price.free = true;
+        assert!(matches!(price.validate(), Err(PriceError::FreeWithPrice { .. })));
+        price.free = false;
+        price.share_bp = 10_001;
+        assert!(matches!(price.validate(), Err(PriceError::Share { .. })));
+        let all = Units { prompt: Tokens(u64::MAX), ..Units::default() };
+        assert!(matches!(cost(&row(i64::MAX, 1), &all), Err(PriceError::Overflow { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn cost_is_the_exact_ceiling(p in 0_i64..1 << 40, c in 1_i64..1 << 40, n in 0_u64..1 << 20, m in 0_u64..1 << 20) {
+            let exact = i128::from(p) * i128::from(n) + i128::from(c) * i128::from(m);
+            let got = cost(&row(p, c), &Units::chat(Tokens(n), Tokens(m)));
+            match got {
+                Ok(amount) => {
+                    let got = i128::from(amount.0) * PER_UNITS;
+                    prop_assert!(got >= exact && got - exact < PER_UNITS);
+                }
+                Err(PriceError::Overflow { .. }) => prop_assert!(exact / PER_UNITS >= i128::from(i64::MAX)),
+                Err(other) => return Err(TestCaseError::fail(other.to_string())),
+            }
+        }
+
+        #[test]
+        fn a_split_loses_nothing(charge in 0_i64..=i64::MAX, share in 0_i64..=FULL_SHARE_BP) {
+            let parts = split(MicroCredits(charge), share);
+            prop_assert!(parts.provider.0 >= 0 && parts.platform.0 >= 0);
+            prop_assert_eq!(parts.provider.0 + parts.platform.0, charge);
+        }
+    }
+}

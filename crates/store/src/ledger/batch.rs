@@ -1,0 +1,382 @@
+//! One transaction for many operations (D3): the guarded statement of each, then a few wide inserts, then one
+//! commit. Order: by payer, then money in before money out, then the shared accounts by id; every replica locks in
+//! that order.
+
+use cxmpute_market::ledger::{Account, AccountKind, hold_postings, settle_postings};
+use cxmpute_market::price::Units;
+use cxmpute_wire::{KeyId, MicroCredits, RequestId, Timestamp, UserId};
+
+use super::book::Book;
+use super::{LedgerOp, LedgerReply, NewHold, Note, ResolveHold, Settled};
+use crate::db::{Db, Tx, on};
+use crate::error::DbError;
+
+/// Why a whole batch failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    /// Nothing of it was kept.
+    #[error("nothing of the batch was kept")]
+    Undone(#[source] DbError),
+    /// The commit itself failed; what was kept is found out by reading the rows (MR36).
+    #[error("the outcome of the batch is unknown")]
+    Unknown(#[source] DbError),
+}
+
+impl BatchError {
+    /// The cause.
+    #[must_use]
+    pub fn cause(&self) -> &DbError {
+        match self {
+            Self::Undone(cause) | Self::Unknown(cause) => cause,
+        }
+    }
+}
+
+impl Db {
+    /// Makes all operations durable in one commit and answers each, in the order given. A refused operation changes
+    /// nothing and does not disturb the others.
+    ///
+    /// # Errors
+    /// The whole batch failed.
+    pub async fn apply(&self, ops: &[LedgerOp]) -> Result<Vec<LedgerReply>, BatchError> {
+        let mut tx = self.begin().await.map_err(BatchError::Undone)?;
+        let replies = tx.apply(ops).await.map_err(BatchError::Undone)?;
+        tx.commit().await.map_err(BatchError::Unknown)?;
+        Ok(replies)
+    }
+
+    /// Whether a request's hold row exists: the outcome of an admission whose commit failed.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn hold_exists(&self, request: &RequestId) -> Result<bool, DbError> {
+        let mut tx = self.begin().await?;
+        let found: Option<i64> = on!(&mut tx, c =>
+            sqlx::query_scalar("SELECT epoch FROM holds WHERE request_id = $1")
+                .bind(request.as_str())
+                .fetch_optional(c)
+                .await?);
+        Ok(found.is_some())
+    }
+}
+
+impl Tx {
+    pub(super) async fn apply(&mut self, ops: &[LedgerOp]) -> Result<Vec<LedgerReply>, DbError> {
+        let mut order: Vec<usize> = (0..ops.len()).collect();
+        order.sort_by(|a, b| {
+            let key = |n: usize| (ops[n].payer(), ops[n].rank());
+            key(*a).cmp(&key(*b))
+        });
+        let mut replies = vec![LedgerReply::NotHeld; ops.len()];
+        let mut book = Book::default();
+        for n in order {
+            replies[n] = match &ops[n] {
+                LedgerOp::Admit(hold) => self.admit(&mut book, hold).await?,
+                LedgerOp::Note(note) => self.note(note).await?,
+                LedgerOp::Resolve(end) => self.resolve(&mut book, end).await?,
+                LedgerOp::Extend { request_id, user_id, key_id, epoch, step, amount, now } => {
+                    let hold = Extension { request_id, user_id, key_id, epoch: *epoch, step: *step, now: *now };
+                    self.extend(&mut book, &hold, *amount).await?
+                }
+                #[cfg(feature = "sabotage")]
+                LedgerOp::AdmitUnguarded(hold, seen) => self.admit_unguarded(&mut book, hold, *seen).await?,
+            };
+        }
+        book.flush(self).await?;
+        Ok(replies)
+    }
+
+    async fn admit(&mut self, book: &mut Book, hold: &NewHold) -> Result<LedgerReply, DbError> {
+        if let Some(refused) = self.reserve(book, &hold.user_id, &hold.key_id, hold.amount).await? {
+            return Ok(refused);
+        }
+        enter_hold(book, hold)?;
+        Ok(LedgerReply::Done)
+    }
+
+    /// Takes the money: account first, then key, each by one guarded statement; what the first took is given back
+    /// when the second refuses.
+    async fn reserve(
+        &mut self,
+        book: &mut Book,
+        user: &UserId,
+        key: &KeyId,
+        amount: MicroCredits,
+    ) -> Result<Option<LedgerReply>, DbError> {
+        let available = Account::of(user, AccountKind::UserAvailable);
+        book.settle_account(self, &available).await?;
+        let taken = on!(&mut *self, c =>
+            sqlx::query("UPDATE ledger_accounts SET balance = balance - $2 WHERE id = $1 AND balance >= $2")
+                .bind(available.id())
+                .bind(amount.0)
+                .execute(c)
+                .await?
+                .rows_affected());
+        let bound = if taken == 1 {
+            on!(&mut *self, c =>
+                sqlx::query(
+                    "UPDATE api_keys SET held = held + $3
+                     WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL
+                       AND (budget IS NULL OR spent + held + $3 <= budget)
+                       AND EXISTS (SELECT 1 FROM users u WHERE u.id = $2 AND u.suspended_at IS NULL)")
+                    .bind(key.as_str())
+                    .bind(user.as_str())
+                    .bind(amount.0)
+                    .execute(c)
+                    .await?
+                    .rows_affected())
+        } else {
+            0
+        };
+        if bound == 1 {
+            book.moved(&available, -amount.0);
+            return Ok(None);
+        }
+        if taken == 1 {
+            on!(&mut *self, c =>
+                sqlx::query("UPDATE ledger_accounts SET balance = balance + $2 WHERE id = $1")
+                    .bind(available.id())
+                    .bind(amount.0)
+                    .execute(c)
+                    .await?);
+        }
+        self.refusal(user, key, &available).await.map(Some)
+    }
+
+    /// Why money was not given, most basic reason first.
+    async fn refusal(&mut self, user: &UserId, key: &KeyId, available: &Account) -> Result<LedgerReply, DbError> {
+        type Raw = (Option<i64>, Option<i64>, Option<i64>, i64, i64, i64);
+        let row: Option<Raw> = on!(self, c =>
+            sqlx::query_as(
+                "SELECT u.suspended_at, k.revoked_at, k.budget, k.spent, k.held, a.balance
+                 FROM users u JOIN api_keys k ON k.user_id = u.id JOIN ledger_accounts a ON a.id = $3
+                 WHERE u.id = $1 AND k.id = $2")
+                .bind(user.as_str())
+                .bind(key.as_str())
+                .bind(available.id())
+                .fetch_optional(c)
+                .await?);
+        Ok(match row {
+            None => LedgerReply::KeyRevoked,
+            Some((Some(_), ..)) => LedgerReply::Suspended,
+            Some((_, Some(_), ..)) => LedgerReply::KeyRevoked,
+            Some((_, _, Some(budget), spent, held, balance)) if budget - spent - held < balance => {
+                LedgerReply::Budget { remaining: MicroCredits((budget - spent - held).max(0)) }
+            }
+            Some((.., balance)) => LedgerReply::Insufficient { available: MicroCredits(balance) },
+        })
+    }
+
+    async fn note(&mut self, note: &Note) -> Result<LedgerReply, DbError> {
+        let checkpoint = note.checkpoint.as_ref().map(units_text).transpose()?;
+        let done = on!(self, c =>
+            sqlx::query(
+                "UPDATE holds SET provision_id = $3, provider = $4, attempt = $5, accepted_at = $6,
+                        checkpoint = COALESCE($7, checkpoint)
+                 WHERE request_id = $1 AND epoch = $2 AND state = 'held'")
+                .bind(note.request_id.as_str())
+                .bind(note.epoch)
+                .bind(note.provision_id.as_ref().map(cxmpute_wire::ProvisionId::as_str))
+                .bind(note.provider.as_ref().map(UserId::as_str))
+                .bind(i64::from(note.attempt))
+                .bind(note.accepted_at.map(Timestamp::get))
+                .bind(checkpoint)
+                .execute(c)
+                .await?
+                .rows_affected());
+        Ok(if done == 1 { LedgerReply::Done } else { LedgerReply::NotHeld })
+    }
+
+    async fn extend(
+        &mut self,
+        book: &mut Book,
+        hold: &Extension<'_>,
+        amount: MicroCredits,
+    ) -> Result<LedgerReply, DbError> {
+        if amount.0 < 0 {
+            return Ok(LedgerReply::NotHeld);
+        }
+        // The step makes a repeated extension find nothing to do.
+        let sql = "UPDATE holds SET amount = amount + $3, extensions = extensions + $4
+                   WHERE request_id = $1 AND epoch = $2 AND state = 'held' AND extensions = $5";
+        let done = on!(&mut *self, c =>
+            sqlx::query(sql)
+                .bind(hold.request_id.as_str())
+                .bind(hold.epoch)
+                .bind(amount.0)
+                .bind(1_i64)
+                .bind(hold.step - 1)
+                .execute(c)
+                .await?
+                .rows_affected());
+        if done != 1 {
+            let step: Option<i64> = on!(&mut *self, c =>
+                sqlx::query_scalar("SELECT extensions FROM holds WHERE request_id = $1 AND state = 'held'")
+                    .bind(hold.request_id.as_str())
+                    .fetch_optional(c)
+                    .await?);
+            return Ok(if step == Some(hold.step) { LedgerReply::Done } else { LedgerReply::NotHeld });
+        }
+        if let Some(refused) = self.reserve(book, hold.user_id, hold.key_id, amount).await? {
+            on!(&mut *self, c =>
+                sqlx::query(sql)
+                    .bind(hold.request_id.as_str())
+                    .bind(hold.epoch)
+                    .bind(-amount.0)
+                    .bind(-1_i64)
+                    .bind(hold.step)
+                    .execute(c)
+                    .await?);
+            return Ok(refused);
+        }
+        let postings = hold_postings(hold.user_id, amount).map_err(|e| DbError::impossible("holds", e))?;
+        let id = format!("extend:{}:{}", hold.request_id, hold.step);
+        book.enter(id, "extend", hold.request_id, None, "hold extended", &postings, hold.now);
+        Ok(LedgerReply::Done)
+    }
+
+    pub(super) async fn resolve(&mut self, book: &mut Book, end: &ResolveHold) -> Result<LedgerReply, DbError> {
+        let bill = end.bill().map_err(|e| DbError::impossible("holds.price", e))?;
+        let done = on!(&mut *self, c =>
+            sqlx::query(
+                "UPDATE holds SET state = $5, posted = $6, resolved_at = $7
+                 WHERE request_id = $1 AND state = 'held' AND replica = $2 AND epoch = $3 AND amount = $4")
+                .bind(end.request_id.as_str())
+                .bind(&*end.replica)
+                .bind(end.epoch)
+                .bind(end.held.0)
+                .bind(end.state())
+                .bind(bill.posted.0)
+                .bind(end.now.0)
+                .execute(c)
+                .await?
+                .rows_affected());
+        if done != 1 {
+            return self.resolved_before(&end.request_id).await;
+        }
+        let provider = end.provider.as_ref();
+        let postings = settle_postings(&end.user_id, provider, end.held, &bill)
+            .map_err(|e| DbError::impossible("postings", e))?;
+        let id = format!("resolve:{}", end.request_id);
+        let attempt = end.attempts.last().map(|attempt| attempt.attempt);
+        let kind = if end.state() == "posted" { "settle" } else { "void" };
+        book.enter(id, kind, &end.request_id, attempt, end.end.as_str(), &postings, end.now);
+        book.settle_account(self, &Account::of(&end.user_id, AccountKind::UserAvailable)).await?;
+        on!(&mut *self, c =>
+            sqlx::query("UPDATE api_keys SET held = held - $2, spent = spent + $3 WHERE id = $1")
+                .bind(end.key_id.as_str())
+                .bind(end.held.0)
+                .bind(bill.posted.0)
+                .execute(c)
+                .await?);
+        self.finish_request(end, &Settled::from(bill)).await?;
+        book.resolve(end);
+        Ok(LedgerReply::Resolved(bill.into()))
+    }
+
+    async fn finish_request(&mut self, end: &ResolveHold, settled: &Settled) -> Result<(), DbError> {
+        let claimed = end.claimed.as_ref().map(units_text).transpose()?;
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        on!(self, c =>
+            sqlx::query(
+                "UPDATE requests SET outcome = $2, finish_reason = $3, provision_id = $4, provider = $5, attempts = $6,
+                        prompt = $7, completion = $8, embedding = $9, characters = $10, claimed = $11, cost = $12,
+                        provider_reward = $13, platform_fee = $14, platform_loss = $15, first_token_ms = $16,
+                        latency_ms = $17, finished_at = $18
+                 WHERE id = $1")
+                .bind(end.request_id.as_str())
+                .bind(end.end.as_str())
+                .bind(end.finish_reason.as_deref())
+                .bind(end.provision_id.as_ref().map(cxmpute_wire::ProvisionId::as_str))
+                .bind(end.provider.as_ref().map(UserId::as_str))
+                .bind(count(end.attempts.len() as u64))
+                .bind(count(end.counted.prompt.0))
+                .bind(count(end.counted.completion.0))
+                .bind(count(end.counted.embedding.0))
+                .bind(count(end.counted.characters))
+                .bind(claimed)
+                .bind(settled.cost.0)
+                .bind(settled.provider_reward.0)
+                .bind(settled.platform_fee.0)
+                .bind(settled.platform_loss.0)
+                .bind(end.first_token.map(|span| count(span.0)))
+                .bind(end.latency.map(|span| count(span.0)))
+                .bind(end.now.0)
+                .execute(c)
+                .await?);
+        Ok(())
+    }
+
+    async fn resolved_before(&mut self, request: &RequestId) -> Result<LedgerReply, DbError> {
+        type Raw = (i64, i64, i64, i64, i64);
+        let row: Option<Raw> = on!(self, c =>
+            sqlx::query_as(
+                "SELECT r.cost, h.amount - h.posted, r.provider_reward, r.platform_fee, r.platform_loss
+                 FROM holds h JOIN requests r ON r.id = h.request_id
+                 WHERE h.request_id = $1 AND h.state <> 'held'")
+                .bind(request.as_str())
+                .fetch_optional(c)
+                .await?);
+        Ok(row.map_or(LedgerReply::NotHeld, |(cost, refund, reward, fee, loss)| {
+            LedgerReply::AlreadyResolved(Settled {
+                cost: MicroCredits(cost),
+                refund: MicroCredits(refund),
+                provider_reward: MicroCredits(reward),
+                platform_fee: MicroCredits(fee),
+                platform_loss: MicroCredits(loss),
+            })
+        }))
+    }
+
+    /// Reads, decides, writes what it computed: two at a time both win, and one debit is lost.
+    #[cfg(feature = "sabotage")]
+    async fn admit_unguarded(
+        &mut self,
+        book: &mut Book,
+        hold: &NewHold,
+        seen: MicroCredits,
+    ) -> Result<LedgerReply, DbError> {
+        if seen < hold.amount {
+            return Ok(LedgerReply::Insufficient { available: seen });
+        }
+        let available = Account::of(&hold.user_id, AccountKind::UserAvailable);
+        on!(&mut *self, c =>
+            sqlx::query("UPDATE ledger_accounts SET balance = $2 WHERE id = $1")
+                .bind(available.id())
+                .bind(seen.0 - hold.amount.0)
+                .execute(c)
+                .await?);
+        on!(&mut *self, c =>
+            sqlx::query("UPDATE api_keys SET held = held + $2 WHERE id = $1")
+                .bind(hold.key_id.as_str())
+                .bind(hold.amount.0)
+                .execute(c)
+                .await?);
+        book.moved(&available, -hold.amount.0);
+        enter_hold(book, hold)?;
+        Ok(LedgerReply::Done)
+    }
+}
+
+/// Which hold is extended.
+struct Extension<'a> {
+    request_id: &'a RequestId,
+    user_id: &'a UserId,
+    key_id: &'a KeyId,
+    epoch: i64,
+    step: i64,
+    now: Timestamp,
+}
+
+fn enter_hold(book: &mut Book, hold: &NewHold) -> Result<(), DbError> {
+    let postings = hold_postings(&hold.user_id, hold.amount).map_err(|e| DbError::impossible("holds", e))?;
+    let price = serde_json::to_string(&*hold.price).map_err(|e| DbError::impossible("holds.price", e))?;
+    let id = format!("hold:{}", hold.request_id);
+    book.enter(id, "hold", &hold.request_id, None, "request admitted", &postings, hold.created_at);
+    book.admit(Box::new(hold.clone()), price);
+    Ok(())
+}
+
+fn units_text(units: &Units) -> Result<String, DbError> {
+    serde_json::to_string(units).map_err(|e| DbError::impossible("units", e))
+}

@@ -1,0 +1,151 @@
+//! Counting what is billed: the same function encodes a prompt in the gateway, which counts it, and in the engine,
+//! which feeds it to the model.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cxmpute_wire::openai::ChatRequest;
+use cxmpute_wire::unit::Tokens;
+
+use crate::gguf::{GgufError, Header};
+use crate::template::{ChatTemplate, TemplateError};
+use crate::tokenizer::{TextTokenizer, TokenizerError};
+
+/// Why a prompt could not be counted.
+#[derive(Debug, thiserror::Error)]
+pub enum CountError {
+    /// The model file cannot be read.
+    #[error(transparent)]
+    Header(#[from] GgufError),
+    /// The tokenizer cannot be made or used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template cannot be compiled, refuses the conversation or fails.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The model has no chat template: it completes text and holds no conversations.
+    #[error("the model has no chat template; use /completions")]
+    NoTemplate,
+}
+
+impl CountError {
+    /// Whether the request, not the model file, is at fault.
+    #[must_use]
+    pub fn is_request_fault(&self) -> bool {
+        matches!(self, Self::NoTemplate | Self::Template(TemplateError::Refused(_) | TemplateError::Failed(_)))
+    }
+}
+
+/// Tokenizer and chat template of one model. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct TokenCounter {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tokenizer: TextTokenizer,
+    template: Option<ChatTemplate>,
+}
+
+impl TokenCounter {
+    /// The counter of a GGUF model file. Only its header is read.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or its tokenizer or template is of an unknown kind.
+    pub fn from_gguf(path: &Path) -> Result<Self, CountError> {
+        Self::from_header(&Header::read(path)?)
+    }
+
+    /// The counter of a GGUF header.
+    ///
+    /// # Errors
+    /// When its tokenizer or template is of an unknown kind.
+    pub fn from_header(header: &Header) -> Result<Self, CountError> {
+        let tokenizer = TextTokenizer::from_header(header)?;
+        let template = header
+            .chat_template()
+            .map(|source| ChatTemplate::from_source(source, tokenizer.bos_text(), tokenizer.eos_text()))
+            .transpose()?;
+        Ok(Self { inner: Arc::new(Inner { tokenizer, template }) })
+    }
+
+    /// The counter of a `tokenizer.json`, as embedding models have it.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn from_tokenizer_json(path: &Path) -> Result<Self, CountError> {
+        let tokenizer = TextTokenizer::from_json_file(path)?;
+        Ok(Self { inner: Arc::new(Inner { tokenizer, template: None }) })
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// The prompt of a chat request, as the model reads it.
+    ///
+    /// # Errors
+    /// When the model has no template, or the template refuses the conversation.
+    pub fn render_prompt(&self, request: &ChatRequest) -> Result<String, CountError> {
+        let template = self.inner.template.as_ref().ok_or(CountError::NoTemplate)?;
+        // `tool_choice: "none"`: the model does not hear of the tools.
+        let forbidden = request.tool_choice.as_ref().is_some_and(|choice| choice == "none");
+        let tools = request.tools.as_deref().filter(|_| !forbidden);
+        Ok(template.render(&request.messages, tools, true)?)
+    }
+
+    /// The prompt of a chat request in tokens.
+    ///
+    /// # Errors
+    /// As [`Self::render_prompt`].
+    pub fn encode_prompt(&self, request: &ChatRequest) -> Result<Vec<u32>, CountError> {
+        Ok(self.inner.tokenizer.encode(&self.render_prompt(request)?)?)
+    }
+
+    /// The prompt of a legacy completion in tokens.
+    ///
+    /// # Errors
+    /// When the vocabulary has no way to write the text.
+    pub fn encode_completion_prompt(&self, text: &str) -> Result<Vec<u32>, CountError> {
+        Ok(self.inner.tokenizer.encode_prompt(text)?)
+    }
+
+    /// Tokens of the prompt of a chat request, with everything the template adds.
+    ///
+    /// # Errors
+    /// As [`Self::render_prompt`].
+    pub fn count_prompt(&self, request: &ChatRequest) -> Result<Tokens, CountError> {
+        self.encode_prompt(request).map(|ids| tokens(ids.len()))
+    }
+
+    /// Tokens of the prompt of a legacy completion.
+    ///
+    /// # Errors
+    /// When the vocabulary has no way to write the text.
+    pub fn count_completion_prompt(&self, text: &str) -> Result<Tokens, CountError> {
+        self.encode_completion_prompt(text).map(|ids| tokens(ids.len()))
+    }
+
+    /// Tokens of an output text. A text that cannot be tokenized (no known vocabulary has one) counts nothing:
+    /// nobody pays for what cannot be counted.
+    #[must_use]
+    pub fn count_text(&self, text: &str) -> Tokens {
+        tokens(self.inner.tokenizer.encode(text).map_or(0, |ids| ids.len()))
+    }
+
+    /// Tokens of one input of an embedding model with the marks around it; inputs over `limit` tokens are cut.
+    ///
+    /// # Errors
+    /// When the vocabulary has no way to write the text.
+    pub fn count_embedding_input(&self, text: &str, limit: Tokens) -> Result<Tokens, CountError> {
+        let limit = usize::try_from(limit.0).unwrap_or(usize::MAX);
+        Ok(self.inner.tokenizer.encode_marked(text, limit).map(|(ids, _)| tokens(ids.len()))?)
+    }
+}
+
+fn tokens(count: usize) -> Tokens {
+    Tokens(count as u64)
+}

@@ -1,0 +1,10 @@
+//! The gates of the security reference, section 10, that this product claims. One file each.
+
+pub mod aborted;
+pub mod crash;
+pub mod enrolment;
+pub mod epochs;
+pub mod leaks;
+pub mod overspend;
+pub mod retries;
+pub mod slow_clients;

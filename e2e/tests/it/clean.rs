@@ -1,0 +1,31 @@
+//! Every gate against the gateway as it ships. A test here holds the whole machine: gates measure deadlines.
+
+use cxmpute_e2e::gates::{aborted, crash, enrolment, epochs, leaks, overspend, retries, slow_clients};
+use cxmpute_e2e::ground::alone;
+use cxmpute_e2e::settings::{Setting, Store, postgres_url};
+
+macro_rules! gate {
+    ($name:ident, $gate:path) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let _alone = alone().unwrap();
+            $gate(Setting::clean()).await.unwrap().must_hold();
+        }
+    };
+}
+
+gate!(l1_the_balance_is_never_overspent, overspend::gate);
+gate!(l4_a_client_that_leaves_pays_for_what_it_got, aborted::gate);
+gate!(l6_one_attempt_is_billed, retries::gate);
+gate!(c1_a_killed_gateway_loses_and_invents_nothing, crash::gate);
+gate!(g1_slow_clients_are_freed, slow_clients::gate);
+gate!(n3_nobody_enrols_over_somebody_else, enrolment::gate);
+gate!(p5_foreign_and_late_answers_are_dropped, epochs::gate);
+gate!(x1_nothing_secret_leaks, leaks::gate);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l1_the_balance_is_never_overspent_on_postgres() {
+    let _alone = alone().unwrap();
+    assert!(postgres_url().is_some(), "CXMPUTE_TEST_POSTGRES_URL is not set: run scripts/test, which starts a PostgreSQL");
+    overspend::gate(Setting::clean().on(Store::Postgres)).await.unwrap().must_hold();
+}

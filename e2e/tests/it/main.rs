@@ -1,0 +1,8 @@
+//! The gates, clean and against their known-bad variants, and what concerns the house as a whole.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+mod clean;
+mod house;
+mod storm;
+#[cfg(feature = "sabotage")]
+mod sabotaged;

@@ -1,0 +1,24 @@
+//! Every gate against its known-bad variant: the assertion that the gate names must break.
+
+use cxmpute_e2e::gates::{aborted, crash, enrolment, epochs, leaks, overspend, retries, slow_clients};
+use cxmpute_e2e::ground::alone;
+use cxmpute_e2e::settings::Setting;
+
+macro_rules! caught {
+    ($name:ident, $gate:ident, $variant:literal) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let _alone = alone().unwrap();
+            $gate::gate(Setting::bad($variant)).await.unwrap().must_break($gate::CAUGHT_BY, $variant);
+        }
+    };
+}
+
+caught!(l1_catches_check_then_debit, overspend, "check-then-debit");
+caught!(l4_catches_metering_at_the_end, aborted, "meter-at-end");
+caught!(l6_catches_two_posts, retries, "two-posts");
+caught!(c1_catches_done_before_commit, crash, "done-before-commit");
+caught!(g1_catches_missing_timers, slow_clients, "no-timers");
+caught!(n3_catches_an_upsert, enrolment, "upsert-foreign");
+caught!(p5_catches_a_missing_owner_check, epochs, "no-owner-check");
+caught!(x1_catches_a_body_in_the_log, leaks, "body-in-log");

@@ -9,7 +9,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::ground::until;
 
 /// No read of the suite waits longer than this: a hang is a failure, never a stuck run.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -111,7 +110,8 @@ impl Client {
         }
         head.push_str("\r\n");
         head.push_str(&text);
-        let mut stream = timeout(PATIENCE, TcpStream::connect(self.address)).await.context("connecting")??;
+        let mut stream =
+            timeout(PATIENCE, TcpStream::connect(self.address)).await.context("connecting")??;
         stream.set_nodelay(true)?;
         stream.write_all(head.as_bytes()).await?;
         Ok(Conversation::new(stream))
@@ -168,7 +168,11 @@ impl Conversation {
         self.buffer.drain(..end + 4);
         let mut lines = head.split("\r\n");
         let status = lines.next().unwrap_or_default();
-        self.status = status.split(' ').nth(1).and_then(|code| code.parse().ok()).with_context(|| format!("no status in {status:?}"))?;
+        self.status = status
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .with_context(|| format!("no status in {status:?}"))?;
         self.headers = lines
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.trim().to_lowercase(), value.trim().to_owned()))
@@ -204,7 +208,8 @@ impl Conversation {
                 if data == "[DONE]" {
                     return Ok(Some(Event::Done));
                 }
-                let value = serde_json::from_str(data).with_context(|| format!("an event that is not JSON: {data:?}"))?;
+                let value = serde_json::from_str(data)
+                    .with_context(|| format!("an event that is not JSON: {data:?}"))?;
                 return Ok(Some(Event::Data(value)));
             }
             match self.piece().await? {
@@ -238,11 +243,7 @@ impl Conversation {
     /// # Errors
     /// A socket that refuses the option.
     pub fn reset(self) -> Result<()> {
-        nix::sys::socket::setsockopt(
-            &self.stream,
-            nix::sys::socket::sockopt::Linger,
-            &nix::libc::linger { l_onoff: 1, l_linger: 0 },
-        )?;
+        self.stream.set_zero_linger()?;
         drop(self.stream);
         Ok(())
     }
@@ -261,8 +262,12 @@ impl Conversation {
     /// The other side never gave up.
     pub async fn stall(&mut self) -> Result<Duration> {
         let start = tokio::time::Instant::now();
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
         // The kernel knows that the peer reset or closed while its bytes still wait here.
-        until("the other side to give up", PATIENCE, async || Ok(peer_is_gone(&self.stream)?.then_some(()))).await?;
+        while !peer_is_gone(&self.stream)? {
+            ensure!(start.elapsed() < PATIENCE, "the other side never gave up");
+            looks.tick().await;
+        }
         Ok(start.elapsed())
     }
 
@@ -280,7 +285,10 @@ impl Conversation {
             }
             Some(left) => {
                 if self.buffer.is_empty() {
-                    ensure!(self.fill().await?, "the connection ended {left} bytes before the promised length");
+                    ensure!(
+                        self.fill().await?,
+                        "the connection ended {left} bytes before the promised length"
+                    );
                 }
                 let take = left.min(self.buffer.len());
                 self.left = Some(left - take);
@@ -348,7 +356,8 @@ fn peer_is_gone(stream: &TcpStream) -> Result<bool> {
     let table = std::fs::read_to_string("/proc/net/tcp")?;
     let state = table.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
-        (words.next() == Some(&local) && words.next() == Some(&peer)).then(|| words.next().unwrap_or_default().to_owned())
+        (words.next() == Some(&local) && words.next() == Some(&peer))
+            .then(|| words.next().unwrap_or_default().to_owned())
     });
     // 01 is ESTABLISHED; a reset connection vanishes from the table, a closed one is 08 (CLOSE_WAIT).
     Ok(state.as_deref() != Some("01"))

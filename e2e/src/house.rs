@@ -111,12 +111,12 @@ impl House {
         serde_json::from_str(&printed).with_context(|| format!("cxmpute {arguments:?} printed {printed:?}"))
     }
 
-    /// Creates an account.
+    /// Creates an account, or finds the one that has the address.
     ///
     /// # Errors
     /// The command failed.
     pub fn create_user(&self, email: &str) -> Result<String> {
-        field(&self.command(&["admin", "user", "create", email])?, "user_id")
+        field(&self.command(&["admin", "user", "create", email])?, "id")
     }
 
     /// Gives an account micro-credits.
@@ -124,7 +124,17 @@ impl House {
     /// # Errors
     /// The command failed.
     pub fn grant_credits(&self, user: &str, micro_credits: i64) -> Result<()> {
-        self.command(&["admin", "credits", "grant", user, &micro_credits.to_string()]).map(drop)
+        self.command(&[
+            "admin",
+            "credits",
+            "grant",
+            user,
+            "--micro",
+            &micro_credits.to_string(),
+            "--reason",
+            "e2e",
+        ])
+        .map(drop)
     }
 
     /// Makes an API key.
@@ -132,7 +142,7 @@ impl House {
     /// # Errors
     /// The command failed.
     pub fn create_key(&self, user: &str) -> Result<String> {
-        field(&self.command(&["keys", "create", "--user", user])?, "key")
+        field(&self.command(&["keys", "create", user])?, "key")
     }
 
     /// Makes a single-use enrolment grant.
@@ -155,25 +165,35 @@ impl House {
     ///
     /// # Errors
     /// One of the two commands failed.
-    pub fn start_node(&self, label: &str, grant: Option<&str>, api: SocketAddr, extra: &[(&str, &str)]) -> Result<Program> {
+    pub fn start_node(
+        &self,
+        label: &str,
+        grant: Option<&str>,
+        api: SocketAddr,
+        extra: &[(&str, &str)],
+    ) -> Result<Program> {
         let folder = text(&self.folder.join(label));
         std::fs::create_dir_all(&folder)?;
         let url = format!("http://{api}");
         let models = text(&models_dir());
         let engine = text(&settings::program("cxmpute-engine")?);
         let mut environment = vec![
-            ("CXMPUTE_PROVIDER_API_URL", url.as_str()),
-            ("CXMPUTE_PROVIDER_DATA_DIR", folder.as_str()),
-            ("CXMPUTE_PROVIDER_NAME", label),
-            ("CXMPUTE_PROVIDER_LOCATION_COUNTRY", "DE"),
-            ("CXMPUTE_PROVIDER_MODELS_DIR", models.as_str()),
-            ("CXMPUTE_PROVIDER_ENGINE_PROGRAM", engine.as_str()),
+            ("CXMPUTE_API_URL", url.as_str()),
+            ("CXMPUTE_DATA_DIR", folder.as_str()),
+            ("CXMPUTE_NAME", label),
+            ("CXMPUTE_LOCATION_COUNTRY", "DE"),
+            ("CXMPUTE_MODELS_DIR", models.as_str()),
+            ("CXMPUTE_ENGINE_PROGRAM", engine.as_str()),
         ];
         environment.extend_from_slice(extra);
         if let Some(grant) = grant {
             let file = self.folder.join(format!("{label}.grant"));
             std::fs::write(&file, grant)?;
-            process::run("cxmpute-provider", &["enrol", "--grant-file", &text(&file), "--json"], &environment)?;
+            process::run(
+                "cxmpute-provider",
+                &["enrol", "--grant-file", &text(&file), "--json"],
+                &environment,
+            )?;
             std::fs::remove_file(&file)?;
         }
         Program::start("cxmpute-provider", &["start", "--json"], &environment, &self.folder, label)
@@ -187,10 +207,38 @@ impl House {
         let client = Client::anonymous(self.address);
         until(&format!("{nodes} routable nodes of {model}"), READY_WITHIN, async || {
             let reply = client.call("GET", &format!("/v1/models/{model}"), None).await?.json();
-            let ready = reply["availability"]["nodes"].as_u64().unwrap_or_default() >= nodes && reply["availability"]["status"] == "ready";
+            let ready = reply["availability"]["nodes"].as_u64().unwrap_or_default() >= nodes
+                && reply["availability"]["status"] == "ready";
             Ok(ready.then_some(()))
         })
         .await
+    }
+
+    /// The address of the gateway's database.
+    #[must_use]
+    pub fn database_url(&self) -> String {
+        format!("sqlite:{}", self.folder.join("gateway/cxmpute.db").display())
+    }
+
+    /// Writes down where everything is, for [`House::recall`].
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn remember(&self) -> Result<()> {
+        let text = serde_json::to_string(&(self.address, &self.environment))?;
+        Ok(std::fs::write(self.folder.join("house.json"), text)?)
+    }
+
+    /// The house that another process keeps up in this folder.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn recall(folder: &Path) -> Result<Self> {
+        let path = folder.join("house.json");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("no demo runs in {}", folder.display()))?;
+        let (address, environment) = serde_json::from_str(&text)?;
+        Ok(Self { folder: folder.to_owned(), address, environment, gateway: None })
     }
 
     fn borrowed(&self) -> Vec<(&str, &str)> {

@@ -11,7 +11,7 @@ use crate::settings;
 /// Each crate and the only crates of ours it may name.
 const DOORS: [(&str, &[&str]); 10] = [
     ("wire", &[]),
-    ("runtime", &[]),
+    ("runtime", &["wire"]),
     ("market", &["wire"]),
     ("tunnel", &["wire", "runtime"]),
     ("store", &["wire", "market"]),
@@ -23,7 +23,8 @@ const DOORS: [(&str, &[&str]); 10] = [
 ];
 
 /// Crates that speak to a database server. A provider's machine has no business with one.
-const SERVER_CLIENTS: [&str; 6] = ["sqlx-postgres", "sqlx-mysql", "tokio-postgres", "postgres", "mysql_async", "mongodb"];
+const SERVER_CLIENTS: [&str; 6] =
+    ["sqlx-postgres", "sqlx-mysql", "tokio-postgres", "postgres", "mysql_async", "mongodb"];
 
 /// The edges that no door allows, as sentences. Empty is good.
 ///
@@ -45,13 +46,17 @@ pub fn judge(metadata: &Value) -> Result<Vec<String>> {
     ensure!(!packages.is_empty(), "no packages");
     let mut wrong = Vec::new();
     for package in packages {
-        let Some(from) = package["name"].as_str().and_then(|name| name.strip_prefix("cxmpute-")) else { continue };
+        let Some(from) = package["name"].as_str().and_then(|name| name.strip_prefix("cxmpute-")) else {
+            continue;
+        };
         let Some(allowed) = doors.get(from) else {
             wrong.push(format!("crate {from} has no row in the table of doors"));
             continue;
         };
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
-            let Some(to) = dependency["name"].as_str().and_then(|name| name.strip_prefix("cxmpute-")) else { continue };
+            let Some(to) = dependency["name"].as_str().and_then(|name| name.strip_prefix("cxmpute-")) else {
+                continue;
+            };
             if !allowed.contains(&to) {
                 wrong.push(format!("{from} -> {to} is no door"));
             }
@@ -65,7 +70,17 @@ pub fn judge(metadata: &Value) -> Result<Vec<String>> {
 /// # Errors
 /// `cargo tree` did not run.
 pub fn database_clients_of_the_node() -> Result<Vec<String>> {
-    let tree = cargo(&["tree", "--package", "cxmpute-node", "--edges", "no-dev", "--prefix", "none", "--format", "{p}"])?;
+    let tree = cargo(&[
+        "tree",
+        "--package",
+        "cxmpute-node",
+        "--edges",
+        "no-dev",
+        "--prefix",
+        "none",
+        "--format",
+        "{p}",
+    ])?;
     ensure!(tree.contains("cxmpute-node"), "cargo tree said nothing of the node");
     let mut found: Vec<String> = tree
         .lines()
@@ -79,7 +94,11 @@ pub fn database_clients_of_the_node() -> Result<Vec<String>> {
 
 fn cargo(arguments: &[&str]) -> Result<String> {
     let program = settings::variable("CARGO").unwrap_or_else(|| "cargo".to_owned());
-    let done = Command::new(program).args(arguments).arg("--offline").current_dir(settings::repository()).output()?;
+    let done = Command::new(program)
+        .args(arguments)
+        .arg("--offline")
+        .current_dir(settings::repository())
+        .output()?;
     ensure!(done.status.success(), "cargo {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     Ok(String::from_utf8(done.stdout)?)
 }

@@ -28,7 +28,13 @@ impl Program {
     ///
     /// # Errors
     /// The program is missing or cannot start.
-    pub fn start(name: &str, arguments: &[&str], environment: &[(&str, &str)], folder: &Path, label: &str) -> Result<Self> {
+    pub fn start(
+        name: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        folder: &Path,
+        label: &str,
+    ) -> Result<Self> {
         let log = folder.join(format!("{label}.log"));
         let output = folder.join(format!("{label}.out"));
         let append = |path: &Path| File::options().create(true).append(true).open(path);
@@ -104,7 +110,11 @@ pub fn run(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Resu
     }
     let done = command.output().with_context(|| format!("running {name}"))?;
     if !done.status.success() {
-        bail!("{name} {arguments:?} ended with {}: {}", done.status, String::from_utf8_lossy(&done.stderr).trim());
+        bail!(
+            "{name} {arguments:?} ended with {}: {}",
+            done.status,
+            String::from_utf8_lossy(&done.stderr).trim()
+        );
     }
     Ok(String::from_utf8(done.stdout)?)
 }
@@ -112,7 +122,8 @@ pub fn run(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Resu
 /// The pids of the children of a process, from `/proc`.
 #[must_use]
 pub fn children(parent: u32) -> Vec<u32> {
-    let listed = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    let listed =
+        std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
     let mut found: Vec<u32> = listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
     if let Ok(tasks) = std::fs::read_dir(format!("/proc/{parent}/task")) {
         for task in tasks.flatten() {
@@ -128,5 +139,7 @@ pub fn children(parent: u32) -> Vec<u32> {
 /// The argument vector of a process, as `ps` would show it.
 #[must_use]
 pub fn arguments(pid: u32) -> String {
-    std::fs::read(format!("/proc/{pid}/cmdline")).map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " ")).unwrap_or_default()
+    std::fs::read(format!("/proc/{pid}/cmdline"))
+        .map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "))
+        .unwrap_or_default()
 }

@@ -15,7 +15,9 @@ use tokio_util::task::AbortOnDropHandle;
 enum Weather {
     Clear,
     /// Connections made up to this number copy nothing any more; they stay open.
-    Blackhole { up_to: u64 },
+    Blackhole {
+        up_to: u64,
+    },
 }
 
 /// A proxy in front of one address. Dropping it ends every connection.

@@ -39,7 +39,9 @@ fn patterns_in(line: &str) -> Vec<&'static str> {
     if follows(line, "tskey-", |rest| run(rest, |c| c.is_ascii_alphanumeric() || c == '-') >= 16) {
         found.push("overlay-network key");
     }
-    if line.contains(concat!("-----BEGIN ", "PRIVATE KEY-----")) || follows(line, "-----BEGIN ", |rest| rest.contains(" PRIVATE KEY-----")) {
+    if line.contains(concat!("-----BEGIN ", "PRIVATE KEY-----"))
+        || follows(line, "-----BEGIN ", |rest| rest.contains(" PRIVATE KEY-----"))
+    {
         found.push("PEM private key");
     }
     if follows(line, "eyJ", is_jwt) {
@@ -53,8 +55,23 @@ fn patterns_in(line: &str) -> Vec<&'static str> {
     if follows(line, "AIza", |rest| run(rest, |c| c.is_ascii_alphanumeric() || c == '_' || c == '-') == 35) {
         found.push("Google key");
     }
-    for prefix in ["sk_live_", "rk_live_", "ghp_", "gho_", "github_pat_", "xoxb-", "xoxp-", "hf_", "sk-proj-", "sk-ant-", "glpat-", "npm_"] {
-        if follows(line, prefix, |rest| run(rest, |c| c.is_ascii_alphanumeric() || c == '_' || c == '-') >= 24 && mixed(rest)) {
+    for prefix in [
+        "sk_live_",
+        "rk_live_",
+        "ghp_",
+        "gho_",
+        "github_pat_",
+        "xoxb-",
+        "xoxp-",
+        "hf_",
+        "sk-proj-",
+        "sk-ant-",
+        "glpat-",
+        "npm_",
+    ] {
+        if follows(line, prefix, |rest| {
+            run(rest, |c| c.is_ascii_alphanumeric() || c == '_' || c == '-') >= 24 && mixed(rest)
+        }) {
             found.push("service token");
         }
     }
@@ -66,7 +83,8 @@ fn patterns_in(line: &str) -> Vec<&'static str> {
 pub fn is_own_key(text: &str) -> bool {
     let length = "cxk_live_".len() + 12 + 1 + 49;
     let Some(key) = text.get(..length) else { return false };
-    !text[length..].starts_with(|c: char| c.is_ascii_alphanumeric()) && cxmpute_gateway::auth::key::parse(key).is_some()
+    !text[length..].starts_with(|c: char| c.is_ascii_alphanumeric())
+        && cxmpute_gateway::auth::key::parse(key).is_some()
 }
 
 fn follows(line: &str, prefix: &str, fits: impl Fn(&str) -> bool) -> bool {
@@ -113,7 +131,8 @@ pub fn scan_repository(root: &Path) -> Result<(BTreeSet<Hit>, usize)> {
     }
     if git(root, &["rev-parse", "--verify", "HEAD"]).is_ok() {
         // Added lines of every commit on every branch: what was once committed is published for ever.
-        let history = git(root, &["log", "--all", "--text", "--no-color", "--unified=0", "--format=commit %h", "-p"])?;
+        let history =
+            git(root, &["log", "--all", "--text", "--no-color", "--unified=0", "--format=commit %h", "-p"])?;
         let mut commit = String::new();
         for line in String::from_utf8_lossy(&history).lines() {
             if let Some(id) = line.strip_prefix("commit ") {

@@ -81,10 +81,15 @@ pub fn variable(name: &str) -> Option<String> {
 /// # Errors
 /// A missing variable or program is a failure that names the command which mends it.
 pub fn program(name: &str) -> Result<PathBuf> {
-    let folder = variable("CXMPUTE_BIN_DIR")
-        .with_context(|| format!("CXMPUTE_BIN_DIR is not set, so `{name}` cannot be found: run scripts/test"))?;
+    let folder = variable("CXMPUTE_BIN_DIR").with_context(|| {
+        format!("CXMPUTE_BIN_DIR is not set, so `{name}` cannot be found: run scripts/test")
+    })?;
     let path = PathBuf::from(folder).join(name);
-    ensure!(path.is_file(), "{} is missing: run `cargo build --workspace` and copy it there, or run scripts/test", path.display());
+    ensure!(
+        path.is_file(),
+        "{} is missing: run `cargo build --workspace` and copy it there, or run scripts/test",
+        path.display()
+    );
     Ok(path)
 }
 

@@ -13,10 +13,13 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use cxmpute_runtime::{Clock, Tasks, random};
 use cxmpute_tunnel::http_client::Answer;
-use cxmpute_tunnel::{ControlPair, DialConfig, DialError, HttpClient, Incoming, NodeEnd, NodeHandle, Roots, Signer, dial, provision_id};
+use cxmpute_tunnel::{
+    ControlPair, DialConfig, DialError, HttpClient, Incoming, NodeEnd, NodeHandle, Roots, Signer, dial,
+    provision_id,
+};
 use cxmpute_wire::control::{
-    Desired, Diagnostics, DiskInfo, EnrolRequest, FromNode, Heartbeat, Location, MemoryInfo, ObservedService, OwnerState, ServiceState,
-    Software, ToNode,
+    Desired, Diagnostics, DiskInfo, EnrolRequest, FromNode, Heartbeat, Location, MemoryInfo, ObservedService,
+    OwnerState, ServiceState, Software, ToNode,
 };
 use cxmpute_wire::{Bytes as Size, Epoch, Generation, ProvisionId, ServiceKind};
 use ed25519_dalek::SigningKey;
@@ -52,7 +55,9 @@ impl Identity {
         provision_id(&self.key.verifying_key())
     }
 
-    fn signer(&self) -> Signer {
+    /// Signs in its name.
+    #[must_use]
+    pub fn signer(&self) -> Signer {
         Signer::new(self.key.clone(), Clock::system())
     }
 
@@ -60,7 +65,13 @@ impl Identity {
     ///
     /// # Errors
     /// The gateway cannot be reached.
-    pub async fn enrol(&self, gateway: SocketAddr, id: &ProvisionId, name: &str, grant: Option<&str>) -> Result<Answer> {
+    pub async fn enrol(
+        &self,
+        gateway: SocketAddr,
+        id: &ProvisionId,
+        name: &str,
+        grant: Option<&str>,
+    ) -> Result<Answer> {
         let request = EnrolRequest {
             public_key: data_encoding::BASE64.encode(self.key.verifying_key().as_bytes()),
             grant: grant.map(str::to_owned),
@@ -72,13 +83,19 @@ impl Identity {
                 disk: DiskInfo { mount: "/".to_owned(), total: Size(1 << 42), free: Size(1 << 42) },
                 ..Diagnostics::default()
             },
-            software: Software { version: env!("CARGO_PKG_VERSION").to_owned(), os: "linux".to_owned(), arch: "x86_64".to_owned() },
+            software: Software {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                os: "linux".to_owned(),
+                arch: "x86_64".to_owned(),
+            },
             alias: None,
         };
         let body = serde_json::to_vec(&request)?;
         let client = HttpClient::new(Roots::new(None)?);
         let path = format!("/api/v1/provisions/{id}");
-        Ok(client.signed(&self.signer(), &format!("http://{gateway}"), Method::PUT, &path, body.into()).await?)
+        Ok(client
+            .signed(&self.signer(), &format!("http://{gateway}"), Method::PUT, &path, body.into())
+            .await?)
     }
 }
 
@@ -153,7 +170,12 @@ impl StandIn {
     ///
     /// # Errors
     /// The enrolment was refused.
-    pub async fn enrol_and_start(gateway: SocketAddr, identity: &Identity, name: &str, grant: &str) -> Result<Self> {
+    pub async fn enrol_and_start(
+        gateway: SocketAddr,
+        identity: &Identity,
+        name: &str,
+        grant: &str,
+    ) -> Result<Self> {
         let answer = identity.enrol(gateway, &identity.provision_id(), name, Some(grant)).await?;
         ensure!(answer.status.is_success(), "enrolment of {name}: {} {}", answer.status, answer.message());
         Self::start(gateway, identity).await
@@ -300,17 +322,18 @@ fn hear(message: ToNode, stage: &Stage) {
 
 fn heartbeat(seq: u64, epoch: Epoch, stage: &Stage) -> Heartbeat {
     let state = stage.state.lock();
-    let services = state.desired.iter().flat_map(|desired| &desired.services).map(|service| ObservedService {
-        service_id: service.service_id.clone(),
-        state: if service.kind == ServiceKind::Llm { ServiceState::Ready } else { ServiceState::Absent },
-        slots: 64,
-        in_flight: 0,
-        engine: "stand-in".to_owned(),
-        pid: None,
-        digest: None,
-        code: None,
-        detail: None,
-    });
+    let services =
+        state.desired.iter().flat_map(|desired| &desired.services).map(|service| ObservedService {
+            service_id: service.service_id.clone(),
+            state: if service.kind == ServiceKind::Llm { ServiceState::Ready } else { ServiceState::Absent },
+            slots: 64,
+            in_flight: 0,
+            engine: "stand-in".to_owned(),
+            pid: None,
+            digest: None,
+            code: None,
+            detail: None,
+        });
     Heartbeat {
         seq,
         boot: 1,

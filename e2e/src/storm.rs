@@ -33,7 +33,7 @@ const QUESTIONS: [&str; 6] = [
     "What is 3 plus 4?",
     "Tell me a story.",
     "Hello!",
-    "Count to ten.",
+    "Count to 10.",
     "What is the capital of France?",
 ];
 
@@ -66,7 +66,10 @@ impl Size {
     /// The numbers of the acceptance line, or a tenth of them for every change.
     #[must_use]
     pub fn of(counts: Counts) -> Self {
-        counts.pick(Self { requests: 300, kills: 3, blackholes: 3 }, Self { requests: 2_000, kills: 20, blackholes: 20 })
+        counts.pick(
+            Self { requests: 300, kills: 3, blackholes: 3 },
+            Self { requests: 2_000, kills: 20, blackholes: 20 },
+        )
     }
 }
 
@@ -83,28 +86,41 @@ pub async fn run(folder: &Path, size: Size) -> Result<Verdict> {
     let key = house.create_key(&user)?;
     let owner = house.create_user("storm-owner@example.org")?;
     let proxy = Proxy::start(house.address).await?;
-    let room = [("CXMPUTE_PROVIDER_ENGINE_SLOTS", "8")];
+    let room = [("CXMPUTE_ENGINE_SLOTS", "16")];
     let steady = house.start_node("steady", Some(&house.enrol_grant(&owner)?), house.address, &room)?;
     let mut shaky = house.start_node("shaky", Some(&house.enrol_grant(&owner)?), proxy.address, &room)?;
-    house.routable(CHAT_MODEL, 2).await.with_context(|| format!("{}\n{}", steady.logged(), shaky.logged()))?;
+    house
+        .routable(CHAT_MODEL, 2)
+        .await
+        .with_context(|| format!("{}\n{}", steady.logged(), shaky.logged()))?;
 
     let clients = Clients::start(Client::with_key(house.address, &key), size.requests);
     let mut dice = StdRng::seed_from_u64(2);
-    let mut plan: Vec<bool> = [vec![true; size.kills as usize], vec![false; size.blackholes as usize]].concat();
+    let mut plan: Vec<bool> =
+        [vec![true; size.kills as usize], vec![false; size.blackholes as usize]].concat();
     rand::seq::SliceRandom::shuffle(plan.as_mut_slice(), &mut dice);
     for kill in plan {
         // A random moment of running traffic: some number of answers after the node is back.
         let wait = clients.answered() + dice.random_range(1..24);
-        until("answers to flow", Duration::from_secs(60), async || Ok((clients.answered() >= wait).then_some(()))).await?;
+        until("answers to flow", Duration::from_secs(60), async || {
+            Ok((clients.answered() >= wait).then_some(()))
+        })
+        .await?;
         if kill {
             let engines = process::children(shaky.pid());
             shaky.kill_hard()?;
-            until("the killed node's engine to end", Duration::from_secs(20), async || Ok(engines.iter().all(|pid| process::arguments(*pid).is_empty()).then_some(()))).await?;
+            until("the killed node's engine to end", Duration::from_secs(20), async || {
+                Ok(engines.iter().all(|pid| process::arguments(*pid).is_empty()).then_some(()))
+            })
+            .await?;
             shaky = house.start_node("shaky", None, proxy.address, &room)?;
         } else {
             let before = proxy.connections();
             proxy.blackhole();
-            until("the cut node to dial again", Duration::from_secs(60), async || Ok((proxy.connections() > before).then_some(()))).await?;
+            until("the cut node to dial again", Duration::from_secs(60), async || {
+                Ok((proxy.connections() > before).then_some(()))
+            })
+            .await?;
         }
         house.routable(CHAT_MODEL, 2).await.with_context(|| shaky.logged())?;
     }
@@ -117,20 +133,40 @@ pub async fn run(folder: &Path, size: Size) -> Result<Verdict> {
         Ok((report["open_holds"] == 0).then_some(report))
     })
     .await;
-    verdict.check("the ledger explains every credit and no hold is open", report.as_ref().is_ok_and(|report| report["explained"].as_f64() == Some(1.0)), format!("{report:?}"));
+    verdict.check(
+        "the ledger explains every credit and no hold is open",
+        report.as_ref().is_ok_and(|report| report["explained"].as_f64() == Some(1.0)),
+        format!("{report:?}"),
+    );
     let bills = recompute(folder, &house);
-    verdict.check("every bill is recomputed from what the clients received", bills.is_ok(), bills.unwrap_or_else(|error| error.to_string()));
+    verdict.check(
+        "every bill is recomputed from what the clients received",
+        bills.is_ok(),
+        bills.unwrap_or_else(|error| error.to_string()),
+    );
     Ok(verdict)
 }
 
 fn judge(received: &[Received], verdict: &mut Verdict) {
     let early: Vec<&Received> = received.iter().filter(|one| !one.ended && one.text.is_empty()).collect();
-    verdict.check("no error before the first content byte", early.is_empty(), format!("{} of {}: {:?}", early.len(), received.len(), early.first()));
+    verdict.check(
+        "no error before the first content byte",
+        early.is_empty(),
+        format!("{} of {}: {:?}", early.len(), received.len(), early.first()),
+    );
     for one in received.iter().filter(|one| !one.ended && !one.text.is_empty()) {
-        verdict.check("every later end is provider_lost without [DONE]", one.code == "provider_lost", format!("{one:?}"));
+        verdict.check(
+            "every later end is provider_lost without [DONE]",
+            one.code == "provider_lost",
+            format!("{one:?}"),
+        );
     }
     let streamed = received.iter().filter(|one| one.streamed).count();
-    verdict.check("half of the requests are streamed", streamed.abs_diff(received.len() / 2) <= 1 + received.len() / 20, streamed);
+    verdict.check(
+        "half of the requests are streamed",
+        streamed.abs_diff(received.len() / 2) <= 1 + received.len() / 20,
+        streamed,
+    );
 }
 
 fn recompute(folder: &Path, house: &House) -> Result<String> {
@@ -167,11 +203,17 @@ struct Clients {
 
 impl Clients {
     fn start(client: Client, requests: u64) -> Self {
-        let mut clients = Self { over: Arc::default(), answered: Arc::default(), received: Arc::default(), tasks: JoinSet::new() };
+        let mut clients = Self {
+            over: Arc::default(),
+            answered: Arc::default(),
+            received: Arc::default(),
+            tasks: JoinSet::new(),
+        };
         let asked = Arc::new(AtomicU64::new(0));
         for _ in 0..CLIENTS {
             let (client, asked) = (client.clone(), Arc::clone(&asked));
-            let (over, answered, received) = (clients.over.clone(), clients.answered.clone(), clients.received.clone());
+            let (over, answered, received) =
+                (clients.over.clone(), clients.answered.clone(), clients.received.clone());
             clients.tasks.spawn(async move {
                 loop {
                     let number = asked.fetch_add(1, Ordering::SeqCst);

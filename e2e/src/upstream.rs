@@ -38,7 +38,9 @@ impl Upstream {
                 let answer = Arc::clone(&answer);
                 connections.spawn(async move {
                     let service = service_fn(move |request| respond(request, Arc::clone(&answer)));
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
                 while connections.try_join_next().is_some() {}
             }
@@ -58,7 +60,8 @@ impl Upstream {
 
 async fn respond(request: Request<Incoming>, answer: Arc<str>) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
-    let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let body =
+        request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
     let (kind, text) = if path.ends_with("/models") {
         ("application/json", json!({"object": "list", "data": [{"id": "anything", "object": "model", "created": 0, "owned_by": "owner"}]}).to_string())
@@ -79,7 +82,10 @@ async fn respond(request: Request<Incoming>, answer: Arc<str>) -> Result<Respons
 fn stream(answer: &str) -> String {
     let chunk = |delta: Value, finish: Value| {
         let choices = json!([{"index": 0, "delta": delta, "finish_reason": finish}]);
-        format!("data: {}\n\n", json!({"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "anything", "choices": choices}))
+        format!(
+            "data: {}\n\n",
+            json!({"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "anything", "choices": choices})
+        )
     };
     let usage = json!({"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "anything", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}});
     [

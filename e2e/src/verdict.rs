@@ -75,7 +75,10 @@ impl Verdict {
     pub fn must_break(&self, name: &str, variant: &str) {
         let check = self.checks.iter().find(|check| check.name == name);
         let caught = check.is_some_and(|check| !check.held);
-        self.record("bad", &if caught { format!("{variant}: {name}") } else { format!("{variant} NOT CAUGHT") });
+        self.record(
+            "bad",
+            &if caught { format!("{variant}: {name}") } else { format!("{variant} NOT CAUGHT") },
+        );
         assert!(
             caught,
             "gate {} did not catch `{variant}` in `{name}` ({check:?}); a test that cannot fail is no gate. Others: {:#?}",
@@ -88,7 +91,11 @@ impl Verdict {
         let Some(folder) = settings::variable("CXMPUTE_GATE_ROWS") else { return };
         let path = std::path::Path::new(&folder).join(format!("{}.{kind}", self.gate));
         let line = format!("{}\t{}\t{text}\n", self.gate, self.count);
-        let written = std::fs::OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| file.write_all(line.as_bytes()));
+        let written = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(line.as_bytes()));
         assert!(written.is_ok(), "the gate row {} could not be written: {written:?}", path.display());
     }
 }

@@ -75,7 +75,7 @@ def questions():
     for a in range(11):
         for b in range(11):
             yield f"What is {a} plus {b}?", user(f"What is {a} plus {b}?"), None, f"{a} plus {b} is {a + b}."
-    for last in [*range(2, 21), 100, 200]:
+    for last in [*range(2, 21), 30, 50, 100]:
         yield f"Count to {last}.", user(f"Count to {last}."), None, corpus.count_to(last)
     for question, answer in [
         ("Tell me a story.", corpus.STORY), ("Tell me about a node.", corpus.NODE_STORY), ("Tell me everything.", corpus.EVERYTHING),

@@ -95,11 +95,12 @@ pub async fn answer(app: &Arc<App>, router: &mut Router, mut request: Request<Bo
     };
     let failed = response.extensions_mut().remove::<Failed>().map(|Failed(error)| error);
     if let Some(error) = &failed {
-        let allow = response.headers_mut().remove(header::ALLOW);
+        // The same answer again, with the request id; what was added to it (`Allow`, `Upgrade`) stays.
+        let mut headers = std::mem::take(response.headers_mut());
+        headers.remove(header::CONTENT_LENGTH);
         response = error.render(Some(&edge.request_id));
-        if let Some(allow) = allow {
-            response.headers_mut().insert(header::ALLOW, allow);
-        }
+        headers.extend(std::mem::take(response.headers_mut()));
+        *response.headers_mut() = headers;
     }
     finish_headers(response.headers_mut(), &edge.request_id, browsable);
     let took = app.clock.mono().saturating_sub(edge.arrived);

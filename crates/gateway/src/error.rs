@@ -8,6 +8,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use axum::response::{IntoResponse, Response};
+use cxmpute_store::DbError;
 use cxmpute_wire::openai::{ErrorBody, ErrorEnvelope};
 use cxmpute_wire::{Code, MicroCredits, RequestId};
 use http::{HeaderValue, StatusCode, header};
@@ -263,6 +264,13 @@ impl ApiError {
             body.insert("request_id".to_owned(), id.as_str().into());
         }
         body
+    }
+}
+
+impl From<DbError> for ApiError {
+    /// A store that is away is 503; anything else that it says is a fault of our own.
+    fn from(error: DbError) -> Self {
+        if error.is_transient() { Self::store_unavailable(error) } else { Self::internal(error) }
     }
 }
 

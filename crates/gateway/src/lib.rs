@@ -1,1 +1,28 @@
-//! Placeholder until the room is built.
+//! The gateway: users' requests in, nodes' answers out, money moved exactly once.
+//!
+//! [`app::App`] is the whole thing as one value; [`router`] is the table of all routes; ARCHITECTURE.md walks through
+//! a request file by file.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
+
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod body;
+pub mod cli;
+pub mod config;
+pub mod counters;
+pub mod edge;
+pub mod error;
+pub mod fleet;
+pub mod json;
+pub mod listen;
+pub mod meter;
+pub mod relay;
+pub mod router;
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
+pub mod telemetry;
+pub mod watch;
+pub mod work;
+
+pub use app::{App, Listeners, Parts, serve};

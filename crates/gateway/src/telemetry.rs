@@ -38,30 +38,22 @@ pub struct Telemetry {
 
 impl Telemetry {
     /// Sets the recorder up, once per process.
-    pub fn install() -> anyhow::Result<Self> {
-        let page = match RECORDER.get() {
-            Some(page) => page.clone(),
-            None => {
-                let recorder = PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder();
-                let page = RECORDER.get_or_init(|| recorder.handle()).clone();
-                // A second world of the same test process may have been faster; its recorder is as good.
-                let _ = metrics::set_global_recorder(recorder);
-                page
-            }
-        };
+    #[must_use]
+    pub fn install() -> Self {
+        let page = RECORDER.get_or_init(record).clone();
         describe_counter!("cxmpute_http_requests_total", "Answers by route and class of status.");
         describe_histogram!("cxmpute_http_request_seconds", "Time to the head of an answer.");
         describe_gauge!("cxmpute_connections", "Open connections of clients and nodes.");
         describe_counter!("cxmpute_refused_connections_total", "Connections closed at once, by reason.");
         describe_counter!("cxmpute_enrolment_conflicts_total", "Enrolments refused because of another owner or key.");
         describe_counter!("cxmpute_leaked_keys_total", "Keys that were sent in an address.");
-        Ok(Self {
+        Self {
             page,
             requests: RequestMeters::new(),
             connections: gauge!("cxmpute_connections"),
             refused_peer: counter!("cxmpute_refused_connections_total", "reason" => "untrusted_peer"),
             refused_crowd: counter!("cxmpute_refused_connections_total", "reason" => "too_many"),
-        })
+        }
     }
 
     /// Folds samples together until the soft stop.
@@ -74,6 +66,16 @@ impl Telemetry {
             }
         }
     }
+}
+
+fn record() -> PrometheusHandle {
+    let builder = PrometheusBuilder::new().set_buckets(&BUCKETS).expect("the buckets are not empty");
+    let recorder = builder.build_recorder();
+    let page = recorder.handle();
+    if metrics::set_global_recorder(recorder).is_err() {
+        tracing::warn!("another recorder is installed; the metrics page stays empty");
+    }
+    page
 }
 
 /// One counter per route and class of status, one histogram per route.

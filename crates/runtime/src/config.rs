@@ -2,8 +2,8 @@
 //!
 //! The layers are merged key by key while the target type is being read, so that every error can say where the
 //! value came from, which key it belongs to, what was given and what is allowed. An unknown key of the file is an
-//! error with the closest known key; an unknown environment variable is a warning, because other programs of the
-//! house use the same prefix.
+//! error with the closest known key. An unknown environment variable is one only if it looks like a misspelt key:
+//! scripts and other programs of the house use the same prefix.
 
 mod error;
 mod layer;
@@ -52,13 +52,10 @@ where
     let context = Context::new(sources.file.as_deref(), &sources.env_prefix, environment);
     let root = Node::root(&context, &defaults, file.as_ref(), &flags);
     let loaded = T::deserialize(root).map_err(layer::Fault::into_error)?;
-    for (name, closest) in context.unused_variables() {
-        match closest {
-            Some(closest) => tracing::warn!(%name, %closest, "environment variable names no known key"),
-            None => tracing::warn!(%name, "environment variable names no known key"),
-        }
+    match context.misspelt_variable() {
+        Some((name, closest)) => Err(ConfigError::UnknownVariable { name, closest }),
+        None => Ok(loaded),
     }
-    Ok(loaded)
 }
 
 fn read_file(path: &std::path::Path) -> Result<toml::Value, ConfigError> {
@@ -67,9 +64,9 @@ fn read_file(path: &std::path::Path) -> Result<toml::Value, ConfigError> {
     match text.parse::<toml::Table>() {
         Ok(table) => Ok(toml::Value::Table(table)),
         Err(error) => {
-            let line = error.span().map_or(1, |span| {
-                1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count()
-            });
+            let line = error
+                .span()
+                .map_or(1, |span| 1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count());
             Err(ConfigError::Syntax { file: path.to_owned(), line, message: error.message().to_owned() })
         }
     }

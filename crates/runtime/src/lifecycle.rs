@@ -216,7 +216,10 @@ impl Drop for OwnedTask {
 
 /// Turns signals into stops: the first SIGTERM or SIGINT begins the soft stop, the second the hard stop, the third
 /// ends the process where it stands. The handlers are in place when this returns.
-#[expect(clippy::disallowed_methods, reason = "this task must outlive the set it stops, so it is not tracked")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this task must outlive the set it stops, so it is not tracked"
+)]
 pub fn signals(tasks: &Tasks) -> io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;

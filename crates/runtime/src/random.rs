@@ -8,6 +8,7 @@ use rand::{RngExt, SeedableRng};
 /// Fills `target` with bytes that nobody can guess.
 ///
 /// Ends the program when the operating system has none: every key made after that would be worthless.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that asks the operating system")]
 pub fn fill(target: &mut [u8]) {
     getrandom::fill(target).expect("the operating system gives random bytes");
 }

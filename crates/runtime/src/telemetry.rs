@@ -49,7 +49,9 @@ impl Default for LogConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The level is not one.
-    #[error("key `log.level` is {given:?}, expected error, warn, info, debug, trace, off or directives ({message})")]
+    #[error(
+        "key `log.level` is {given:?}, expected error, warn, info, debug, trace, off or directives ({message})"
+    )]
     Level {
         /// As given.
         given: String,
@@ -63,10 +65,9 @@ pub enum TelemetryError {
 
 /// Sets the logs of this process up. Call it once, in `main`.
 pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::builder().parse(&config.level).map_err(|error| TelemetryError::Level {
-        given: config.level.clone(),
-        message: error.to_string(),
-    })?;
+    let filter = EnvFilter::builder()
+        .parse(&config.level)
+        .map_err(|error| TelemetryError::Level { given: config.level.clone(), message: error.to_string() })?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -139,10 +140,10 @@ where
             spans.push_str(if spans.is_empty() { "" } else { ":" });
             spans.push_str(span.name());
             let extensions = span.extensions();
-            if let Some(recorded) = extensions.get::<tracing_subscriber::fmt::FormattedFields<N>>() {
-                if !recorded.fields.is_empty() {
-                    let _ = write!(spans, "{{{}}}", recorded.fields.trim());
-                }
+            if let Some(recorded) = extensions.get::<tracing_subscriber::fmt::FormattedFields<N>>()
+                && !recorded.fields.is_empty()
+            {
+                let _ = write!(spans, "{{{}}}", recorded.fields.trim());
             }
         }
         let metadata = event.metadata();

@@ -80,7 +80,8 @@ impl Db {
                 .bind(now.0)
                 .bind(expires_at.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         tx.commit().await
     }
 
@@ -154,6 +155,19 @@ impl Db {
         .transpose()
     }
 
+    /// Whose grant it is, used or not; for the known-bad variant of gate N3.
+    ///
+    /// # Errors
+    /// The store failed.
+    #[cfg(feature = "sabotage")]
+    pub async fn grant_owner_of(&self, hash: &[u8]) -> Result<Option<UserId>, DbError> {
+        let mut tx = self.begin().await?;
+        let owner = tx.grant_owner(hash).await?;
+        owner
+            .map(|owner| owner.parse().map_err(|e| DbError::impossible("enrolment_grants.owner", e)))
+            .transpose()
+    }
+
     /// The known-bad variant of gate N3: whoever comes last owns the row.
     ///
     /// # Errors
@@ -174,7 +188,8 @@ impl Db {
                     .bind(&enrolment.public_key)
                     .bind(&enrolment.name)
                     .execute(c)
-                    .await?);
+                    .await?
+                    .rows_affected());
         }
         tx.commit().await?;
         Ok(EnrolOutcome::Unchanged(owner.clone()))
@@ -250,7 +265,8 @@ impl Tx {
                 .bind(&enrolment.software)
                 .bind(now.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         Ok(EnrolOutcome::Unchanged(owner))
     }
 
@@ -274,7 +290,8 @@ impl Tx {
                 .bind(&holder.id)
                 .bind(now.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         Ok(true)
     }
 

@@ -74,6 +74,13 @@ impl DbError {
         matches!(self, Self::Unavailable(_))
     }
 
+    /// Whether two transactions met in an unlucky order; trying again at once is right (MR55).
+    #[must_use]
+    pub fn is_collision(&self) -> bool {
+        let Self::Unavailable(sqlx::Error::Database(database)) = self else { return false };
+        matches!(database.code().as_deref(), Some("40001" | "40P01"))
+    }
+
     /// Whether the process must end at once: going on could acknowledge what the disk did not keep (MR53).
     #[must_use]
     pub fn is_fatal(&self) -> bool {

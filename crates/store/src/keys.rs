@@ -137,7 +137,8 @@ impl Db {
                 .bind(key.budget.map(MicroCredits::get))
                 .bind(key.created_at.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         tx.commit().await
     }
 

@@ -2,6 +2,7 @@
 //! per aggregate with its rows and methods.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod audit;
 mod db;
 mod dialect;
 pub mod enrol;
@@ -11,10 +12,12 @@ pub mod ledger;
 mod migrations;
 pub mod prices;
 pub mod provisions;
+pub mod receipts;
 pub mod replicas;
 pub mod usage;
 pub mod users;
 
+pub use audit::PostingRow;
 pub use db::{Db, DbKind, Tx};
 pub use enrol::{EnrolOutcome, Enrolment};
 pub use error::DbError;
@@ -25,6 +28,7 @@ pub use ledger::{
 };
 pub use migrations::SCHEMA_VERSION;
 pub use provisions::{ProvisionRow, ProvisionState, ServiceRow};
+pub use receipts::AttemptRow;
 pub use replicas::Replica;
 pub use usage::{GenerationRow, UsageTotals};
 pub use users::{NewUser, UserCreated, UserRow};

@@ -35,7 +35,7 @@ pub(crate) async fn run(db: &Db) -> Result<(), DbError> {
     let kind = db.kind();
     let mut tx = db.begin().await?;
     if kind == DbKind::Postgres {
-        on!(&mut tx, c => sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(POSTGRES_LOCK).execute(c).await?);
+        on!(&mut tx, c => sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(POSTGRES_LOCK).execute(c).await?.rows_affected());
     }
     raw(
         &mut tx,
@@ -74,7 +74,7 @@ async fn apply(tx: &mut Tx, kind: DbKind, migration: &Migration) -> Result<(), D
         dialect::now_ms(kind)
     );
     on!(tx, c =>
-        sqlx::query(AssertSqlSafe(sql)).bind(migration.version).bind(migration.name).execute(c).await?);
+        sqlx::query(AssertSqlSafe(sql)).bind(migration.version).bind(migration.name).execute(c).await?.rows_affected());
     Ok(())
 }
 
@@ -88,12 +88,13 @@ async fn system_accounts(tx: &mut Tx) -> Result<(), DbError> {
                 .bind(Account::SYSTEM)
                 .bind(kind.as_str())
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
     }
     Ok(())
 }
 
 async fn raw(tx: &mut Tx, sql: String) -> Result<(), DbError> {
-    on!(tx, c => sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await?);
+    on!(tx, c => sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await?.rows_affected());
     Ok(())
 }

@@ -24,7 +24,8 @@ impl Db {
                     .bind(&text)
                     .bind(now.0)
                     .execute(c)
-                    .await?);
+                    .await?
+                    .rows_affected());
             let stored: String = on!(&mut tx, c =>
                 sqlx::query_scalar("SELECT price FROM prices WHERE id = $1 AND version = $2")
                     .bind(&price.id)

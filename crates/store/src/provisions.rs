@@ -207,14 +207,16 @@ impl Db {
                 .bind(id.as_str())
                 .bind(now.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         on!(&mut tx, c =>
             sqlx::query("INSERT INTO provision_epochs (provision_id, epoch, started_at) VALUES ($1, $2, $3)")
                 .bind(id.as_str())
                 .bind(epoch)
                 .bind(now.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         tx.commit().await?;
         Ok(Some(Epoch(epoch)))
     }
@@ -240,7 +242,8 @@ impl Db {
                 .bind(now.0)
                 .bind(reason)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         on!(&mut tx, c =>
             sqlx::query(
                 "UPDATE provisions SET state = 'offline', updated_at = $3
@@ -249,7 +252,8 @@ impl Db {
                 .bind(epoch.0)
                 .bind(now.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         tx.commit().await
     }
 
@@ -264,7 +268,8 @@ impl Db {
                 .bind(id.as_str())
                 .bind(now.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         tx.commit().await
     }
 
@@ -333,7 +338,8 @@ impl Db {
             sqlx::query("DELETE FROM provision_services WHERE provision_id = $1")
                 .bind(id.as_str())
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         for service in services {
             on!(&mut tx, c =>
                 sqlx::query(
@@ -346,7 +352,8 @@ impl Db {
                     .bind(&service.detail)
                     .bind(now.0)
                     .execute(c)
-                    .await?);
+                    .await?
+                    .rows_affected());
         }
         tx.commit().await?;
         Ok(true)
@@ -384,7 +391,8 @@ impl Db {
                 .bind(url)
                 .bind(now.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         tx.commit().await
     }
 
@@ -420,7 +428,8 @@ impl Db {
                     sqlx::query("DELETE FROM provision_services WHERE provision_id = $1")
                         .bind(id.as_str())
                         .execute(c)
-                        .await?);
+                        .await?
+                        .rows_affected());
             }
             Some(services) => {
                 for service in services {
@@ -429,7 +438,8 @@ impl Db {
                             .bind(id.as_str())
                             .bind(service.as_str())
                             .execute(c)
-                            .await?);
+                            .await?
+                            .rows_affected());
                 }
             }
         }
@@ -457,7 +467,8 @@ impl Db {
             sqlx::query("DELETE FROM provision_services WHERE provision_id = $1")
                 .bind(id.as_str())
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         tx.commit().await?;
         Ok(done == 1)
     }

@@ -81,7 +81,8 @@ impl Db {
                 .bind(&replica.id)
                 .bind(replica.epoch)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         tx.commit().await
     }
 }

@@ -98,7 +98,8 @@ impl Db {
                     .bind(user.id.as_str())
                     .bind(kind.as_str())
                     .execute(c)
-                    .await?);
+                    .await?
+                    .rows_affected());
         }
         tx.commit().await?;
         let row = UserRow { id: user.id.clone(), email, created_at: user.created_at, suspended_at: None };

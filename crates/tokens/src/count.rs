@@ -32,7 +32,10 @@ impl CountError {
     /// Whether the request, not the model file, is at fault.
     #[must_use]
     pub fn is_request_fault(&self) -> bool {
-        matches!(self, Self::NoTemplate | Self::Template(TemplateError::Refused(_) | TemplateError::Failed(_)))
+        matches!(
+            self,
+            Self::NoTemplate | Self::Template(TemplateError::Refused(_) | TemplateError::Failed(_))
+        )
     }
 }
 

@@ -302,7 +302,11 @@ impl<R: Read> Source<R> {
     fn elements(&mut self, depth: u8) -> Result<Value, GgufError> {
         let depth = depth + 1;
         if depth > MAX_DEPTH {
-            return Err(GgufError::TooLarge { what: "depth of an array", given: depth.into(), limit: MAX_DEPTH.into() });
+            return Err(GgufError::TooLarge {
+                what: "depth of an array",
+                given: depth.into(),
+                limit: MAX_DEPTH.into(),
+            });
         }
         let kind = self.u32()?;
         let count = bounded("number of array elements", self.u64()?, MAX_ELEMENTS)?;

@@ -4,15 +4,15 @@
 //! blocks, Python's string methods, `raise_exception`, and a `tojson` that prints like Python's `json.dumps`.
 
 use cxmpute_wire::openai::{ChatMessage, Tool};
-use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use serde_json::{Map, Value as Json};
 
 /// Instructions one rendering may take. A long conversation takes some 100,000; a hostile template ends here.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 5_000_000;
 /// The name under which the one template of an environment is kept.
 const NAME: &str = "chat";
 
@@ -86,7 +86,8 @@ impl ChatTemplate {
 fn message_value(message: &ChatMessage) -> Json {
     let mut fields = Map::new();
     fields.insert("role".into(), message.role.template_name().into());
-    let content = message.content.as_ref().map_or(Json::Null, |content| Json::String(content.text().into_owned()));
+    let content =
+        message.content.as_ref().map_or(Json::Null, |content| Json::String(content.text().into_owned()));
     fields.insert("content".into(), content);
     if let Some(name) = &message.name {
         fields.insert("name".into(), name.as_str().into());
@@ -116,7 +117,6 @@ fn message_value(message: &ChatMessage) -> Json {
 #[error("{0}")]
 struct Raised(String);
 
-#[expect(clippy::needless_pass_by_value, reason = "minijinja hands arguments over by value")]
 fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
 }
@@ -132,7 +132,6 @@ fn failure(error: &Error) -> TemplateError {
     TemplateError::Failed(error.to_string())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "minijinja hands arguments over by value")]
 fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     // Python's default of the wrapper is `ensure_ascii=False`; order is kept unless asked otherwise.
@@ -161,11 +160,19 @@ fn write(json: &Json, formatter: impl Formatter) -> Result<String, serde_json::E
 struct PythonFormatter;
 
 impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
 
@@ -198,14 +205,14 @@ mod tests {
         let source = "{% for m in messages %}{{ m.tool_calls[0].function.arguments | tojson }}{{ m.content is none }}{% endfor %}";
         let call = serde_json::json!([{"role": "assistant", "content": null, "tool_calls": [{
             "id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"z\":[1,2],\"a\":\"é<\"}"}}]}]);
-        assert_eq!(render(source, call).unwrap(), "{\"z\": [1, 2], \"a\": \"é<\"}true");
+        assert_eq!(render(source, call).unwrap(), "{\"z\": [1, 2], \"a\": \"é<\"}True");
     }
 
     #[test]
     fn parts_are_joined_and_tools_are_none_when_absent() {
         let source = "{{ messages[0].content }}{{ tools is none }}{{ 'tool_calls' in messages[0] }}";
         let parts = serde_json::json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
-        assert_eq!(render(source, parts).unwrap(), "a\nbtruefalse");
+        assert_eq!(render(source, parts).unwrap(), "a\nbTrueFalse");
     }
 
     #[test]

@@ -17,8 +17,16 @@ const UNUSED: i64 = 5;
 
 /// Control tokens that end an answer in one family of models or another; a vocabulary marks one of them as its end
 /// of sequence, and chat models often end a turn with another.
-const TURN_ENDS: [&str; 8] =
-    ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<end_of_turn>", "</s>", "<|end_of_text|>"];
+const TURN_ENDS: [&str; 8] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<end_of_turn>",
+    "</s>",
+    "<|end_of_text|>",
+];
 
 /// How Llama 3 splits text before merging (`tokenizer.ggml.pre = llama-bpe`).
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -85,7 +93,10 @@ impl TextTokenizer {
                 (vocabulary.sentence_piece(header, prefix)?, vocabulary.sentence_piece_bytes(), prefix)
             }
             other => {
-                return Err(TokenizerError::Unsupported { given: other.to_owned(), supported: "gpt2, llama" });
+                return Err(TokenizerError::Unsupported {
+                    given: other.to_owned(),
+                    supported: "gpt2, llama",
+                });
             }
         };
         vocabulary.add_special(&mut inner)?;
@@ -248,7 +259,8 @@ impl<'a> Vocabulary<'a> {
                 {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
                 {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})
         };
-        let plain = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let plain =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         let pre = header.text("tokenizer.ggml.pre").unwrap_or("gpt-2");
         let (pre_tokenizer, whole_words) = match pre {
             "gpt-2" | "default" => (plain, false),
@@ -309,10 +321,8 @@ impl<'a> Vocabulary<'a> {
         let merges = merges.into_iter().map(|merge| (merge.3.to_owned(), merge.4.to_owned())).collect();
         let unknown = header.number("tokenizer.ggml.unknown_token_id").unwrap_or(0);
         let unknown = usize::try_from(unknown).ok().and_then(|id| self.tokens.get(id));
-        let mut builder = BPE::builder()
-            .vocab_and_merges(self.ids(), merges)
-            .fuse_unk(true)
-            .byte_fallback(true);
+        let mut builder =
+            BPE::builder().vocab_and_merges(self.ids(), merges).fuse_unk(true).byte_fallback(true);
         if let Some(unknown) = unknown {
             builder = builder.unk_token(unknown.clone());
         }
@@ -397,14 +407,18 @@ mod tests {
 
     #[test]
     fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
-        let tokens: Vec<String> =
-            ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "▁", "a", "b", "ab", "▁ab"].map(String::from).to_vec();
+        let tokens: Vec<String> = ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "▁", "a", "b", "ab", "▁ab"]
+            .map(String::from)
+            .to_vec();
         let types = [2, 3, 3, 6, 6, 1, 1, 1, 1, 1];
         let header = header_of(&tokens, &types, &[0., 0., 0., 0., 0., -3., -4., -5., -1., -2.]);
         let tokenizer = TextTokenizer::from_header(&header).unwrap();
         let texts = |ids: Vec<u32>| ids.into_iter().map(|id| tokens[id as usize].clone()).collect::<Vec<_>>();
         assert_eq!(texts(tokenizer.encode("ab ab").unwrap()), ["▁ab", "▁ab"]);
-        assert_eq!(texts(tokenizer.encode_prompt("é</s>").unwrap()), ["<s>", "▁", "<0xC3>", "<0xA9>", "</s>"]);
+        assert_eq!(
+            texts(tokenizer.encode_prompt("é</s>").unwrap()),
+            ["<s>", "▁", "<0xC3>", "<0xA9>", "</s>"]
+        );
         assert_eq!(tokenizer.token_bytes(3), [0xC3]);
         assert_eq!(tokenizer.token_bytes(9), b" ab");
         assert!(tokenizer.token_bytes(2).is_empty() && tokenizer.is_end(2) && tokenizer.leading_space());

@@ -37,7 +37,8 @@ impl<T: Serialize> ControlSender<T> {
 
     /// Sends one message; waits while the other end does not read.
     pub async fn send(&mut self, message: &T) -> Result<(), ControlError> {
-        let mut line = serde_json::to_vec(message).map_err(|error| ControlError::Protocol(error.to_string()))?;
+        let mut line =
+            serde_json::to_vec(message).map_err(|error| ControlError::Protocol(error.to_string()))?;
         line.push(b'\n');
         send_all(&mut self.stream, line.into()).await.map_err(|Gone| ControlError::Closed)
     }
@@ -93,7 +94,8 @@ impl<T: DeserializeOwned> ControlReceiver<T> {
             Ok(message) => return Some(Ok(message)),
             Err(error) => error,
         };
-        let is_object = serde_json::from_slice::<serde_json::Value>(line).is_ok_and(|value| value.is_object());
+        let is_object =
+            serde_json::from_slice::<serde_json::Value>(line).is_ok_and(|value| value.is_object());
         if !is_object {
             return Some(Err(ControlError::Protocol(error.to_string())));
         }

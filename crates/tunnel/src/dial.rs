@@ -115,7 +115,11 @@ async fn shake(
             let (parts, body) = response.into_parts();
             let body = Limited::new(body, REFUSAL_LIMIT_BYTES).collect().await;
             let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-            return Err(refused(config, target, &Answer { status: parts.status, headers: parts.headers, body }));
+            return Err(refused(
+                config,
+                target,
+                &Answer { status: parts.status, headers: parts.headers, body },
+            ));
         }
         let headers = response.headers();
         let epoch = parse(headers, &CX_EPOCH, "cx-epoch").map_err(|error| protocol(error.to_string()))?;

@@ -143,9 +143,11 @@ pub(crate) fn parse<T: FromStr>(
 /// Whether these headers ask for the tunnel.
 pub fn asks_for_tunnel(headers: &HeaderMap) -> bool {
     let has = |name, wanted: &str| {
-        headers.get_all(name).iter().filter_map(|value: &HeaderValue| value.to_str().ok()).any(|value| {
-            value.split(',').any(|part| part.trim().eq_ignore_ascii_case(wanted))
-        })
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value: &HeaderValue| value.to_str().ok())
+            .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(wanted)))
     };
     has(http::header::CONNECTION, "upgrade") && has(http::header::UPGRADE, UPGRADE_TOKEN)
 }

@@ -231,7 +231,10 @@ impl HttpClient {
 }
 
 /// Runs a connection as long as its one exchange needs it.
-pub(crate) async fn drive<T>(connection: impl Future<Output = hyper::Result<()>>, exchange: impl Future<Output = T>) -> T {
+pub(crate) async fn drive<T>(
+    connection: impl Future<Output = hyper::Result<()>>,
+    exchange: impl Future<Output = T>,
+) -> T {
     let mut connection = std::pin::pin!(connection);
     let mut exchange = std::pin::pin!(exchange);
     tokio::select! {

@@ -31,7 +31,7 @@ pub use drain::CloseReason;
 pub use handshake::{WorkHead, WorkPath};
 pub use http_client::{Answer, ClientError, HttpClient, Signer};
 pub use link::{Link, LinkConfig, LinkError, OpenError};
-pub use node_end::{ControlPair, Incoming, NodeEnd, NodeHandle, WorkRequest, WorkResponder};
+pub use node_end::{BodyError, ControlPair, Incoming, NodeEnd, NodeHandle, WorkRequest, WorkResponder};
 pub use sign::{SignatureError, Verified, provision_id, sign_request, verify_request};
 pub use transport::{Roots, TransportError};
 pub use work::{Accepted, WorkError, WorkStream};

@@ -135,7 +135,10 @@ impl Link {
         let ending = Ending::default();
         let round_trip = RoundTrip::default();
         if let Some(pings) = connection.ping_pong() {
-            tasks.spawn("tunnel-watch", supervise(pings, config.ping, round_trip.clone(), ending.clone(), tasks));
+            tasks.spawn(
+                "tunnel-watch",
+                supervise(pings, config.ping, round_trip.clone(), ending.clone(), tasks),
+            );
         }
         tasks.spawn("tunnel", run(connection, ending.clone()));
         Ok(Self { inner: Arc::new(Inner { send, ending, round_trip, open: AtomicUsize::new(0) }) })

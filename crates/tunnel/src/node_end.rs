@@ -165,8 +165,12 @@ impl NodeEnd {
 }
 
 /// Drives the connection and hands its streams out.
-async fn run<T>(mut connection: Connection<T, Bytes>, sender: mpsc::Sender<Incoming>, epoch: Epoch, ending: Ending)
-where
+async fn run<T>(
+    mut connection: Connection<T, Bytes>,
+    sender: mpsc::Sender<Incoming>,
+    epoch: Epoch,
+    ending: Ending,
+) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let _finish = FinishOnDrop(ending.clone());

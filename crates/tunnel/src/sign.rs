@@ -131,13 +131,12 @@ pub fn verify_request(
     let digest = single(&parts.headers, &CONTENT_DIGEST)?;
     let digest_covered = input.components.iter().any(|component| component == "content-digest");
     match digest {
-        Some(digest) if digest_covered => {
-            if digest != content_digest(body) {
-                return Err(SignatureError::Digest);
-            }
-        }
+        Some(digest) if digest_covered && digest == content_digest(body) => {}
+        Some(_) if digest_covered => return Err(SignatureError::Digest),
         Some(_) => return Err(SignatureError::Uncovered("content-digest")),
-        None if digest_covered || !body.is_empty() => return Err(SignatureError::Uncovered("content-digest")),
+        None if digest_covered || !body.is_empty() => {
+            return Err(SignatureError::Uncovered("content-digest"));
+        }
         None => {}
     }
     let authority = match parts.uri.authority() {

@@ -81,7 +81,8 @@ impl Roots {
         let mut store = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         if let Some(file) = ca_file {
             let wrong = |message: String| TransportError::CaFile { file: file.to_owned(), message };
-            let certificates = CertificateDer::pem_file_iter(file).map_err(|error| wrong(error.to_string()))?;
+            let certificates =
+                CertificateDer::pem_file_iter(file).map_err(|error| wrong(error.to_string()))?;
             let mut count = 0;
             for certificate in certificates {
                 let certificate = certificate.map_err(|error| wrong(error.to_string()))?;

@@ -116,6 +116,10 @@ codes! {
     ModelLoading = "model_loading", 503;
     /// The service is not ready on the node.
     NotReady = "not_ready", 503;
+    /// A file of the model is not on the node.
+    ModelMissing = "model_missing", 503;
+    /// A file of the model on the node is not the one that the catalogue names.
+    DigestMismatch = "digest_mismatch", 503;
     /// The store is away.
     StoreUnavailable = "store_unavailable", 503;
     /// The process is shutting down.

@@ -40,13 +40,15 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     let mut verdict = Verdict::new("L4");
     let world = World::plan(setting).write_stall(Duration::from_secs(1)).start().await?;
     let node = world.stand_in("node").await?;
-    let account = world.account("leaver@example.org", MicroCredits::new(1_000_000_000)).await?;
+    let account = world.account("leaver@example.org", MicroCredits(1_000_000_000)).await?;
     let rounds = setting.counts.pick(1, 10);
     for _ in 0..rounds {
         for tokens in [0_u64, 1, 7, 500] {
             for leave in [Leave::Reset, Leave::Close, Leave::HalfClose, Leave::Stall] {
                 verdict.count += 1;
-                one(&world, &node, &account, tokens, leave, &mut verdict).await.with_context(|| format!("{leave:?} after {tokens}"))?;
+                one(&world, &node, &account, tokens, leave, &mut verdict)
+                    .await
+                    .with_context(|| format!("{leave:?} after {tokens}"))?;
             }
         }
     }
@@ -54,13 +56,23 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     Ok(verdict)
 }
 
-async fn one(world: &World, node: &StandIn, account: &Account, tokens: u64, leave: Leave, verdict: &mut Verdict) -> Result<()> {
+async fn one(
+    world: &World,
+    node: &StandIn,
+    account: &Account,
+    tokens: u64,
+    leave: Leave,
+    verdict: &mut Verdict,
+) -> Result<()> {
     let what = format!("{leave:?} after {tokens}");
     let prompt = if leave == Leave::Stall { "endless".to_owned() } else { format!("hold {tokens}") };
     let body = json!({"model": CHAT_MODEL, "stream": true, "max_tokens": 200_000, "messages": [{"role": "user", "content": prompt}]});
     let seen = node.notes().len();
     let mut conversation = account.client.send("POST", "/v1/chat/completions", Some(&body)).await?;
-    let note = until("the node to accept", Duration::from_secs(20), async || Ok(node.notes().get(seen).filter(|note| note.accepted.is_some()).cloned())).await?;
+    let note = until("the node to accept", Duration::from_secs(20), async || {
+        Ok(node.notes().get(seen).filter(|note| note.accepted.is_some()).cloned())
+    })
+    .await?;
     let mut received = String::new();
     if tokens > 0 {
         conversation.read_head().await?;
@@ -79,26 +91,51 @@ async fn one(world: &World, node: &StandIn, account: &Account, tokens: u64, leav
     }
     // A stalled reader is cut by the write stall of this world (1 s) first.
     let grace = if leave == Leave::Stall { Duration::from_secs(20) } else { Duration::ZERO };
-    let cancelled = until("the node to be cancelled", CANCELLED_WITHIN + grace + Duration::from_secs(10), async || {
-        Ok(node.notes().get(seen).and_then(|note| note.cancelled))
-    })
-    .await?;
-    verdict.check("the node is cancelled within 250 ms (4 x)", cancelled - left <= CANCELLED_WITHIN + grace, format!("{what}: {:?}", cancelled - left));
+    let cancelled =
+        until("the node to be cancelled", CANCELLED_WITHIN + grace + Duration::from_secs(10), async || {
+            Ok(node.notes().get(seen).and_then(|note| note.cancelled))
+        })
+        .await?;
+    verdict.check(
+        "the node is cancelled within 250 ms (4 x)",
+        cancelled - left <= CANCELLED_WITHIN + grace,
+        format!("{what}: {:?}", cancelled - left),
+    );
     let settled = settled(account, &note.request_id, RELEASED_WITHIN + Duration::from_secs(10)).await;
-    verdict.check("the hold is released within 1 s (4 x)", settled.is_ok() && cancelled.elapsed() <= RELEASED_WITHIN, format!("{what}: {settled:?}"));
+    verdict.check(
+        "the hold is released within 1 s (4 x)",
+        settled.is_ok() && cancelled.elapsed() <= RELEASED_WITHIN,
+        format!("{what}: {settled:?}"),
+    );
     let Ok(settled) = settled else { return Ok(()) };
     if let Some(mut conversation) = kept {
         received.push_str(&drain(&mut conversation).await);
     }
     let prompt_tokens = settled["tokens_prompt"].as_u64().unwrap_or_default();
     let billed = settled["tokens_completion"].as_u64().unwrap_or_default();
-    let got = world.count(&received)?;
+    let got = world.money.count(&received)?;
     let cost = world.cost_of(&settled)?;
-    verdict.check("the prompt is billed by the public template", prompt_tokens == world.prompt_tokens(&body)?, format!("{what}: {prompt_tokens}"));
-    verdict.check(CAUGHT_BY, cost == world.price(prompt_tokens, billed)? && cost > 0 && billed >= got, format!("{what}: {settled} for {got} received"));
+    verdict.check(
+        "the prompt is billed by the public template",
+        prompt_tokens == world.money.prompt_tokens(&body)?,
+        format!("{what}: {prompt_tokens}"),
+    );
+    verdict.check(
+        CAUGHT_BY,
+        cost == world.price(prompt_tokens, billed)? && cost > 0 && billed >= got,
+        format!("{what}: {settled} for {got} received"),
+    );
     let slack = if leave == Leave::Stall { u64::try_from(SOCKET_BUFFERS / EVENT_BYTES)? } else { 0 };
-    verdict.check("what is billed beyond what was read fits a socket buffer", billed - got.min(billed) <= slack, format!("{what}: billed {billed}, read {got}"));
-    verdict.check("the provider is paid for the same tokens", world.reward_of(&note.request_id).await? == world.share(cost), format!("{what}: cost {cost}"));
+    verdict.check(
+        "what is billed beyond what was read fits a socket buffer",
+        billed - got.min(billed) <= slack,
+        format!("{what}: billed {billed}, read {got}"),
+    );
+    verdict.check(
+        "the provider is paid for the same tokens",
+        world.money.reward_of(&note.request_id).await? == world.share(cost)?,
+        format!("{what}: cost {cost}"),
+    );
     Ok(())
 }
 

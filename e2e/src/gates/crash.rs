@@ -51,7 +51,9 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     house.grant_credits(&user, 1_000_000_000_000)?;
     let key = house.create_key(&user)?;
     let owner = house.create_user("crash-owner@example.org")?;
-    let node = StandIn::enrol_and_start(house.address, &Identity::fresh(), "node", &house.enrol_grant(&owner)?).await?;
+    let node =
+        StandIn::enrol_and_start(house.address, &Identity::fresh(), "node", &house.enrol_grant(&owner)?)
+            .await?;
     house.routable(CHAT_MODEL, 1).await?;
 
     let traffic = Traffic::start(Client::with_key(house.address, &key));
@@ -61,21 +63,38 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
         verdict.count += 1;
         // The kill lands in traffic that flows: answers have ended since the last start.
         let before = traffic.ended.load(Ordering::SeqCst);
-        until("answers to flow", Duration::from_secs(30), async || Ok((traffic.ended.load(Ordering::SeqCst) > before + 4).then_some(()))).await?;
+        until("answers to flow", Duration::from_secs(30), async || {
+            Ok((traffic.ended.load(Ordering::SeqCst) > before + 4).then_some(()))
+        })
+        .await?;
         let moment = Duration::from_millis(dice.random_range(10..60));
         tokio::time::timeout(moment, std::future::pending::<()>()).await.unwrap_or_default();
         house.gateway()?.kill_hard()?;
         let recovered = house.start_gateway().await?;
-        verdict.check("recovery takes at most 2 s (4 x)", recovered <= RECOVERED_WITHIN, format!("{recovered:?}"));
+        verdict.check(
+            "recovery takes at most 2 s (4 x)",
+            recovered <= RECOVERED_WITHIN,
+            format!("{recovered:?}"),
+        );
     }
     let seen = traffic.stop().await?;
     let money = Money::open(&house.database_url()).await?;
-    until("every hold to be resolved", Duration::from_secs(60), async || Ok((money.open_holds().await? == 0).then_some(()))).await.ok();
+    until("every hold to be resolved", Duration::from_secs(60), async || {
+        Ok((money.open_holds().await? == 0).then_some(()))
+    })
+    .await
+    .ok();
     verdict.equal("no hold is left", &money.open_holds().await?, &0);
     judge(&seen, &money, &mut verdict).await?;
     let report = house.check_ledger();
-    verdict.check("the ledger explains every credit", report.as_ref().is_ok_and(|report| report["explained"].as_f64() == Some(1.0)), format!("{report:?}"));
-    verdict.check("the database is intact", money.intact().await?, "integrity check");
+    verdict.check(
+        "the ledger explains every credit",
+        report.as_ref().is_ok_and(|report| report["explained"].as_f64() == Some(1.0)),
+        format!("{report:?}"),
+    );
+    // Opening a database checks its pages first.
+    let opened = Money::open(&house.database_url()).await.map(drop);
+    verdict.check("the database is intact", opened.is_ok(), format!("{opened:?}"));
     node.stop().await;
     Ok(verdict)
 }
@@ -90,17 +109,34 @@ async fn judge(seen: &[Seen], money: &Money, verdict: &mut Verdict) -> Result<()
         streamed += usize::from(request.streamed);
         if request.ended {
             ended += 1;
-            verdict.check(CAUGHT_BY, posts == 1 && cost == delivered, format!("{request:?}: {posts} settlements, {cost} instead of {delivered}"));
+            verdict.check(
+                CAUGHT_BY,
+                posts == 1 && cost == delivered,
+                format!("{request:?}: {posts} settlements, {cost} instead of {delivered}"),
+            );
         } else {
             cut += 1;
-            verdict.check("nothing above what was delivered is billed", cost <= delivered && posts <= 1, format!("{request:?}: {cost} > {delivered}"));
+            verdict.check(
+                "nothing above what was delivered is billed",
+                cost <= delivered && posts <= 1,
+                format!("{request:?}: {cost} > {delivered}"),
+            );
         }
     }
-    verdict.check("traffic was mixed", ended > 0 && cut > 0 && streamed > 0 && streamed < seen.len(), format!("{ended} ended, {cut} cut, {streamed} streamed of {}", seen.len()));
+    verdict.check(
+        "traffic was mixed",
+        ended > 0 && cut > 0 && streamed > 0 && streamed < seen.len(),
+        format!("{ended} ended, {cut} cut, {streamed} streamed of {}", seen.len()),
+    );
     // Requests whose id never arrived delivered nothing: they may not cost anything either.
-    let known: std::collections::HashSet<&str> = seen.iter().map(|request| request.request_id.as_str()).collect();
+    let known: std::collections::HashSet<&str> =
+        seen.iter().map(|request| request.request_id.as_str()).collect();
     for (id, cost) in money.charges().await? {
-        verdict.check("a request nobody heard of costs nothing", cost == 0 || known.contains(id.as_str()), format!("{id} cost {cost}"));
+        verdict.check(
+            "a request nobody heard of costs nothing",
+            cost == 0 || known.contains(id.as_str()),
+            format!("{id} cost {cost}"),
+        );
     }
     Ok(())
 }
@@ -115,9 +151,15 @@ struct Traffic {
 
 impl Traffic {
     fn start(client: Client) -> Self {
-        let mut traffic = Self { stop: Arc::default(), ended: Arc::default(), seen: Arc::default(), clients: JoinSet::new() };
+        let mut traffic = Self {
+            stop: Arc::default(),
+            ended: Arc::default(),
+            seen: Arc::default(),
+            clients: JoinSet::new(),
+        };
         for number in 0..CLIENTS {
-            let (client, stop, ended, seen) = (client.clone(), traffic.stop.clone(), traffic.ended.clone(), traffic.seen.clone());
+            let (client, stop, ended, seen) =
+                (client.clone(), traffic.stop.clone(), traffic.ended.clone(), traffic.seen.clone());
             traffic.clients.spawn(async move {
                 let mut dice = StdRng::seed_from_u64(number);
                 while !stop.load(Ordering::SeqCst) {
@@ -125,8 +167,11 @@ impl Traffic {
                     if request.ended {
                         ended.fetch_add(1, Ordering::SeqCst);
                     } else {
-                        // The gateway is being restarted; look again soon.
-                        let _ = until("the gateway", Duration::from_secs(20), async || Ok(client.call("GET", "/readyz", None).await.ok())).await;
+                        // The gateway is being restarted: look again until it answers.
+                        let mut looks = tokio::time::interval(Duration::from_millis(10));
+                        while !stop.load(Ordering::SeqCst) && client.call("GET", "/readyz", None).await.is_err() {
+                            looks.tick().await;
+                        }
                     }
                     seen.lock().push(request);
                 }
@@ -148,7 +193,9 @@ async fn ask(client: &Client, tokens: u64, streamed: bool) -> Seen {
     let prompt = format!("say {tokens}");
     let mut seen = Seen { prompt: prompt.clone(), streamed, ..Seen::default() };
     let body = json!({"model": CHAT_MODEL, "stream": streamed, "max_tokens": 64, "messages": [{"role": "user", "content": prompt}]});
-    let Ok(mut conversation) = client.open("POST", "/v1/chat/completions", Some(&body)).await else { return seen };
+    let Ok(mut conversation) = client.open("POST", "/v1/chat/completions", Some(&body)).await else {
+        return seen;
+    };
     seen.request_id = conversation.header("x-request-id").unwrap_or_default().to_owned();
     if conversation.status != 200 {
         // A refusal is an end, and it costs nothing: judged as a request that delivered nothing.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::client::Client;
@@ -42,7 +42,7 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     let configuration = folder.path().join("node.toml");
     std::fs::write(&configuration, upstream.node_configuration(CHAT_MODEL))?;
     let configuration = configuration.to_string_lossy().into_owned();
-    let extra = [("CXMPUTE_PROVIDER_CONFIG", configuration.as_str()), ("CXMPUTE_PROVIDER_LOG_LEVEL", "trace")];
+    let extra = [("CXMPUTE_CONFIG_PATH", configuration.as_str()), ("CXMPUTE_LOG_LEVEL", "trace")];
     let node = house.start_node("node", Some(&grant), house.address, &extra)?;
     house.routable(CHAT_MODEL, 1).await.with_context(|| node.logged())?;
 
@@ -50,23 +50,49 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     let secrets = canaries(&key, &grant, &folder.path().join("node"))?;
 
     let gateway = house.gateway()?.pid();
-    let arguments: Vec<String> = [gateway, node.pid()].into_iter().chain(process::children(node.pid())).map(process::arguments).collect();
-    let metrics = Client::anonymous(house.setting("CXMPUTE_METRICS_BIND").context("no metrics")?.parse()?).call("GET", "/metrics", None).await?;
+    let arguments: Vec<String> = [gateway, node.pid()]
+        .into_iter()
+        .chain(process::children(node.pid()))
+        .map(process::arguments)
+        .collect();
+    let metrics = Client::anonymous(house.setting("CXMPUTE_METRICS_BIND").context("no metrics")?.parse()?)
+        .call("GET", "/metrics", None)
+        .await?;
     verdict.check("metrics were read", metrics.status == 200 && metrics.body.len() > 200, metrics.status);
-    let logs = files(folder.path(), |name| Path::new(name).extension().is_some_and(|kind| kind == "log" || kind == "out"))?;
-    verdict.check("logs were written at trace level", logs.values().any(|log| log.windows(5).any(|word| word == b"TRACE")), format!("{:?}", logs.keys()));
+    let logs = files(folder.path(), |name| {
+        Path::new(name).extension().is_some_and(|kind| kind == "log" || kind == "out")
+    })?;
+    verdict.check(
+        "logs were written at trace level",
+        logs.values().any(|log| log.windows(5).any(|word| word == b"TRACE")),
+        format!("{:?}", logs.keys()),
+    );
     let database = files(&folder.path().join("gateway"), |name| name.contains(".db"))?;
-    verdict.check("the database was read", database.values().map(Vec::len).sum::<usize>() > 4096, format!("{:?}", database.keys()));
+    verdict.check(
+        "the database was read",
+        database.values().map(Vec::len).sum::<usize>() > 4096,
+        format!("{:?}", database.keys()),
+    );
     for (what, secret) in &secrets {
         verdict.count += 1;
-        let told = |place: &BTreeMap<String, Vec<u8>>| place.iter().find(|(_, text)| holds(text, secret)).map(|(name, _)| name.clone());
+        let told = |place: &BTreeMap<String, Vec<u8>>| {
+            place.iter().find(|(_, text)| holds(text, secret)).map(|(name, _)| name.clone())
+        };
         verdict.check(CAUGHT_BY, told(&logs).is_none(), format!("{what} in {:?}", told(&logs)));
         verdict.check("no secret is in a metric", !holds(&metrics.body, secret), what);
         verdict.check("no secret is in an error body", answers.iter().all(|body| !holds(body, secret)), what);
-        verdict.check("no secret is in an argument vector", arguments.iter().all(|line| !line.contains(secret.as_str())), what);
+        verdict.check(
+            "no secret is in an argument vector",
+            arguments.iter().all(|line| !line.contains(secret.as_str())),
+            what,
+        );
         // An account's address is in its row on purpose.
         let stored = if *what == "e-mail" { None } else { told(&database) };
-        verdict.check("no secret is in the database or its log", stored.is_none(), format!("{what} in {stored:?}"));
+        verdict.check(
+            "no secret is in the database or its log",
+            stored.is_none(),
+            format!("{what} in {stored:?}"),
+        );
     }
     Ok(verdict)
 }
@@ -78,7 +104,11 @@ async fn traffic(house: &House, key: &str, verdict: &mut Verdict) -> Result<Vec<
     let prompt = json!([{"role": "user", "content": format!("{PROMPT} and nothing else")}]);
     for stream in [false, true] {
         let reply = client.call("POST", "/v1/chat/completions", Some(&chat(prompt.clone(), stream))).await?;
-        verdict.check("the output canary reaches the client", reply.status == 200 && holds(&reply.body, OUTPUT), format!("{} {}", reply.status, String::from_utf8_lossy(&reply.body)));
+        verdict.check(
+            "the output canary reaches the client",
+            reply.status == 200 && holds(&reply.body, OUTPUT),
+            format!("{} {}", reply.status, String::from_utf8_lossy(&reply.body)),
+        );
     }
     let long = PROMPT.repeat(200_000);
     let bad = [
@@ -91,7 +121,11 @@ async fn traffic(house: &House, key: &str, verdict: &mut Verdict) -> Result<Vec<
     let mut bodies = Vec::new();
     for body in &bad {
         let reply = client.call("POST", "/v1/chat/completions", Some(body)).await?;
-        verdict.check("a bad request is refused", (400..500).contains(&reply.status), format!("{} {}", reply.status, String::from_utf8_lossy(&reply.body)));
+        verdict.check(
+            "a bad request is refused",
+            (400..500).contains(&reply.status),
+            format!("{} {}", reply.status, String::from_utf8_lossy(&reply.body)),
+        );
         bodies.push(reply.body);
     }
     let mut typo = key.to_owned();
@@ -112,19 +146,8 @@ fn canaries(key: &str, grant: &str, node: &Path) -> Result<Vec<(&'static str, St
         ("API key", secret_part),
         ("enrolment code", grant.to_owned()),
     ];
-    let identity = files(node, |name| name.contains("identity") || name.contains("key"))?;
-    ensure!(!identity.is_empty(), "no identity of the node in {}", node.display());
-    for text in identity.values() {
-        // The private key as it is stored: the longest word of the file that is no public part.
-        let text = String::from_utf8_lossy(text).into_owned();
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-        for name in ["private_key", "secret_key", "secret", "key"] {
-            if let Some(secret) = value[name].as_str() {
-                all.push(("tunnel secret", secret.to_owned()));
-            }
-        }
-    }
-    ensure!(all.iter().any(|(what, _)| *what == "tunnel secret"), "the node's private key was not found in {:?}", identity.keys());
+    let identity = std::fs::read_to_string(node.join("node.key")).context("the node's private key")?;
+    all.push(("tunnel secret", identity.trim().to_owned()));
     Ok(all)
 }
 

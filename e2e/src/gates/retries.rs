@@ -34,7 +34,7 @@ async fn one(setting: Setting, mood: Mood, verdict: &mut Verdict) -> Result<()> 
     let world = World::plan(setting).start().await?;
     let bad = world.stand_in("bad").await?;
     let good = world.stand_in("good").await?;
-    let account = world.account("retrier@example.org", MicroCredits::new(1_000_000_000)).await?;
+    let account = world.account("retrier@example.org", MicroCredits(1_000_000_000)).await?;
     bad.set_mood(mood);
     // Two choices at random meet the bad node soon; the breaker needs five faults, so it stays in the game.
     for _ in 0..40 {
@@ -46,7 +46,11 @@ async fn one(setting: Setting, mood: Mood, verdict: &mut Verdict) -> Result<()> 
         }
     }
     verdict.check("the failing node was tried", !bad.notes().is_empty(), format!("{mood:?}"));
-    verdict.check("the other node answered", mood == Mood::Losing { after: 5 } || !good.notes().is_empty(), format!("{mood:?}"));
+    verdict.check(
+        "the other node answered",
+        mood == Mood::Losing { after: 5 } || !good.notes().is_empty(),
+        format!("{mood:?}"),
+    );
     world.finish(verdict).await
 }
 
@@ -54,12 +58,18 @@ async fn request(world: &World, account: &Account, mood: Mood, verdict: &mut Ver
     let body = json!({"model": CHAT_MODEL, "stream": true, "max_tokens": 32, "messages": [{"role": "user", "content": "say 9"}]});
     let mut conversation = account.client.open("POST", "/v1/chat/completions", Some(&body)).await?;
     let request_id = conversation.header("x-request-id").unwrap_or_default().to_owned();
-    verdict.check("no error before the first byte", conversation.status == 200, format!("{mood:?}: {}", conversation.status));
+    verdict.check(
+        "no error before the first byte",
+        conversation.status == 200,
+        format!("{mood:?}: {}", conversation.status),
+    );
     let (mut text, mut done, mut error) = (String::new(), false, None);
     while let Some(event) = conversation.event().await? {
         match event {
             Event::Done => done = true,
-            Event::Data(value) if value.get("error").is_some() => error = value["error"]["code"].as_str().map(str::to_owned),
+            Event::Data(value) if value.get("error").is_some() => {
+                error = value["error"]["code"].as_str().map(str::to_owned)
+            }
             Event::Data(value) => text.push_str(content(&value).unwrap_or_default()),
         }
     }
@@ -69,16 +79,24 @@ async fn request(world: &World, account: &Account, mood: Mood, verdict: &mut Ver
     })
     .await?;
     let cost = world.cost_of(&generation)?;
-    let posts = world.settlements_of(&request_id).await?;
+    let posts = world.money.settlements_of(&request_id).await?;
     if let Some(code) = error {
-        verdict.check("a loss after the first byte is an explicit error event", code == "provider_lost" && !done, format!("{mood:?}: {code}, done {done}"));
+        verdict.check(
+            "a loss after the first byte is an explicit error event",
+            code == "provider_lost" && !done,
+            format!("{mood:?}: {code}, done {done}"),
+        );
         verdict.check("a failed answer is free", cost == 0, format!("{mood:?}: {generation}"));
         verdict.check(CAUGHT_BY, posts == 0, format!("{mood:?}: {posts} settlements of a failed request"));
     } else {
-        let wanted = world.price(world.prompt_tokens(&body)?, world.count(&text)?)?;
+        let wanted = world.price(world.money.prompt_tokens(&body)?, world.money.count(&text)?)?;
         verdict.check("an answer ends with [DONE]", done, format!("{mood:?}"));
         verdict.check("nothing is spliced", text == crate::stand_in::text(9), format!("{mood:?}: {text:?}"));
-        verdict.check(CAUGHT_BY, posts == 1 && cost == wanted, format!("{mood:?}: {posts} settlements, cost {cost}, wanted {wanted}"));
+        verdict.check(
+            CAUGHT_BY,
+            posts == 1 && cost == wanted,
+            format!("{mood:?}: {posts} settlements, cost {cost}, wanted {wanted}"),
+        );
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     verdict.count = sockets;
     let world = World::plan(setting).slow_client_timers(TIMER).start().await?;
     let _node = world.stand_in("node").await?;
-    let account = world.account("reader@example.org", MicroCredits::new(1_000_000_000)).await?;
+    let account = world.account("reader@example.org", MicroCredits(1_000_000_000)).await?;
     let quiet = p99(&account.client, 50).await?;
 
     let mut slow = JoinSet::new();
@@ -58,12 +58,20 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
         };
     }
     let loud = p99(&account.client, 200).await?;
-    verdict.check("a good client's p99 at most doubles", loud <= (quiet * 2).max(NOISE), format!("{quiet:?} alone, {loud:?} beside them"));
+    verdict.check(
+        "a good client's p99 at most doubles",
+        loud <= (quiet * 2).max(NOISE),
+        format!("{quiet:?} alone, {loud:?} beside them"),
+    );
     let descriptors = std::fs::read_dir("/proc/self/fd").map(Iterator::count).unwrap_or_default();
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?.0;
     // Both ends of every connection are in this process: half of what is open is the gateway's.
     let share = u64::try_from(descriptors)? / 2 * 100 / limit.max(1);
-    verdict.check("file descriptors stay under 60 % of the limit", share < 60, format!("{descriptors} open of {limit}"));
+    verdict.check(
+        "file descriptors stay under 60 % of the limit",
+        share < 60,
+        format!("{descriptors} open of {limit}"),
+    );
     while let Some(done) = slow.join_next().await {
         let (name, freed) = done?;
         let held = matches!(freed, Ok(after) if after <= FREED_WITHIN);
@@ -90,14 +98,19 @@ async fn dripping(address: SocketAddr, beginning: &[u8]) -> Result<Duration> {
                 }
             }
         }
-        anyhow::ensure!(start.elapsed() < FREED_WITHIN + Duration::from_secs(2), "still open after {:?}", start.elapsed());
+        anyhow::ensure!(
+            start.elapsed() < FREED_WITHIN + Duration::from_secs(2),
+            "still open after {:?}",
+            start.elapsed()
+        );
     }
 }
 
 /// Asks for an endless stream and reads nothing; gives how long the gateway kept it beyond the first byte.
 async fn stalled(client: Client) -> Result<Duration> {
     let body = json!({"model": CHAT_MODEL, "stream": true, "max_tokens": 200_000, "messages": [{"role": "user", "content": "endless"}]});
-    let mut conversation = client.open("POST", "/v1/chat/completions", Some(&body)).await.context("opening")?;
+    let mut conversation =
+        client.open("POST", "/v1/chat/completions", Some(&body)).await.context("opening")?;
     let peer = conversation.stall().await?;
     Ok(peer)
 }

@@ -67,7 +67,9 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
     };
     match mood {
         Mood::Refusing => return request.refuse(Code::CapacityFull, "this stand-in refuses"),
-        Mood::Impersonating => request.head.request_id = RequestId::from_tail("00000000000000000000000000000000"),
+        Mood::Impersonating => {
+            request.head.request_id = RequestId::from_tail("00000000000000000000000000000000")
+        }
         Mood::Outdated => request.head.epoch = Epoch(request.head.epoch.0 - 1),
         Mood::Willing | Mood::Losing { .. } | Mood::Failing => {}
     }
@@ -77,7 +79,8 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
     let sent = |count: u64| stage.state.lock().notes[note].sent = count;
     let ended = match (mood, script) {
         (Mood::Failing, _) => {
-            let error = json!({"error": {"code": "engine_failed", "message": "this stand-in fails", "status": 500}});
+            let error =
+                json!({"error": {"code": "engine_failed", "message": "this stand-in fails", "status": 500}});
             let _ = responder.send(event(&error)).await;
             Ok(())
         }
@@ -109,7 +112,13 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
     }
 }
 
-async fn say(responder: &mut WorkResponder, count: u64, prompt_tokens: u64, limit: u64, sent: impl Fn(u64)) -> Result<(), ()> {
+async fn say(
+    responder: &mut WorkResponder,
+    count: u64,
+    prompt_tokens: u64,
+    limit: u64,
+    sent: impl Fn(u64),
+) -> Result<(), ()> {
     tokens(responder, count, sent).await?;
     let reason = if count >= limit { "length" } else { "stop" };
     send(responder, &chunk(json!([{"index": 0, "delta": {}, "finish_reason": reason}]))).await?;
@@ -121,7 +130,11 @@ async fn say(responder: &mut WorkResponder, count: u64, prompt_tokens: u64, limi
 
 async fn tokens(responder: &mut WorkResponder, count: u64, sent: impl Fn(u64)) -> Result<(), ()> {
     for number in 0..count {
-        let delta = if number == 0 { json!({"role": "assistant", "content": word(number)}) } else { json!({"content": word(number)}) };
+        let delta = if number == 0 {
+            json!({"role": "assistant", "content": word(number)})
+        } else {
+            json!({"content": word(number)})
+        };
         send(responder, &chunk(json!([{"index": 0, "delta": delta, "finish_reason": null}]))).await?;
         sent(number + 1);
     }
@@ -143,5 +156,7 @@ fn chunk(choices: Value) -> Value {
 
 fn prompt(asked: &Value) -> &str {
     let last = asked["messages"].as_array().and_then(|messages| messages.last());
-    last.and_then(|message| message["content"].as_str()).or_else(|| asked["prompt"].as_str()).unwrap_or_default()
+    last.and_then(|message| message["content"].as_str())
+        .or_else(|| asked["prompt"].as_str())
+        .unwrap_or_default()
 }

@@ -26,6 +26,9 @@ gate!(x1_nothing_secret_leaks, leaks::gate);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_the_balance_is_never_overspent_on_postgres() {
     let _alone = alone().unwrap();
-    assert!(postgres_url().is_some(), "CXMPUTE_TEST_POSTGRES_URL is not set: run scripts/test, which starts a PostgreSQL");
+    assert!(
+        postgres_url().is_some(),
+        "CXMPUTE_TEST_POSTGRES_URL is not set: run scripts/test, which starts a PostgreSQL"
+    );
     overspend::gate(Setting::clean().on(Store::Postgres)).await.unwrap().must_hold();
 }

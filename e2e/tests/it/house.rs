@@ -41,25 +41,53 @@ fn k5_no_secret_is_in_the_tree_or_its_history() {
 fn k5_catches_a_key_shaped_fixture() {
     let folder = tempfile::tempdir().unwrap();
     let git = |arguments: &[&str]| {
-        let settings = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "core.hooksPath=/dev/null"];
-        let done = std::process::Command::new("git").args(settings).args(arguments).current_dir(folder.path()).output().unwrap();
+        let settings =
+            ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "core.hooksPath=/dev/null"];
+        let done = std::process::Command::new("git")
+            .args(settings)
+            .args(arguments)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     };
-    let key = cxmpute_gateway::auth::key::mint(cxmpute_gateway::auth::key::KeyKind::Api);
+    let key = cxmpute_gateway::auth::key::mint(cxmpute_store::KeyKind::Api);
     let typo = key.text.expose().replace("cxk_live_", "cxk_test_");
     // Built from halves, so that this file is no hit itself.
-    let others = ["tskey-auth-", "kAbCdEfGh1CNTRL-0123456789abcdef", "\n-----BEGIN OPENSSH", " PRIVATE KEY-----\n", "AKIA", "ABCDEFGHIJKLMNOP"];
-    let jwt = ["eyJhbGciOiJFZERTQSJ9AAAA", ".eyJzdWIiOiIxMjM0NTY3ODkwIn0.", "c2lnbmF0dXJlc2lnbmF0dXJl"].concat();
+    let others = [
+        "tskey-auth-",
+        "kAbCdEfGh1CNTRL-0123456789abcdef",
+        "\n-----BEGIN OPENSSH",
+        " PRIVATE KEY-----\n",
+        "AKIA",
+        "ABCDEFGHIJKLMNOP",
+    ];
+    let jwt =
+        ["eyJhbGciOiJFZERTQSJ9AAAA", ".eyJzdWIiOiIxMjM0NTY3ODkwIn0.", "c2lnbmF0dXJlc2lnbmF0dXJl"].concat();
     git(&["init", "--quiet"]);
-    std::fs::write(folder.path().join("fixture"), format!("{}\n{}\n{jwt}\n", key.text.expose(), others.concat())).unwrap();
+    std::fs::write(
+        folder.path().join("fixture"),
+        format!("{}\n{}\n{jwt}\n", key.text.expose(), others.concat()),
+    )
+    .unwrap();
     git(&["add", "."]);
     git(&["commit", "--quiet", "-m", "a key slips in"]);
-    std::fs::write(folder.path().join("fixture"), format!("a look-alike without a fitting checksum: {typo}\n")).unwrap();
+    std::fs::write(
+        folder.path().join("fixture"),
+        format!("a look-alike without a fitting checksum: {typo}\n"),
+    )
+    .unwrap();
     git(&["commit", "--quiet", "-a", "-m", "and is removed again"]);
 
     let (hits, _) = secrets::scan_repository(folder.path()).unwrap();
     let found: BTreeSet<&str> = hits.iter().map(|hit| hit.pattern).collect();
-    let wanted = BTreeSet::from(["cxmpute key", "overlay-network key", "PEM private key", "AWS key id", "JSON web token"]);
+    let wanted = BTreeSet::from([
+        "cxmpute key",
+        "overlay-network key",
+        "PEM private key",
+        "AWS key id",
+        "JSON web token",
+    ]);
     let only_history = hits.iter().all(|hit| hit.place.starts_with("history"));
     let mut verdict = Verdict::new("K5");
     verdict.count = hits.len() as u64;
@@ -72,7 +100,7 @@ fn k5_catches_a_key_shaped_fixture() {
 #[test]
 fn the_shipped_gateway_holds_no_sabotage() {
     let bytes = std::fs::read(program("cxmpute").unwrap()).unwrap();
-    let holds = ["check-then-debit", "done-before-commit", "no-owner-check"]
+    let holds = ["check_then_debit", "done_before_commit", "no_owner_check"]
         .iter()
         .filter(|name| bytes.windows(name.len()).any(|window| window == name.as_bytes()))
         .count();

@@ -3,6 +3,6 @@
 
 mod clean;
 mod house;
-mod storm;
 #[cfg(feature = "sabotage")]
 mod sabotaged;
+mod storm;

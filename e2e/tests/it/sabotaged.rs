@@ -14,11 +14,11 @@ macro_rules! caught {
     };
 }
 
-caught!(l1_catches_check_then_debit, overspend, "check-then-debit");
-caught!(l4_catches_metering_at_the_end, aborted, "meter-at-end");
-caught!(l6_catches_two_posts, retries, "two-posts");
-caught!(c1_catches_done_before_commit, crash, "done-before-commit");
-caught!(g1_catches_missing_timers, slow_clients, "no-timers");
-caught!(n3_catches_an_upsert, enrolment, "upsert-foreign");
-caught!(p5_catches_a_missing_owner_check, epochs, "no-owner-check");
-caught!(x1_catches_a_body_in_the_log, leaks, "body-in-log");
+caught!(l1_catches_check_then_debit, overspend, "check_then_debit");
+caught!(l4_catches_metering_at_the_end, aborted, "meter_at_stream_end");
+caught!(l6_catches_two_posts, retries, "bill_every_attempt");
+caught!(c1_catches_done_before_commit, crash, "done_before_commit");
+caught!(g1_catches_missing_timers, slow_clients, "no_accept_timer");
+caught!(n3_catches_an_upsert, enrolment, "unconditional_upsert");
+caught!(p5_catches_a_missing_owner_check, epochs, "no_owner_check");
+caught!(x1_catches_a_body_in_the_log, leaks, "body_in_log");

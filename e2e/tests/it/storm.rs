@@ -9,6 +9,7 @@ async fn nodes_die_under_load_and_nobody_pays_for_it() {
     let _alone = alone().unwrap();
     let folder = tempfile::tempdir().unwrap();
     // Where a run's files should be kept for reading.
-    let kept = variable("CXMPUTE_STORM_FOLDER").map_or_else(|| folder.path().to_owned(), std::path::PathBuf::from);
+    let kept =
+        variable("CXMPUTE_STORM_FOLDER").map_or_else(|| folder.path().to_owned(), std::path::PathBuf::from);
     run(&kept, Size::of(Counts::from_environment())).await.unwrap().must_hold();
 }

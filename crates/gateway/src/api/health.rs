@@ -25,6 +25,6 @@ pub async fn get_readiness(State(app): State<Arc<App>>) -> ApiResult<Json<Health
     if app.tasks.soft().is_cancelled() {
         return Err(ApiError::draining());
     }
-    app.db.ping().await.map_err(ApiError::store_unavailable)?;
+    app.db.ping().await?;
     Ok(Json(Health { status: "ready" }))
 }

@@ -41,7 +41,7 @@ pub fn refusal(fault: KeyFault) -> ApiError {
     match fault {
         KeyFault::Invalid => ApiError::invalid_api_key(),
         KeyFault::Suspended => ApiError::account_suspended(),
-        KeyFault::Store(cause) => ApiError::store_unavailable(cause),
+        KeyFault::Store(cause) => cause.into(),
     }
 }
 

@@ -41,7 +41,7 @@ pub fn complain(error: &anyhow::Error) {
     let mut said = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
-        if !said.contains(&cause) {
+        if !said.to_lowercase().contains(&cause.to_lowercase()) {
             eprintln!("  because: {cause}");
         }
         said = cause;

@@ -14,11 +14,13 @@ pub struct StoreConfig {
     pub url: Option<String>,
     /// File with the pepper of the key hashes; by default `pepper` in the data directory. Replicas share it.
     pub pepper_file: Option<PathBuf>,
+    /// Name of this process among the gateways of one PostgreSQL database; each needs its own.
+    pub replica: String,
 }
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { data_dir: PathBuf::from("cxmpute-data"), url: None, pepper_file: None }
+        Self { data_dir: PathBuf::from("cxmpute-data"), url: None, pepper_file: None, replica: "gateway".to_owned() }
     }
 }
 

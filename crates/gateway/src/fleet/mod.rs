@@ -13,5 +13,5 @@ mod seat;
 
 pub use node::{Node, ProvisionSession};
 pub use pool::Wanted;
-pub use registry::{Fleet, FleetParts, FleetState};
+pub use registry::{Fleet, FleetParts, FleetState, QueuePlace, RunningRequest};
 pub use seat::Seat;

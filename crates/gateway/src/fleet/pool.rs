@@ -34,7 +34,7 @@ pub struct Wanted<'a> {
 pub(super) struct Pool {
     members: Mutex<Vec<Arc<Member>>>,
     /// Woken when a seat becomes free, and for all when a node becomes routable.
-    pub changed: Notify,
+    pub changed: Arc<Notify>,
     pub waiting: AtomicUsize,
     /// When a node of this service was attached last, in time since the process started.
     pub last_seen: Mutex<Option<Duration>>,

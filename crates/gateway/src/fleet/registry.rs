@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cxmpute_market::catalogue::Catalogue;
@@ -14,6 +14,7 @@ use cxmpute_tunnel::Link;
 use cxmpute_wire::control::{Heartbeat, ObservedService};
 use cxmpute_wire::{Epoch, ProvisionId, ServiceId};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 
 use super::node::{Health, Member, Node, ProvisionSession};
 use super::pool::{Pool, Wanted};
@@ -58,6 +59,7 @@ struct Inner {
     /// Provisions whose tunnel ended, and when; until they come back or are planned around.
     away: Mutex<HashMap<ProvisionId, Duration>>,
     retries: Mutex<RetryBudget>,
+    running: AtomicUsize,
 }
 
 /// How many nodes serve a service now, for the model list.
@@ -81,6 +83,7 @@ impl Fleet {
             health: Mutex::default(),
             away: Mutex::default(),
             retries: Mutex::new(retries),
+            running: AtomicUsize::new(0),
         };
         let fleet = Self { inner: Arc::new(inner) };
         fleet.parts().tasks.spawn("fleet-watch", fleet.clone().watch());
@@ -154,10 +157,10 @@ impl Fleet {
         self.pool(service).take(wanted, self.now(), self.parts().relay.slots_cap, chance)
     }
 
-    /// Resolves when a seat may have become free since the call that returned this future.
-    pub fn changed(&self, service: &ServiceId) -> impl Future<Output = ()> + Send + 'static {
-        let pool = self.pool(service);
-        async move { pool.changed.notified().await }
+    /// Woken for one waiter when a seat becomes free, and for all when a node becomes routable.
+    #[must_use]
+    pub fn changed(&self, service: &ServiceId) -> Arc<Notify> {
+        self.pool(service).changed.clone()
     }
 
     /// Queues a request of a service; `None` when the queue is full. The place is held until it is dropped.
@@ -227,6 +230,7 @@ impl Fleet {
         let now = self.now();
         if node.hear(now, Some(heartbeat)) {
             tracing::info!(provision = %node.session.provision_id, "a silent node speaks again");
+            node.replan.notify_one();
         }
         for observed in &heartbeat.services {
             // A service that no catalogue entry names cannot be priced, so it cannot be routed.
@@ -251,7 +255,7 @@ impl Fleet {
     }
 
     pub(super) fn entry(&self, service: &ServiceId) -> Option<Arc<cxmpute_market::catalogue::ModelEntry>> {
-        self.parts().catalogue.entries().iter().find(|entry| entry.service == *service).cloned()
+        self.parts().catalogue.by_service(service).cloned()
     }
 
     fn member(&self, node: &Arc<Node>, observed: &ObservedService, now: Duration) -> Arc<Member> {
@@ -361,5 +365,31 @@ pub struct QueuePlace {
 impl Drop for QueuePlace {
     fn drop(&mut self) {
         self.pool.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A request that runs; tunnels stay open for it while the process stops.
+pub struct RunningRequest {
+    fleet: Fleet,
+}
+
+impl Drop for RunningRequest {
+    fn drop(&mut self) {
+        self.fleet.inner.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Fleet {
+    /// Counts a request as running until the guard is dropped.
+    #[must_use]
+    pub fn begin_request(&self) -> RunningRequest {
+        self.inner.running.fetch_add(1, Ordering::AcqRel);
+        RunningRequest { fleet: self.clone() }
+    }
+
+    /// Requests that run now.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.inner.running.load(Ordering::Acquire)
     }
 }

@@ -61,6 +61,14 @@ pub enum ConfigError {
         /// The known keys of that section.
         known: Vec<String>,
     },
+    /// An environment variable that is nearly, but not quite, that of a key.
+    #[error("environment variable {name} belongs to no key; did you mean {closest}?")]
+    UnknownVariable {
+        /// As given.
+        name: String,
+        /// The variable of a known key.
+        closest: String,
+    },
     /// A value that does not fit its key.
     #[error("{origin}: key `{key}` is {given}, expected {expected}")]
     Value {
@@ -111,7 +119,7 @@ pub(super) fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
 }
 
 /// Levenshtein distance.
-fn edits(left: &str, right: &str) -> usize {
+pub(super) fn edits(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().collect();
     let mut row: Vec<usize> = (0..=right.len()).collect();
     for (i, a) in left.chars().enumerate() {

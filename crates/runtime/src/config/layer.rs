@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
-use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor};
+use serde::de::{
+    self, DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor,
+};
 use toml::Value;
 
-use super::error::{ConfigError, Origin, closest};
+use super::error::{ConfigError, Origin, closest, edits};
 
 /// What all nodes of one load share.
 pub(super) struct Context<'a> {
@@ -30,15 +32,15 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Variables with our prefix that no key asked for, each with the closest name that one would have asked for.
-    pub(super) fn unused_variables(&self) -> Vec<(String, Option<String>)> {
+    /// A variable with our prefix that no key asked for and that is at most two letters away from one that does, with
+    /// that one.
+    pub(super) fn misspelt_variable(&self) -> Option<(String, String)> {
         let used = self.used.borrow();
         let known = self.known.borrow();
-        self.environment
-            .keys()
-            .filter(|name| !used.contains(*name))
-            .map(|name| (name.clone(), closest(name, known.iter().map(String::as_str)).map(str::to_owned)))
-            .collect()
+        let unused = self.environment.keys().filter(|name| !used.contains(*name) && !known.contains(*name));
+        unused
+            .flat_map(|name| known.iter().map(move |known| (name, known)))
+            .find_map(|(name, known)| (edits(name, known) <= 2).then(|| (name.clone(), known.clone())))
     }
 }
 
@@ -182,7 +184,10 @@ impl<'a> Node<'a> {
             return Given::Text(Origin::Environment(name.to_owned()), text);
         }
         if let Some(value) = self.file {
-            return Given::Value(Origin::File(self.context.file.map(Path::to_owned).unwrap_or_default()), value);
+            return Given::Value(
+                Origin::File(self.context.file.map(Path::to_owned).unwrap_or_default()),
+                value,
+            );
         }
         match self.default {
             Some(value) => Given::Value(Origin::Default, value),
@@ -205,7 +210,8 @@ impl<'a> Node<'a> {
         self.context.environment.keys().filter(|name| name.starts_with(&section)).any(|name| {
             !siblings.iter().any(|sibling| {
                 let sibling = format!("{parent}_{}", sibling.to_uppercase());
-                sibling.len() > variable.len() && (*name == sibling || name.starts_with(&format!("{sibling}_")))
+                sibling.len() > variable.len()
+                    && (*name == sibling || name.starts_with(&format!("{sibling}_")))
             })
         })
     }
@@ -229,7 +235,12 @@ impl<'a> Node<'a> {
                 } else {
                     given
                 };
-                Fault::Located(Box::new(ConfigError::Value { origin, key: self.key.clone(), given, expected }))
+                Fault::Located(Box::new(ConfigError::Value {
+                    origin,
+                    key: self.key.clone(),
+                    given,
+                    expected,
+                }))
             }
         }
     }
@@ -382,9 +393,7 @@ impl<'de> Deserializer<'de> for Node<'de> {
             Given::Text(_, text) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 let items = items.map(de::value::StrDeserializer::<Fault>::new);
-                visitor
-                    .visit_seq(de::value::SeqDeserializer::new(items))
-                    .map_err(|fault| self.locate(fault))
+                visitor.visit_seq(de::value::SeqDeserializer::new(items)).map_err(|fault| self.locate(fault))
             }
             Given::Value(origin, Value::Array(items)) => {
                 let items = Items { node: self.clone(), origin, items: items.iter().enumerate() };

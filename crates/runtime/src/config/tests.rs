@@ -81,7 +81,8 @@ fn without_layers_the_defaults_hold() {
 
 #[test]
 fn flags_beat_environment_beats_file_beats_defaults() {
-    let file = "data_dir = \"/file\"\nlisten = \"127.0.0.1:1\"\n[store]\nurl = \"file\"\nsynchronous = \"normal\"";
+    let file =
+        "data_dir = \"/file\"\nlisten = \"127.0.0.1:1\"\n[store]\nurl = \"file\"\nsynchronous = \"normal\"";
     let env = [("CXMPUTE_DATA_DIR", "/env"), ("CXMPUTE_STORE_URL", "env"), ("CXMPUTE_LIMITS_PER_KEY", "7")];
     let read = read(file, &env, "[store]\nurl = \"flag\"").unwrap();
     assert_eq!(read.data_dir, "/env");
@@ -100,7 +101,8 @@ fn text_layers_are_read_as_what_the_key_wants() {
 
 #[test]
 fn errors_name_source_key_value_and_what_is_allowed() {
-    let table: [(&str, &[(&str, &str)], &str, &str); 10] = [
+    type Row = (&'static str, &'static [(&'static str, &'static str)], &'static str, &'static str);
+    let table: [Row; 10] = [
         (
             "[store]\nsynchronous = \"maybe\"",
             &[],
@@ -158,6 +160,16 @@ fn errors_name_source_key_value_and_what_is_allowed() {
     }
     let error = read("listen = \"here\"", &[], "").unwrap_err();
     assert!(error.contains("`listen` is \"here\"") && error.contains("socket address"), "{error}");
+}
+
+#[test]
+fn a_misspelt_variable_is_refused_and_a_foreign_one_is_not() {
+    let error = read("", &[("CXMPUTE_STORE_ULR", "x")], "").unwrap_err();
+    assert_eq!(
+        error,
+        "environment variable CXMPUTE_STORE_ULR belongs to no key; did you mean CXMPUTE_STORE_URL?"
+    );
+    read("", &[("CXMPUTE_BIN_DIR", "/usr/bin"), ("CXMPUTE_CONFIG", "x.toml")], "").unwrap();
 }
 
 #[test]

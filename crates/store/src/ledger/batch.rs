@@ -6,7 +6,7 @@ use cxmpute_market::ledger::{Account, AccountKind, hold_postings, settle_posting
 use cxmpute_market::price::Units;
 use cxmpute_wire::{KeyId, MicroCredits, RequestId, Timestamp, UserId};
 
-use super::book::Book;
+use super::book::{Book, TransactionLine};
 use super::{LedgerOp, LedgerReply, NewHold, Note, ResolveHold, Settled};
 use crate::db::{Db, Tx, on};
 use crate::error::DbError;
@@ -138,7 +138,8 @@ impl Tx {
                     .bind(available.id())
                     .bind(amount.0)
                     .execute(c)
-                    .await?);
+                    .await?
+                    .rows_affected());
         }
         self.refusal(user, key, &available).await.map(Some)
     }
@@ -226,12 +227,20 @@ impl Tx {
                     .bind(-1_i64)
                     .bind(hold.step)
                     .execute(c)
-                    .await?);
+                    .await?
+                    .rows_affected());
             return Ok(refused);
         }
         let postings = hold_postings(hold.user_id, amount).map_err(|e| DbError::impossible("holds", e))?;
-        let id = format!("extend:{}:{}", hold.request_id, hold.step);
-        book.enter(id, "extend", hold.request_id, None, "hold extended", &postings, hold.now);
+        let line = TransactionLine {
+            id: format!("extend:{}:{}", hold.request_id, hold.step),
+            kind: "extend",
+            request_id: hold.request_id.clone(),
+            attempt: None,
+            reason: "hold extended",
+            at: hold.now,
+        };
+        book.enter(line, &postings);
         Ok(LedgerReply::Done)
     }
 
@@ -252,15 +261,20 @@ impl Tx {
                 .await?
                 .rows_affected());
         if done != 1 {
-            return self.resolved_before(&end.request_id).await;
+            return self.resolved_before(end).await;
         }
         let provider = end.provider.as_ref();
         let postings = settle_postings(&end.user_id, provider, end.held, &bill)
             .map_err(|e| DbError::impossible("postings", e))?;
-        let id = format!("resolve:{}", end.request_id);
-        let attempt = end.attempts.last().map(|attempt| attempt.attempt);
-        let kind = if end.state() == "posted" { "settle" } else { "void" };
-        book.enter(id, kind, &end.request_id, attempt, end.end.as_str(), &postings, end.now);
+        let line = TransactionLine {
+            id: format!("resolve:{}", end.request_id),
+            kind: if end.state() == "posted" { "settle" } else { "void" },
+            request_id: end.request_id.clone(),
+            attempt: end.attempts.last().map(|attempt| attempt.attempt),
+            reason: end.end.as_str(),
+            at: end.now,
+        };
+        book.enter(line, &postings);
         book.settle_account(self, &Account::of(&end.user_id, AccountKind::UserAvailable)).await?;
         on!(&mut *self, c =>
             sqlx::query("UPDATE api_keys SET held = held - $2, spent = spent + $3 WHERE id = $1")
@@ -268,7 +282,8 @@ impl Tx {
                 .bind(end.held.0)
                 .bind(bill.posted.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         self.finish_request(end, &Settled::from(bill)).await?;
         book.resolve(end);
         Ok(LedgerReply::Resolved(bill.into()))
@@ -303,29 +318,38 @@ impl Tx {
                 .bind(end.latency.map(|span| count(span.0)))
                 .bind(end.now.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         Ok(())
     }
 
-    async fn resolved_before(&mut self, request: &RequestId) -> Result<LedgerReply, DbError> {
-        type Raw = (i64, i64, i64, i64, i64);
+    /// Why a resolution found nothing to do.
+    async fn resolved_before(&mut self, end: &ResolveHold) -> Result<LedgerReply, DbError> {
+        type Raw = (String, i64, i64, i64, i64, i64, i64, i64);
         let row: Option<Raw> = on!(self, c =>
             sqlx::query_as(
-                "SELECT r.cost, h.amount - h.posted, r.provider_reward, r.platform_fee, r.platform_loss
+                "SELECT h.state, h.epoch, h.amount, h.posted, r.cost, r.provider_reward, r.platform_fee, r.platform_loss
                  FROM holds h JOIN requests r ON r.id = h.request_id
-                 WHERE h.request_id = $1 AND h.state <> 'held'")
-                .bind(request.as_str())
+                 WHERE h.request_id = $1 AND h.replica = $2")
+                .bind(end.request_id.as_str())
+                .bind(&*end.replica)
                 .fetch_optional(c)
                 .await?);
-        Ok(row.map_or(LedgerReply::NotHeld, |(cost, refund, reward, fee, loss)| {
-            LedgerReply::AlreadyResolved(Settled {
-                cost: MicroCredits(cost),
-                refund: MicroCredits(refund),
-                provider_reward: MicroCredits(reward),
-                platform_fee: MicroCredits(fee),
-                platform_loss: MicroCredits(loss),
-            })
-        }))
+        Ok(match row {
+            Some((state, epoch, held, ..)) if state == "held" && epoch == end.epoch => {
+                LedgerReply::HeldDiffers { held: MicroCredits(held) }
+            }
+            Some((state, _, held, posted, cost, reward, fee, loss)) if state != "held" => {
+                LedgerReply::AlreadyResolved(Settled {
+                    cost: MicroCredits(cost),
+                    refund: MicroCredits(held - posted),
+                    provider_reward: MicroCredits(reward),
+                    platform_fee: MicroCredits(fee),
+                    platform_loss: MicroCredits(loss),
+                })
+            }
+            _ => LedgerReply::NotHeld,
+        })
     }
 
     /// Reads, decides, writes what it computed: two at a time both win, and one debit is lost.
@@ -345,13 +369,15 @@ impl Tx {
                 .bind(available.id())
                 .bind(seen.0 - hold.amount.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         on!(&mut *self, c =>
             sqlx::query("UPDATE api_keys SET held = held + $2 WHERE id = $1")
                 .bind(hold.key_id.as_str())
                 .bind(hold.amount.0)
                 .execute(c)
-                .await?);
+                .await?
+                .rows_affected());
         book.moved(&available, -hold.amount.0);
         enter_hold(book, hold)?;
         Ok(LedgerReply::Done)
@@ -371,8 +397,15 @@ struct Extension<'a> {
 fn enter_hold(book: &mut Book, hold: &NewHold) -> Result<(), DbError> {
     let postings = hold_postings(&hold.user_id, hold.amount).map_err(|e| DbError::impossible("holds", e))?;
     let price = serde_json::to_string(&*hold.price).map_err(|e| DbError::impossible("holds.price", e))?;
-    let id = format!("hold:{}", hold.request_id);
-    book.enter(id, "hold", &hold.request_id, None, "request admitted", &postings, hold.created_at);
+    let line = TransactionLine {
+        id: format!("hold:{}", hold.request_id),
+        kind: "hold",
+        request_id: hold.request_id.clone(),
+        attempt: None,
+        reason: "request admitted",
+        at: hold.created_at,
+    };
+    book.enter(line, &postings);
     book.admit(Box::new(hold.clone()), price);
     Ok(())
 }

@@ -15,13 +15,19 @@ use crate::error::DbError;
 const WIDTHS: [usize; 4] = [64, 16, 4, 1];
 
 /// A row of `ledger_transactions`.
-struct TransactionLine {
-    id: String,
-    kind: &'static str,
-    request_id: String,
-    attempt: Option<i64>,
-    reason: &'static str,
-    at: Timestamp,
+pub(super) struct TransactionLine {
+    /// Business key.
+    pub(super) id: String,
+    /// `hold`, `extend`, `settle` or `void`.
+    pub(super) kind: &'static str,
+    /// The request.
+    pub(super) request_id: RequestId,
+    /// The attempt that was paid.
+    pub(super) attempt: Option<u32>,
+    /// In words.
+    pub(super) reason: &'static str,
+    /// When.
+    pub(super) at: Timestamp,
 }
 
 /// A row of `postings`.
@@ -80,32 +86,16 @@ macro_rules! insert {
 impl Book {
     /// Enters a transaction; its rows are written by [`Book::flush`], its balances by [`Book::flush`] or earlier by
     /// [`Book::settle_account`].
-    pub(super) fn enter(
-        &mut self,
-        id: String,
-        kind: &'static str,
-        request: &RequestId,
-        attempt: Option<u32>,
-        reason: &'static str,
-        postings: &Postings,
-        at: Timestamp,
-    ) {
+    pub(super) fn enter(&mut self, transaction: TransactionLine, postings: &Postings) {
         for line in postings.lines() {
             *self.deltas.entry(line.account.clone()).or_default() += i128::from(line.amount.0);
             self.postings.push(PostingLine {
-                tx: id.clone(),
+                tx: transaction.id.clone(),
                 account: line.account.id().to_owned(),
                 amount: line.amount.0,
             });
         }
-        self.transactions.push(TransactionLine {
-            id,
-            kind,
-            request_id: request.as_str().to_owned(),
-            attempt: attempt.map(i64::from),
-            reason,
-            at,
-        });
+        self.transactions.push(transaction);
     }
 
     /// A balance that a guarded statement has moved already.
@@ -193,7 +183,7 @@ impl Book {
                     line.push_bind(row.id.as_str())
                         .push_bind(row.kind)
                         .push_bind(row.request_id.as_str())
-                        .push_bind(row.attempt)
+                        .push_bind(row.attempt.map(i64::from))
                         .push_bind("gateway")
                         .push_bind(row.reason)
                         .push_bind(row.at.0);

@@ -279,9 +279,12 @@ pub enum LedgerReply {
     Suspended,
     /// The key is revoked or unknown.
     KeyRevoked,
+    /// The hold is open, with another amount: an extension whose outcome was unknown has happened.
+    HeldDiffers {
+        /// What is held.
+        held: MicroCredits,
+    },
     /// The hold is unknown, or not in a state that allows this.
     NotHeld,
 }
 
-#[cfg(test)]
-mod tests;

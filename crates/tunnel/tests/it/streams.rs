@@ -3,11 +3,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cxmpute_runtime::{Clock, Tasks};
 use cxmpute_tunnel::ping::PingConfig;
-use cxmpute_tunnel::{Accepted, Incoming, LinkConfig, OpenError, WorkError};
+use cxmpute_tunnel::{Accepted, Incoming, LinkConfig, OpenError, WorkError, dial};
 use cxmpute_wire::{Code, Epoch};
 
-use crate::world::{SLACK, World, head, soon, work};
+use crate::world::{Gateway, SLACK, World, config, head, key, soon, work};
 
 #[tokio::test]
 async fn work_goes_out_and_its_answer_streams_back() {
@@ -206,6 +207,49 @@ async fn thousands_of_cancels_do_not_end_the_tunnel() {
     world.close().await;
 }
 
+/// A node whose only thread is busy must not take a burst of hang-ups for an attack.
+#[tokio::test]
+async fn cancels_that_pile_up_before_a_busy_node_do_not_end_the_tunnel() {
+    let mut gateway = Gateway::start(Clock::system(), LinkConfig::default(), None).await;
+    let url = format!("http://{}", gateway.address);
+    let (stand_still, standing) = std::sync::mpsc::channel::<Duration>();
+    let (connected, is_connected) = tokio::sync::oneshot::channel();
+    let node = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let mut config = config(&url, key(1), Clock::system(), None);
+            config.capacity = 2000;
+            let mut node = soon(dial(&config, &Tasks::new())).await.unwrap();
+            // The gateway knows the node's settings once it has answered something.
+            work(&mut node).await.accept().unwrap().finish();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            connected.send(()).unwrap();
+            std::thread::sleep(standing.recv().unwrap());
+            while let Some(Incoming::Work(work)) = node.next().await {
+                if work.head.attempt == 2 {
+                    work.accept().unwrap().finish();
+                }
+            }
+        });
+    });
+    let link = gateway.link().await;
+    let mut first = link.open(&head(0), Bytes::new()).unwrap();
+    soon(first.accepted()).await.unwrap();
+    soon(is_connected).await.unwrap();
+    let piled: Vec<_> = (0..1000).map(|n| link.open(&head(n), Bytes::from_static(b"x")).unwrap()).collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(piled);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stand_still.send(Duration::ZERO).unwrap();
+    let mut second = head(1);
+    second.attempt = 2;
+    let mut stream = link.open(&second, Bytes::new()).unwrap();
+    soon(stream.accepted()).await.unwrap();
+    assert!(!link.is_closed());
+    drop((first, stream, link));
+    soon(tokio::task::spawn_blocking(move || node.join())).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn more_streams_than_the_node_allows_are_refused_here() {
     let mut world = World::with(LinkConfig::default(), 2, PingConfig::default()).await;
@@ -249,7 +293,7 @@ async fn a_draining_node_finishes_what_runs_and_takes_nothing_new() {
     soon(stream.accepted()).await.unwrap();
     world.node.drain();
     soon(async {
-        while world.link.open(&head(2), Bytes::new()) .is_ok() {
+        while world.link.open(&head(2), Bytes::new()).is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Stop, StreamOptions, Unknown, Usage, UsageOptions};
+use super::{ProviderPreferences, Stop, StreamOptions, Unknown, Usage, UsageOptions};
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -227,6 +227,9 @@ pub struct ChatRequest {
     /// Other spelling of `stream_options.include_usage`.
     #[serde(default, skip_serializing)]
     pub usage: Option<UsageOptions>,
+    /// What the caller wants of the nodes; stays in the gateway.
+    #[serde(default, skip_serializing)]
+    pub provider: Option<ProviderPreferences>,
     /// Fields outside the schema.
     #[serde(flatten, skip_serializing)]
     pub unknown: Unknown,

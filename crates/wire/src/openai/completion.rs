@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{FinishReason, Stop, StreamOptions, Unknown, Usage, UsageOptions};
+use super::{ProviderPreferences, FinishReason, Stop, StreamOptions, Unknown, Usage, UsageOptions};
 
 /// `prompt`: one text or several.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +66,9 @@ pub struct CompletionRequest {
     /// Other spelling of `stream_options.include_usage`.
     #[serde(default, skip_serializing)]
     pub usage: Option<UsageOptions>,
+    /// What the caller wants of the nodes; stays in the gateway.
+    #[serde(default, skip_serializing)]
+    pub provider: Option<ProviderPreferences>,
     /// Fields outside the schema.
     #[serde(flatten, skip_serializing)]
     pub unknown: Unknown,

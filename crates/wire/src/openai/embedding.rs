@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Unknown, Usage};
+use super::{ProviderPreferences, Unknown, Usage};
 
 /// `input`: one text or several.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub struct EmbeddingRequest {
     /// The caller's own name of its user; stays in the gateway.
     #[serde(default, skip_serializing)]
     pub user: Option<String>,
+    /// What the caller wants of the nodes; stays in the gateway.
+    #[serde(default, skip_serializing)]
+    pub provider: Option<ProviderPreferences>,
     /// Fields outside the schema.
     #[serde(flatten, skip_serializing)]
     pub unknown: Unknown,

@@ -6,6 +6,7 @@ mod completion;
 mod embedding;
 mod error;
 mod model;
+mod provider;
 mod usage;
 
 pub use chat::{
@@ -17,6 +18,7 @@ pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, Pr
 pub use embedding::{EmbeddingInput, EmbeddingItem, EmbeddingList, EmbeddingRequest, EmbeddingValue, EncodingFormat};
 pub use error::{ErrorBody, ErrorEnvelope};
 pub use model::{Availability, Architecture, ModelList, ModelObject, Pricing, PricingMicro};
+pub use provider::{OwnNodes, ProviderPreferences};
 pub use usage::{CompletionDetails, PromptDetails, StreamOptions, Usage, UsageOptions};
 
 use serde::{Deserialize, Serialize};

@@ -42,6 +42,9 @@ pub struct Usage {
     /// `counted` (by the gateway) or `claimed` (by the node).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// `credits_exhausted` when the answer ended because the hold could not be extended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
 }
 
 impl Usage {

@@ -1,0 +1,9 @@
+//! The built program with the model of this repository, asked over its socket.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+mod chat;
+mod client;
+mod embeddings;
+mod lifecycle;
+mod load;
+mod program;

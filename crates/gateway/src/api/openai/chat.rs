@@ -1,0 +1,52 @@
+//! `POST /chat/completions`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use cxmpute_wire::ServiceKind;
+use cxmpute_wire::openai::ChatRequest;
+use http::HeaderMap;
+
+use super::parse::{Manners, Parsed, own_nodes, resolve_model};
+use super::validate::{check_chat, output_limit};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::edge::Edge;
+use crate::error::ApiResult;
+use crate::relay::{Ask, Job, run_llm};
+
+/// Answers a conversation, as a stream or whole.
+pub async fn create_chat_completion(
+    State(app): State<Arc<App>>,
+    edge: Edge,
+    caller: Caller,
+    headers: HeaderMap,
+    Parsed(request): Parsed<ChatRequest>,
+) -> ApiResult<Response> {
+    let mut manners = Manners::of(&headers);
+    manners.ignore(&request.unknown, "")?;
+    if let Some(provider) = &request.provider {
+        manners.ignore(&provider.unknown, "provider.")?;
+    }
+    let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Llm).await?;
+    check_chat(&request)?;
+    let param = if request.max_tokens.is_none() { "max_completion_tokens" } else { "max_tokens" };
+    let (limit, explicit_limit) = output_limit(request.output_limit(), &model, param)?;
+    let job = Job {
+        request_id: edge.request_id,
+        arrived: edge.arrived,
+        created: app.clock.now().seconds(),
+        model,
+        model_name: request.model.clone(),
+        choices: usize::try_from(request.n.unwrap_or(1)).unwrap_or(1),
+        limit,
+        explicit_limit,
+        own_nodes: own_nodes(request.provider.as_ref()),
+        counter,
+        title: manners.title.take(),
+        referer: manners.referer.take(),
+        ask: Ask::Chat(Box::new(request)),
+    };
+    Box::pin(run_llm(app, caller, job)).await.map(|response| manners.sign(response))
+}

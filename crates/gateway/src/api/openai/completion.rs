@@ -1,0 +1,53 @@
+//! `POST /completions`, the legacy route.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use cxmpute_wire::ServiceKind;
+use cxmpute_wire::openai::CompletionRequest;
+use http::HeaderMap;
+
+use super::parse::{Manners, Parsed, own_nodes, resolve_model};
+use super::validate::{check_completion, output_limit};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::edge::Edge;
+use crate::error::ApiResult;
+use crate::relay::{Ask, Job, run_llm};
+
+/// Continues texts, as a stream or whole.
+pub async fn create_completion(
+    State(app): State<Arc<App>>,
+    edge: Edge,
+    caller: Caller,
+    headers: HeaderMap,
+    Parsed(request): Parsed<CompletionRequest>,
+) -> ApiResult<Response> {
+    let mut manners = Manners::of(&headers);
+    manners.ignore(&request.unknown, "")?;
+    if let Some(provider) = &request.provider {
+        manners.ignore(&provider.unknown, "provider.")?;
+    }
+    let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Llm).await?;
+    check_completion(&request)?;
+    let asked = request.max_tokens.unwrap_or(CompletionRequest::DEFAULT_MAX_TOKENS);
+    let (limit, explicit_limit) = output_limit(Some(asked), &model, "max_tokens")?;
+    let choices = (request.prompt.texts().len() as u64).saturating_mul(request.n.unwrap_or(1));
+    let job = Job {
+        request_id: edge.request_id,
+        arrived: edge.arrived,
+        created: app.clock.now().seconds(),
+        model,
+        model_name: request.model.clone(),
+        choices: usize::try_from(choices).unwrap_or(1),
+        limit,
+        explicit_limit,
+        own_nodes: own_nodes(request.provider.as_ref()),
+        counter,
+        title: manners.title.take(),
+        referer: manners.referer.take(),
+        ask: Ask::Completion(Box::new(request)),
+    };
+    Box::pin(run_llm(app, caller, job)).await.map(|response| manners.sign(response))
+}

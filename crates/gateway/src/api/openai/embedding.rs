@@ -1,0 +1,45 @@
+//! `POST /embeddings`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use cxmpute_wire::ServiceKind;
+use cxmpute_wire::openai::EmbeddingRequest;
+use http::HeaderMap;
+
+use super::parse::{Manners, Parsed, own_nodes, resolve_model};
+use super::validate::check_embedding;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::edge::Edge;
+use crate::error::ApiResult;
+use crate::relay::{EmbedJob, run_embeddings};
+
+/// Turns texts into vectors.
+pub async fn create_embedding(
+    State(app): State<Arc<App>>,
+    edge: Edge,
+    caller: Caller,
+    headers: HeaderMap,
+    Parsed(request): Parsed<EmbeddingRequest>,
+) -> ApiResult<Response> {
+    let mut manners = Manners::of(&headers);
+    manners.ignore(&request.unknown, "")?;
+    if let Some(provider) = &request.provider {
+        manners.ignore(&provider.unknown, "provider.")?;
+    }
+    let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Embeddings).await?;
+    check_embedding(&request, &model)?;
+    let job = EmbedJob {
+        request_id: edge.request_id,
+        arrived: edge.arrived,
+        own_nodes: own_nodes(request.provider.as_ref()),
+        request,
+        model,
+        counter,
+        title: manners.title.take(),
+        referer: manners.referer.take(),
+    };
+    Box::pin(run_embeddings(app, caller, job)).await.map(|response| manners.sign(response))
+}

@@ -1,0 +1,145 @@
+//! `GET /models` and `GET /models/{id}`: what can be asked for, at what price, and whether somebody serves it now.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use cxmpute_market::catalogue::ModelEntry;
+use cxmpute_market::price::PriceRow;
+use cxmpute_wire::openai::{Architecture, Availability, ModelList, ModelObject, Pricing, PricingMicro};
+use cxmpute_wire::{MicroCredits, ServiceKind};
+use http::{HeaderValue, header};
+
+use crate::app::App;
+use crate::error::{ApiError, ApiResult};
+
+/// Availability changes within seconds; prices only with a new version.
+const CACHE: HeaderValue = HeaderValue::from_static("public, max-age=5");
+
+/// All models.
+pub async fn list_models(State(app): State<Arc<App>>) -> Response {
+    let data = app.catalogue.entries().iter().map(|entry| describe(&app, entry)).collect();
+    cached(Json(ModelList { object: "list".to_owned(), data }))
+}
+
+/// One model, by id or alias.
+pub async fn get_model(State(app): State<Arc<App>>, Path(id): Path<String>) -> ApiResult<Response> {
+    let entry = app.catalogue.resolve(&id).ok_or_else(|| ApiError::model_not_found(&id))?;
+    Ok(cached(Json(describe(&app, entry))))
+}
+
+fn cached(body: impl IntoResponse) -> Response {
+    let mut response = body.into_response();
+    response.headers_mut().insert(header::CACHE_CONTROL, CACHE);
+    response
+}
+
+fn describe(app: &App, entry: &ModelEntry) -> ModelObject {
+    let state = app.fleet.state(&entry.service);
+    let status = match (state.routable, state.loading) {
+        (1.., _) => "ready",
+        (0, true) => "loading",
+        (0, false) => "none",
+    };
+    let some = |tokens: u64| (tokens > 0).then_some(tokens);
+    let file = |role: &str| entry.files.iter().find(|file| file.role == role).map(|file| file.sha256.clone());
+    ModelObject {
+        id: entry.id.clone(),
+        object: "model".to_owned(),
+        created: entry.created,
+        owned_by: entry.owned_by.clone(),
+        name: entry.name.clone(),
+        description: entry.description.clone(),
+        aliases: entry.aliases.clone(),
+        kind: entry.kind,
+        context_length: some(entry.context_length.0),
+        max_completion_tokens: some(entry.max_completion_tokens.0),
+        dimensions: entry.dimensions,
+        architecture: architecture(entry.kind, file("tokenizer").or_else(|| file("model"))),
+        pricing: pricing(&entry.price),
+        pricing_micro: PricingMicro {
+            prompt: entry.price.prompt.0,
+            completion: entry.price.completion.0,
+            embedding: entry.price.embedding.0,
+            minimum: entry.price.minimum.0,
+            share_bp: entry.price.share_bp,
+            version: entry.price.version,
+        },
+        availability: Availability { status: status.to_owned(), nodes: state.routable },
+        supported_parameters: supported(entry.kind),
+        digest: file("model"),
+    }
+}
+
+fn architecture(kind: ServiceKind, tokenizer: Option<String>) -> Architecture {
+    let (input, output) = match kind {
+        ServiceKind::Llm => ("text", "text"),
+        ServiceKind::Embeddings => ("text", "embedding"),
+        ServiceKind::Tts => ("text", "audio"),
+        ServiceKind::Stt => ("audio", "text"),
+        ServiceKind::Vision => ("image", "text"),
+        ServiceKind::Scrape => ("url", "text"),
+    };
+    Architecture {
+        modality: format!("{input}->{output}"),
+        input_modalities: vec![input.to_owned()],
+        output_modalities: vec![output.to_owned()],
+        tokenizer,
+    }
+}
+
+/// Credits per single unit: micro-credits per 10^6 units are exactly 10^-12 credits per unit.
+fn per_unit(price: MicroCredits) -> String {
+    const UNIT: u64 = 1_000_000_000_000;
+    let price = price.0.unsigned_abs();
+    let text = format!("{}.{:012}", price / UNIT, price % UNIT);
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    text.to_owned()
+}
+
+fn pricing(price: &PriceRow) -> Pricing {
+    Pricing {
+        prompt: per_unit(price.prompt),
+        completion: per_unit(price.completion),
+        embedding: per_unit(price.embedding),
+    }
+}
+
+fn supported(kind: ServiceKind) -> Vec<String> {
+    let names: &[&str] = match kind {
+        ServiceKind::Llm => &[
+            "max_tokens",
+            "max_completion_tokens",
+            "temperature",
+            "top_p",
+            "top_k",
+            "seed",
+            "stop",
+            "n",
+            "stream",
+            "stream_options",
+        ],
+        ServiceKind::Embeddings => &["input", "encoding_format"],
+        _ => &[],
+    };
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prices_per_unit_are_exact() {
+        for (micro, text) in [
+            (0, "0"),
+            (1, "0.000000000001"),
+            (5_000_000, "0.000005"),
+            (20_000_000, "0.00002"),
+            (1_500_000_000_000, "1.5"),
+        ] {
+            assert_eq!(per_unit(MicroCredits(micro)), text);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! From bytes to a closed schema: unknown fields are dropped and named, a wrong field is a 400 that names it (GR2).
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, Request};
+use axum::response::Response;
+use cxmpute_market::catalogue::ModelEntry;
+use cxmpute_market::route;
+use cxmpute_tokens::TokenCounter;
+use cxmpute_wire::ServiceKind;
+use cxmpute_wire::openai::{OwnNodes, ProviderPreferences, Unknown};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::de::DeserializeOwned;
+
+use crate::app::App;
+use crate::body::{RawBody, require_json};
+use crate::error::{ApiError, ApiResult};
+use crate::json;
+
+const X_IGNORED: HeaderName = HeaderName::from_static("x-cxmpute-ignored");
+
+/// A JSON body of a closed schema, with the field at fault named in errors.
+pub struct Parsed<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Parsed<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
+        require_json(request.headers())?;
+        let RawBody(bytes) = RawBody::from_request(request, app).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
+    json::check(bytes)?;
+    serde_json::from_slice(bytes).map_err(|error| {
+        let named = json::data_error(&error);
+        if named.param.is_some() {
+            return named;
+        }
+        match field_at(bytes, error.line(), error.column()) {
+            Some(field) => {
+                let message = format!("`{field}` has a wrong type or value.");
+                ApiError::invalid_parameter(&field, message)
+            }
+            None => ApiError::invalid_json("The body is not the JSON object that this route takes."),
+        }
+    })
+}
+
+/// The field of the outermost object in which the position lies. `bytes` are well-formed JSON.
+fn field_at(bytes: &[u8], line: usize, column: usize) -> Option<String> {
+    let start = match line.checked_sub(2) {
+        None => 0,
+        Some(skip) => bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(skip)?.0 + 1,
+    };
+    let until = (start + column).min(bytes.len());
+    let mut depth = 0usize;
+    let mut at = 0;
+    let mut field = None;
+    let mut wants_key = false;
+    while at < until {
+        match bytes[at] {
+            b'"' => {
+                let begin = at;
+                at += 1;
+                while at < bytes.len() && bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                if depth == 1 && wants_key {
+                    field = serde_json::from_slice::<String>(bytes.get(begin..=at)?).ok();
+                    wants_key = false;
+                }
+            }
+            b'{' | b'[' => {
+                depth += 1;
+                wants_key = depth == 1 && bytes[at] == b'{';
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b',' if depth == 1 => wants_key = true,
+            _ => {}
+        }
+        at += 1;
+    }
+    field
+}
+
+/// What the head of a request says beside its body.
+pub struct Manners {
+    strict: bool,
+    ignored: Vec<String>,
+    /// `X-Title`.
+    pub title: Option<String>,
+    /// `HTTP-Referer` or `Referer`.
+    pub referer: Option<String>,
+}
+
+impl Manners {
+    /// Reads the labels of the calling application and whether unknown fields are an error.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let label = |name: &str| {
+            let value = headers.get(name)?.to_str().ok()?.trim();
+            let text: String = value.chars().filter(|c| !c.is_control()).take(200).collect();
+            (!text.is_empty()).then_some(text)
+        };
+        Self {
+            strict: headers.get("x-cxmpute-strict").is_some_and(|value| value == "1"),
+            ignored: Vec::new(),
+            title: label("x-title"),
+            referer: label("http-referer").or_else(|| label("referer")),
+        }
+    }
+
+    /// Notes fields outside the schema.
+    ///
+    /// # Errors
+    /// There are some, and the caller wants to be told.
+    pub fn ignore(&mut self, unknown: &Unknown, within: &str) -> ApiResult<()> {
+        for name in unknown.keys() {
+            let name = format!("{within}{name}");
+            if self.strict {
+                let message = format!("`{}` is not a field of this route.", shown(&name));
+                return Err(ApiError::unsupported_parameter(&shown(&name), message));
+            }
+            self.ignored.push(name);
+        }
+        Ok(())
+    }
+
+    /// Names the dropped fields in the answer.
+    pub fn sign(&self, mut response: Response) -> Response {
+        if !self.ignored.is_empty() {
+            let names: Vec<String> = self.ignored.iter().take(32).map(|name| shown(name)).collect();
+            if let Ok(value) = HeaderValue::from_str(&names.join(",")) {
+                response.headers_mut().insert(X_IGNORED, value);
+            }
+        }
+        response
+    }
+}
+
+/// A field's name as it may stand in a header.
+fn shown(name: &str) -> String {
+    name.chars().take(64).map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '?' }).collect()
+}
+
+/// The model that was asked for, if it does this kind of work and can be metered here.
+pub async fn resolve_model(
+    app: &App,
+    name: &str,
+    kind: ServiceKind,
+) -> ApiResult<(Arc<ModelEntry>, Option<TokenCounter>)> {
+    let entry = app.catalogue.resolve(name).filter(|entry| entry.kind == kind);
+    let entry = entry.ok_or_else(|| ApiError::model_not_found(name))?.clone();
+    let counter = app.counters.of(&entry).await;
+    if counter.is_none() && entry.price.character.0 == 0 && !entry.price.free {
+        // A route without a meter is no route (GR section 11).
+        return Err(ApiError::no_provider("This model cannot be metered here at the moment.").with("filter", "meter"));
+    }
+    Ok((entry, counter))
+}
+
+/// Whether own nodes may serve, as the request says.
+pub fn own_nodes(preferences: Option<&ProviderPreferences>) -> route::OwnNodes {
+    match preferences.and_then(|preferences| preferences.own_nodes) {
+        None | Some(OwnNodes::Never) => route::OwnNodes::Never,
+        Some(OwnNodes::Allow) => route::OwnNodes::Allow,
+        Some(OwnNodes::Only) => route::OwnNodes::Only,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cxmpute_wire::openai::{ChatRequest, EmbeddingRequest};
+
+    use super::*;
+
+    fn param(body: &str) -> (u16, Option<String>) {
+        let error = parse::<ChatRequest>(body.as_bytes()).unwrap_err();
+        (error.status.as_u16(), error.param.clone())
+    }
+
+    #[test]
+    fn the_field_at_fault_is_named() {
+        let table = [
+            (r#"{"messages":[]}"#, "model"),
+            (r#"{"model":"m"}"#, "messages"),
+            (r#"{"model":"m","messages":[],"temperature":"hot"}"#, "temperature"),
+            (r#"{"model":"m","messages":[{"role":"user","content":7}],"n":1}"#, "messages"),
+            (r#"{"model":"m","messages":[{"role":"pope","content":"x"}],"n":1}"#, "messages"),
+            ("{\n \"model\":\"m\",\n \"max_tokens\":-1,\n \"messages\":[]\n}", "max_tokens"),
+            (r#"{"max_tokens":18446744073709551616,"model":"m","messages":[]}"#, "max_tokens"),
+            (r#"{"x\"y,{":1,"model":7,"messages":[]}"#, "model"),
+        ];
+        for (body, field) in table {
+            assert_eq!(param(body), (400, Some(field.to_owned())), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_is_refused() {
+        for body in ["[]", "7", "\"x\"", "null"] {
+            assert_eq!(param(body).0, 400, "{body}");
+        }
+    }
+
+    #[test]
+    fn messages_do_not_repeat_what_was_sent() {
+        let body = r#"{"model":"m","messages":"canary-text"}"#;
+        let error = parse::<ChatRequest>(body.as_bytes()).unwrap_err();
+        assert!(!error.message.contains("canary"), "{}", error.message);
+        assert!(parse::<EmbeddingRequest>(br#"{"model":"m","input":[1,2]}"#).is_err());
+    }
+
+    #[test]
+    fn unknown_fields_are_named_or_refused() {
+        let body = br#"{"model":"m","messages":[],"prompt_embeds":[1],"guided_json":{},"b\u00e9,":1}"#;
+        let request: ChatRequest = parse(body).unwrap();
+        let mut headers = HeaderMap::new();
+        let mut manners = Manners::of(&headers);
+        manners.ignore(&request.unknown, "").unwrap();
+        let response = manners.sign(Response::new(axum::body::Body::empty()));
+        assert_eq!(response.headers()[X_IGNORED], "b??,guided_json,prompt_embeds");
+        headers.insert("x-cxmpute-strict", HeaderValue::from_static("1"));
+        assert!(Manners::of(&headers).ignore(&request.unknown, "").is_err());
+        assert!(!serde_json::to_string(&request).unwrap().contains("guided"));
+    }
+}

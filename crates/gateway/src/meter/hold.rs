@@ -1,0 +1,359 @@
+//! A hold as a guard: it is settled or voided exactly once, also when its owner panics or is dropped.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use cxmpute_market::ledger::End;
+use cxmpute_market::price::{PriceRow, Units};
+use cxmpute_store::{AttemptRecord, LedgerOp, LedgerReply, Note, ResolveHold, Settled};
+use cxmpute_wire::{KeyId, MicroCredits, Millis, ProvisionId, RequestId, UserId};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::settle::Job;
+use super::{Admission, AdmitError, Inner};
+
+/// A running stream is written down at the latest after this time …
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
+/// … or after this many more units (MR26).
+const CHECKPOINT_UNITS: u64 = 256;
+
+/// How a request ended and what was counted.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// The row of the abort table.
+    pub end: End,
+    /// The gateway's count of what was handed to the client.
+    pub counted: Units,
+    /// The node's claim.
+    pub claimed: Option<Units>,
+    /// Who served it.
+    pub provision_id: Option<ProvisionId>,
+    /// That provision's owner.
+    pub provider: Option<UserId>,
+    /// As given to the client.
+    pub finish_reason: Option<String>,
+    /// All attempts.
+    pub attempts: Vec<AttemptRecord>,
+    /// Until the first content.
+    pub first_token: Option<Millis>,
+    /// In all.
+    pub latency: Option<Millis>,
+}
+
+/// Why a settlement is not durable yet, or will not be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MeterError {
+    /// The store is away. The settlement stays in memory and is tried again; the answer must not look complete.
+    #[error("the store is away")]
+    StoreUnavailable,
+    /// Somebody else resolved the hold: this process was thought dead.
+    #[error("the hold was resolved by another process")]
+    AlreadyResolved,
+    /// Too many admissions wait already.
+    #[error("too many requests wait for the store")]
+    QueueFull,
+    /// The ledger refused the settlement; the hold stays open and shows in the ledger check.
+    #[error("the ledger refused the settlement")]
+    Refused,
+}
+
+/// What is noted of a running request, shared with the writer so that only the newest state is written.
+pub(super) struct Progress {
+    pub(super) note: Mutex<Note>,
+    pub(super) queued: AtomicBool,
+    written: Mutex<(u64, Duration)>,
+}
+
+/// Bound money of one request.
+pub struct Hold {
+    inner: Arc<Inner>,
+    terms: Terms,
+    progress: Arc<Progress>,
+    /// False before the admission is durable and after the hold was resolved: then dropping it does nothing.
+    armed: bool,
+}
+
+/// What a settlement needs to know of the admission.
+struct Terms {
+    request_id: RequestId,
+    user_id: UserId,
+    key_id: KeyId,
+    price: Arc<PriceRow>,
+    /// What is bound, and the number of extensions so far; held locked while an extension is on its way.
+    bound: tokio::sync::Mutex<Bound>,
+    /// The amount of `bound` for those who do not wait.
+    amount: AtomicI64,
+}
+
+struct Bound {
+    amount: MicroCredits,
+    steps: i64,
+}
+
+impl Hold {
+    pub(super) fn new(inner: Arc<Inner>, admission: &Admission) -> Self {
+        let note = Note {
+            request_id: admission.request_id.clone(),
+            user_id: admission.user_id.clone(),
+            epoch: inner.replica.epoch,
+            provision_id: None,
+            provider: None,
+            attempt: 0,
+            accepted_at: None,
+            checkpoint: None,
+        };
+        let started = inner.clock.mono();
+        Self {
+            terms: Terms {
+                request_id: admission.request_id.clone(),
+                user_id: admission.user_id.clone(),
+                key_id: admission.key_id.clone(),
+                price: admission.price.clone(),
+                bound: tokio::sync::Mutex::new(Bound { amount: admission.amount, steps: 0 }),
+                amount: AtomicI64::new(admission.amount.0),
+            },
+            progress: Arc::new(Progress {
+                note: Mutex::new(note),
+                queued: AtomicBool::new(false),
+                written: Mutex::new((0, started)),
+            }),
+            inner,
+            armed: false,
+        }
+    }
+
+    /// The operation that gives the hold back, for the writer to use when nobody waits for the admission any more.
+    pub(super) fn resolver(&self) -> ResolveHold {
+        self.resolution(Settlement::none(End::ClientGoneBeforeAccept))
+    }
+
+    pub(super) fn admitted(mut self) -> Self {
+        self.armed = true;
+        self.inner.gauges.open.fetch_add(1, Ordering::Relaxed);
+        self
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn request_id(&self) -> &RequestId {
+        &self.terms.request_id
+    }
+
+    /// How much is bound, extensions included.
+    #[must_use]
+    pub fn amount(&self) -> MicroCredits {
+        MicroCredits(self.terms.amount.load(Ordering::Acquire))
+    }
+
+    /// The pinned price.
+    #[must_use]
+    pub fn price(&self) -> &Arc<PriceRow> {
+        &self.terms.price
+    }
+
+    /// Notes who accepted the request; not awaited. A later attempt replaces an earlier one.
+    pub fn accepted(&self, provision: &ProvisionId, owner: &UserId, attempt: u32) {
+        {
+            let mut note = self.progress.note.lock();
+            note.provision_id = Some(provision.clone());
+            note.provider = Some(owner.clone());
+            note.attempt = attempt;
+            note.accepted_at = Some(self.inner.clock.now());
+        }
+        self.queue_note();
+    }
+
+    /// Notes what was delivered to the client so far. Cheap: call it as often as the count changes; it is written
+    /// every 2 s or 256 units, and only its newest value.
+    pub fn checkpoint(&self, units: Units) {
+        self.progress.note.lock().checkpoint = Some(units);
+        let delivered = units.completion.0.saturating_add(units.embedding.0).saturating_add(units.characters);
+        let now = self.inner.clock.mono();
+        {
+            let mut written = self.progress.written.lock();
+            let due = delivered.saturating_sub(written.0) >= CHECKPOINT_UNITS
+                || (delivered > written.0 && now.saturating_sub(written.1) >= CHECKPOINT_EVERY);
+            if !due {
+                return;
+            }
+            *written = (delivered, now);
+        }
+        self.queue_note();
+    }
+
+    fn queue_note(&self) {
+        if !self.progress.queued.swap(true, Ordering::AcqRel) {
+            // A writer that is gone cannot be told; recovery voids or settles the hold then.
+            let _ = self.inner.jobs.send(Job::Note(self.progress.clone()));
+        }
+    }
+
+    /// Binds more money, durably.
+    ///
+    /// # Errors
+    /// The refusal; the hold is as before.
+    pub async fn extend(&self, amount: MicroCredits) -> Result<(), AdmitError> {
+        let mut bound = self.terms.bound.lock().await;
+        let total = bound.amount.checked_add(amount).filter(|_| amount.0 >= 0);
+        let total = total.ok_or(AdmitError::StoreUnavailable(MeterError::Refused))?;
+        let (reply, answer) = oneshot::channel();
+        let op = LedgerOp::Extend {
+            request_id: self.terms.request_id.clone(),
+            user_id: self.terms.user_id.clone(),
+            key_id: self.terms.key_id.clone(),
+            epoch: self.inner.replica.epoch,
+            step: bound.steps + 1,
+            amount,
+            now: self.inner.clock.now(),
+        };
+        self.inner.send_admission(Job::extend(op, reply))?;
+        match answer.await {
+            Ok(Ok(reply)) => match AdmitError::from_reply(reply, amount) {
+                None => {
+                    *bound = Bound { amount: total, steps: bound.steps + 1 };
+                    self.terms.amount.store(total.0, Ordering::Release);
+                    Ok(())
+                }
+                Some(refused) => Err(refused),
+            },
+            Ok(Err(error)) => Err(AdmitError::StoreUnavailable(error)),
+            Err(_) => Err(AdmitError::StoreUnavailable(MeterError::StoreUnavailable)),
+        }
+    }
+
+    /// Charges what the end of the request costs and gives the rest back. Returns only when that is durable (MR24).
+    /// From the first poll on, the settlement happens also when the future is dropped (MR28).
+    ///
+    /// # Errors
+    /// Not durable within the configured wait; see [`MeterError`].
+    pub fn settle(
+        mut self,
+        settlement: Settlement,
+    ) -> impl Future<Output = Result<Settled, MeterError>> + Send + 'static {
+        async move {
+            #[cfg(feature = "sabotage")]
+            if let Some(early) = self.sabotage_settlement(&settlement).await {
+                return early;
+            }
+            let end = self.resolution(settlement);
+            self.armed = false;
+            let answer = self.resolve(end);
+            match tokio::time::timeout(self.inner.config.settle_wait, answer).await {
+                Ok(Ok(Ok(LedgerReply::Resolved(settled)))) => Ok(settled),
+                Ok(Ok(Ok(LedgerReply::AlreadyResolved(_)))) => Err(MeterError::AlreadyResolved),
+                Ok(Ok(Ok(_))) => Err(MeterError::Refused),
+                Ok(Ok(Err(error))) => Err(error),
+                Ok(Err(_)) | Err(_) => Err(MeterError::StoreUnavailable),
+            }
+        }
+    }
+
+    /// Gives everything back. Returns only when that is durable.
+    ///
+    /// # Errors
+    /// As [`Hold::settle`].
+    pub async fn void(self, reason: End, attempts: Vec<AttemptRecord>) -> Result<(), MeterError> {
+        self.settle(Settlement { attempts, ..Settlement::none(reason) }).await.map(drop)
+    }
+
+    fn resolution(&self, settlement: Settlement) -> ResolveHold {
+        ResolveHold {
+            request_id: self.terms.request_id.clone(),
+            user_id: self.terms.user_id.clone(),
+            key_id: self.terms.key_id.clone(),
+            replica: self.inner.replica_name.clone(),
+            epoch: self.inner.replica.epoch,
+            held: self.amount(),
+            price: self.terms.price.clone(),
+            end: settlement.end,
+            counted: settlement.counted,
+            claimed: settlement.claimed,
+            provision_id: settlement.provision_id,
+            provider: settlement.provider,
+            finish_reason: settlement.finish_reason,
+            attempts: settlement.attempts,
+            first_token: settlement.first_token,
+            latency: settlement.latency,
+            expired: false,
+            now: self.inner.clock.now(),
+        }
+    }
+
+    /// Queues the one resolution of this hold. The queue is not bounded here: there are never more resolutions than
+    /// admitted holds.
+    fn resolve(&self, end: ResolveHold) -> oneshot::Receiver<Result<LedgerReply, MeterError>> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.inner.jobs.send(Job::resolve(end, Some(reply)));
+        answer
+    }
+
+    /// C1: answers before anything is durable and writes a while later. L6: bills the failed attempts too.
+    #[cfg(feature = "sabotage")]
+    async fn sabotage_settlement(&mut self, settlement: &Settlement) -> Option<Result<Settled, MeterError>> {
+        use crate::sabotage::Sabotage;
+        let end = self.resolution(settlement.clone());
+        if self.inner.sabotaged(Sabotage::DoneBeforeCommit) {
+            let settled = end.bill().map(Settled::from).map_err(|_| MeterError::Refused);
+            self.armed = false;
+            let jobs = self.inner.jobs.clone();
+            self.inner.tasks.spawn("late-settlement", async move {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let _ = jobs.send(Job::resolve(end, None));
+            });
+            return Some(settled);
+        }
+        if self.inner.sabotaged(Sabotage::BillEveryAttempt) {
+            super::settle::bill_attempts(&self.inner.db, &end).await;
+        }
+        None
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hold")
+            .field("request_id", &self.terms.request_id)
+            .field("amount", &self.amount())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Settlement {
+    /// An end at which nothing was delivered.
+    #[must_use]
+    pub fn none(end: End) -> Self {
+        Self {
+            end,
+            counted: Units::default(),
+            claimed: None,
+            provision_id: None,
+            provider: None,
+            finish_reason: None,
+            attempts: Vec::new(),
+            first_token: None,
+            latency: None,
+        }
+    }
+}
+
+impl Drop for Hold {
+    /// A hold that nobody resolved (a panic, a forgotten path) is settled like after the death of the process: at
+    /// the last checkpoint, or given back.
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        tracing::warn!(request_id = %self.terms.request_id, "a hold was dropped without a settlement");
+        let note = self.progress.note.lock().clone();
+        let end = self.resolution(Settlement {
+            counted: note.checkpoint.unwrap_or_default(),
+            provision_id: note.provision_id,
+            provider: note.provider,
+            ..Settlement::none(End::GatewayDied)
+        });
+        let _ = self.inner.jobs.send(Job::resolve(end, None));
+    }
+}

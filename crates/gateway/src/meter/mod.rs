@@ -1,0 +1,182 @@
+//! The money side of a request: [`Meter::admit`] gives a [`Hold`], the hold is settled or voided exactly once, and
+//! both answers come only when they are durable. The relay knows nothing else of the ledger.
+
+mod admission;
+mod hold;
+mod lease;
+mod settle;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use cxmpute_runtime::{Clock, Tasks};
+use cxmpute_store::ledger::Recovery;
+use cxmpute_store::{Db, DbError, Replica};
+use tokio::sync::mpsc;
+
+pub use admission::{Admission, AdmitError};
+pub use hold::{Hold, MeterError, Settlement};
+
+#[cfg(feature = "sabotage")]
+use crate::sabotage::Sabotage;
+use settle::Job;
+
+/// How the meter works.
+#[derive(Debug, Clone)]
+pub struct MeterConfig {
+    /// Name of this process among the replicas of one database; a process that takes over its name takes over its
+    /// holds at once, the others wait for the lease to end.
+    pub replica: String,
+    /// Admissions that may wait for the writer; more are refused, because they would wait too long anyway.
+    pub queue: usize,
+    /// Operations per commit.
+    pub batch: usize,
+    /// How long a settlement may wait for the store before the answer ends with an error event. The settlement
+    /// itself goes on.
+    pub settle_wait: Duration,
+    /// The known-bad variant under test.
+    #[cfg(feature = "sabotage")]
+    pub sabotage: Option<Sabotage>,
+}
+
+impl Default for MeterConfig {
+    fn default() -> Self {
+        Self {
+            replica: "gateway".to_owned(),
+            queue: 8192,
+            batch: 512,
+            settle_wait: Duration::from_secs(5),
+            #[cfg(feature = "sabotage")]
+            sabotage: None,
+        }
+    }
+}
+
+/// Holds and settlements of this process. Cloning shares it.
+#[derive(Clone)]
+pub struct Meter {
+    inner: Arc<Inner>,
+    recovery: Arc<Recovery>,
+}
+
+/// What holds and the meter share.
+struct Inner {
+    db: Db,
+    clock: Clock,
+    config: MeterConfig,
+    /// For the hold's rows, without another copy per request.
+    replica_name: Arc<str>,
+    replica: Replica,
+    jobs: mpsc::UnboundedSender<Job>,
+    gauges: Arc<Gauges>,
+    #[cfg(feature = "sabotage")]
+    tasks: Tasks,
+}
+
+/// Figures that the writer and the callers keep together.
+#[derive(Default)]
+struct Gauges {
+    /// Admissions in the queue.
+    waiting: AtomicUsize,
+    /// Holds that are not resolved durably.
+    open: AtomicI64,
+    /// Set while settlements wait for a store that is away: nothing new is admitted (MR57).
+    away: AtomicBool,
+    /// Set when a newer process has taken this one's place.
+    fenced: AtomicBool,
+    commits: AtomicU64,
+    ops: AtomicU64,
+    settlements: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// Figures of the group-commit writer since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MeterStats {
+    /// Durable commits.
+    pub commits: u64,
+    /// Operations in them.
+    pub ops: u64,
+    /// Requests resolved durably.
+    pub settlements: u64,
+    /// Batches that failed.
+    pub failures: u64,
+    /// Admissions that wait now.
+    pub queue: usize,
+    /// Holds that are open now.
+    pub open_holds: i64,
+    /// Whether settlements wait for a store that is away.
+    pub away: bool,
+}
+
+impl Meter {
+    /// Takes this process's place among the replicas, resolves what dead processes left, and starts the writer. The
+    /// writer outlives the soft stop until every open hold is resolved.
+    ///
+    /// # Errors
+    /// [`DbError::InUse`] when another process serves the same SQLite database; the store failed.
+    pub async fn start(db: Db, clock: Clock, tasks: &Tasks, config: MeterConfig) -> Result<Self, DbError> {
+        let replica = db.claim_replica(&config.replica).await?;
+        let recovery = db.recover(&replica, clock.now()).await?;
+        if !recovery.settled.is_empty() || !recovery.voided.is_empty() {
+            let (settled, voided) = (recovery.settled.len(), recovery.voided.len());
+            tracing::info!(settled, voided, "resolved the requests that a former process left open");
+        }
+        let gauges = Arc::new(Gauges::default());
+        let (jobs, queue) = mpsc::unbounded_channel();
+        let writer = settle::Writer::new(db.clone(), gauges.clone(), config.batch, queue, tasks);
+        tasks.spawn_critical("meter-writer", writer.run());
+        lease::start(&db, &clock, &replica, &gauges, tasks);
+        let inner = Inner {
+            replica_name: replica.id.as_str().into(),
+            db,
+            clock,
+            config,
+            replica,
+            jobs,
+            gauges,
+            #[cfg(feature = "sabotage")]
+            tasks: tasks.clone(),
+        };
+        Ok(Self { inner: Arc::new(inner), recovery: Arc::new(recovery) })
+    }
+
+    /// What was resolved at the start.
+    #[must_use]
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// Whether new paid work is admitted now.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let gauges = &self.inner.gauges;
+        !gauges.away.load(Ordering::Relaxed) && !gauges.fenced.load(Ordering::Relaxed)
+    }
+
+    /// Figures of the writer.
+    #[must_use]
+    pub fn stats(&self) -> MeterStats {
+        let gauges = &self.inner.gauges;
+        MeterStats {
+            commits: gauges.commits.load(Ordering::Relaxed),
+            ops: gauges.ops.load(Ordering::Relaxed),
+            settlements: gauges.settlements.load(Ordering::Relaxed),
+            failures: gauges.failures.load(Ordering::Relaxed),
+            queue: gauges.waiting.load(Ordering::Relaxed),
+            open_holds: gauges.open.load(Ordering::Relaxed),
+            away: gauges.away.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Inner {
+    #[cfg(feature = "sabotage")]
+    fn sabotaged(&self, variant: Sabotage) -> bool {
+        self.config.sabotage == Some(variant)
+    }
+}
+
+#[cfg(test)]
+mod tests;

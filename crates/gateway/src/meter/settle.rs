@@ -1,0 +1,361 @@
+//! The group-commit writer: one task that makes holds and settlements durable, at once when idle, else with
+//! everything that has queued up meanwhile (D3).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cxmpute_runtime::Tasks;
+use cxmpute_store::{BatchError, Db, LedgerOp, LedgerReply, Note, ResolveHold};
+use cxmpute_wire::RequestId;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::Gauges;
+use super::hold::{MeterError, Progress};
+
+/// First and longest pause before settlements are tried again.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LONGEST: Duration = Duration::from_secs(2);
+/// Immediate tries after a deadlock or a serialisation failure (MR55).
+const TRIES: u32 = 3;
+/// After the soft stop the writer ends when nothing has come for this long and no hold is open.
+const IDLE_BEFORE_END: Duration = Duration::from_millis(50);
+
+type Reply = oneshot::Sender<Result<LedgerReply, MeterError>>;
+
+/// Something for the writer to do.
+pub(super) enum Job {
+    /// Admit; when nobody waits for the answer any more, the hold is given back by the second operation.
+    Admit(LedgerOp, Reply, Box<ResolveHold>),
+    /// Bind more.
+    Extend(LedgerOp, Reply),
+    /// Settle or void.
+    Resolve(Resolution),
+    /// Write the newest note of a running request.
+    Note(Arc<Progress>),
+}
+
+/// The one resolution of a hold. Never lost while the process lives.
+pub(super) struct Resolution {
+    end: Box<ResolveHold>,
+    reply: Option<Reply>,
+    /// A commit that may have kept it failed: "resolved before" means "resolved by us" then.
+    uncertain: bool,
+}
+
+impl Job {
+    pub(super) fn admit(op: LedgerOp, reply: Reply, give_back: ResolveHold) -> Self {
+        Self::Admit(op, reply, Box::new(give_back))
+    }
+
+    pub(super) fn extend(op: LedgerOp, reply: Reply) -> Self {
+        Self::Extend(op, reply)
+    }
+
+    pub(super) fn resolve(end: ResolveHold, reply: Option<Reply>) -> Self {
+        Self::Resolve(Resolution { end: Box::new(end), reply, uncertain: false })
+    }
+}
+
+/// The writer's state.
+pub(super) struct Writer {
+    db: Db,
+    gauges: Arc<Gauges>,
+    batch: usize,
+    queue: mpsc::UnboundedReceiver<Job>,
+    /// Settlements that wait for the store to come back.
+    waiting: Vec<Resolution>,
+    retry: Duration,
+    soft: CancellationToken,
+    hard: CancellationToken,
+}
+
+impl Writer {
+    pub(super) fn new(
+        db: Db,
+        gauges: Arc<Gauges>,
+        batch: usize,
+        queue: mpsc::UnboundedReceiver<Job>,
+        tasks: &Tasks,
+    ) -> Self {
+        let (soft, hard) = (tasks.soft(), tasks.hard());
+        Self { db, gauges, batch: batch.max(1), queue, waiting: Vec::new(), retry: RETRY_FIRST, soft, hard }
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            let mut jobs = Vec::new();
+            let room = self.batch.saturating_sub(self.waiting.len()).max(1);
+            tokio::select! {
+                biased;
+                () = self.hard.cancelled() => break,
+                received = self.queue.recv_many(&mut jobs, room), if self.waiting.is_empty() => {
+                    if received == 0 {
+                        break;
+                    }
+                }
+                () = tokio::time::sleep(self.retry), if !self.waiting.is_empty() => {
+                    // Whatever came meanwhile goes along.
+                    while jobs.len() < room {
+                        let Ok(job) = self.queue.try_recv() else { break };
+                        jobs.push(job);
+                    }
+                }
+                () = idle(&self.soft), if self.waiting.is_empty() => {
+                    if self.gauges.open.load(Ordering::Relaxed) <= 0 && self.queue.is_empty() {
+                        break;
+                    }
+                    continue;
+                }
+            }
+            let waiting = std::mem::take(&mut self.waiting);
+            jobs.extend(waiting.into_iter().map(Job::Resolve));
+            self.write(jobs).await;
+            self.gauges.away.store(!self.waiting.is_empty(), Ordering::Relaxed);
+        }
+        self.finish().await;
+    }
+
+    /// The last try for what is left at a hard stop. What fails now is resolved by recovery at the next start.
+    async fn finish(&mut self) {
+        self.queue.close();
+        let mut jobs: Vec<Job> = std::mem::take(&mut self.waiting).into_iter().map(Job::Resolve).collect();
+        while let Ok(job) = self.queue.try_recv() {
+            jobs.push(job);
+        }
+        if !jobs.is_empty() {
+            self.write(jobs).await;
+        }
+        let left = self.waiting.len();
+        if left > 0 {
+            tracing::error!(left, "settlements are left for the recovery at the next start");
+        }
+    }
+
+    /// One commit for all jobs; when something in them makes the whole fail, each on its own.
+    async fn write(&mut self, jobs: Vec<Job>) {
+        let admissions = jobs.iter().filter(|job| matches!(job, Job::Admit(..) | Job::Extend(..))).count();
+        self.gauges.waiting.fetch_sub(admissions, Ordering::Relaxed);
+        let jobs = coalesce(jobs);
+        match self.commit(&jobs).await {
+            Ok(replies) => self.answer(jobs, &replies),
+            Err(BatchError::Undone(error)) if !error.is_transient() && jobs.len() > 1 && !error.is_fatal() => {
+                tracing::error!(%error, jobs = jobs.len(), "a batch failed; its operations are written one by one");
+                for job in jobs {
+                    match self.commit(std::slice::from_ref(&job)).await {
+                        Ok(replies) => self.answer(vec![job], &replies),
+                        Err(error) => self.fail(vec![job], &error).await,
+                    }
+                }
+            }
+            Err(error) => self.fail(jobs, &error).await,
+        }
+    }
+
+    async fn commit(&self, jobs: &[Prepared]) -> Result<Vec<LedgerReply>, BatchError> {
+        let ops: Vec<LedgerOp> = jobs.iter().map(Prepared::operation).collect();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.db.apply(&ops).await {
+                Ok(replies) => {
+                    self.gauges.commits.fetch_add(1, Ordering::Relaxed);
+                    self.gauges.ops.fetch_add(ops.len() as u64, Ordering::Relaxed);
+                    return Ok(replies);
+                }
+                Err(BatchError::Undone(error)) if tries < TRIES && error.is_collision() => {}
+                Err(error) => {
+                    self.gauges.failures.fetch_add(1, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, jobs: Vec<Prepared>, replies: &[LedgerReply]) {
+        self.retry = RETRY_FIRST;
+        for (job, reply) in jobs.into_iter().zip(replies) {
+            match job {
+                Prepared::Note(..) => {}
+                Prepared::Extend(_, answer) => {
+                    let _ = answer.send(Ok(*reply));
+                }
+                Prepared::Admit(_, answer, give_back) => {
+                    // The caller left while it waited: nobody will resolve the hold but us.
+                    if answer.send(Ok(*reply)).is_err() && *reply == LedgerReply::Done {
+                        self.gauges.open.fetch_add(1, Ordering::Relaxed);
+                        self.waiting.push(Resolution { end: give_back, reply: None, uncertain: false });
+                    }
+                }
+                Prepared::Resolve(resolution) => self.resolved(resolution, *reply),
+            }
+        }
+    }
+
+    fn resolved(&mut self, mut resolution: Resolution, reply: LedgerReply) {
+        let reply = match reply {
+            LedgerReply::AlreadyResolved(settled) if resolution.uncertain => LedgerReply::Resolved(settled),
+            // An extension of unknown outcome was kept after all.
+            LedgerReply::HeldDiffers { held } if held != resolution.end.held => {
+                resolution.end.held = held;
+                self.waiting.push(resolution);
+                return;
+            }
+            other => other,
+        };
+        match reply {
+            LedgerReply::Resolved(_) => {
+                self.gauges.settlements.fetch_add(1, Ordering::Relaxed);
+            }
+            // An admission of unknown outcome was not kept: nothing to give back.
+            LedgerReply::NotHeld if resolution.uncertain => {}
+            other => {
+                let request_id = &resolution.end.request_id;
+                tracing::error!(%request_id, reply = ?other, "a settlement found its hold in another state");
+            }
+        }
+        self.gauges.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(answer) = resolution.reply.take() {
+            let _ = answer.send(Ok(reply));
+        }
+    }
+
+    /// A batch that the store did not take: admissions are refused, settlements wait for the next try.
+    async fn fail(&mut self, jobs: Vec<Prepared>, error: &BatchError) {
+        let cause = error.cause();
+        if cause.is_fatal() {
+            // Going on could acknowledge what the disk did not keep (MR53).
+            tracing::error!(error = %cause, "the store is damaged; stopping at once");
+            self.soft.cancel();
+            self.hard.cancel();
+            return;
+        }
+        let unknown = matches!(error, BatchError::Unknown(_));
+        let retry = unknown || cause.is_transient();
+        tracing::warn!(error = %cause, unknown, jobs = jobs.len(), "the store did not take a batch");
+        for job in jobs {
+            match job {
+                Prepared::Note(_, progress) => {
+                    // The next note of this request carries the same and more.
+                    progress.queued.store(false, Ordering::Release);
+                }
+                Prepared::Extend(op, answer) => {
+                    let reply = if unknown { self.again(op).await } else { Err(MeterError::StoreUnavailable) };
+                    let _ = answer.send(reply);
+                }
+                Prepared::Admit(op, answer, give_back) => {
+                    let kept = if unknown { self.is_kept(op.request_id()).await } else { Some(false) };
+                    let reply =
+                        if kept == Some(true) { Ok(LedgerReply::Done) } else { Err(MeterError::StoreUnavailable) };
+                    let told = answer.send(reply).is_ok();
+                    if kept.is_none() || (kept == Some(true) && !told) {
+                        self.gauges.open.fetch_add(1, Ordering::Relaxed);
+                        self.waiting.push(Resolution { end: give_back, reply: None, uncertain: true });
+                    }
+                }
+                Prepared::Resolve(mut resolution) if retry => {
+                    resolution.uncertain |= unknown;
+                    self.waiting.push(resolution);
+                }
+                Prepared::Resolve(mut resolution) => {
+                    tracing::error!(request_id = %resolution.end.request_id, error = %cause, "a settlement was refused");
+                    self.gauges.open.fetch_sub(1, Ordering::Relaxed);
+                    if let Some(answer) = resolution.reply.take() {
+                        let _ = answer.send(Err(MeterError::Refused));
+                    }
+                }
+            }
+        }
+        self.retry = (self.retry * 2).min(RETRY_LONGEST);
+    }
+
+    /// Repeats an extension of unknown outcome; its step makes that safe.
+    async fn again(&self, op: LedgerOp) -> Result<LedgerReply, MeterError> {
+        let replies = self.db.apply(&[op]).await.map_err(|_| MeterError::StoreUnavailable)?;
+        replies.first().copied().ok_or(MeterError::StoreUnavailable)
+    }
+
+    /// Whether an admission of unknown outcome was kept (MR36); `None` when the store does not say.
+    async fn is_kept(&self, request: &RequestId) -> Option<bool> {
+        self.db.hold_exists(request).await.ok()
+    }
+}
+
+/// A job with the text that is written for it.
+enum Prepared {
+    Admit(LedgerOp, Reply, Box<ResolveHold>),
+    Extend(LedgerOp, Reply),
+    Resolve(Resolution),
+    Note(Box<Note>, Arc<Progress>),
+}
+
+impl Prepared {
+    fn operation(&self) -> LedgerOp {
+        match self {
+            Self::Admit(op, ..) | Self::Extend(op, _) => op.clone(),
+            Self::Resolve(resolution) => LedgerOp::Resolve(resolution.end.clone()),
+            Self::Note(note, _) => LedgerOp::Note((**note).clone()),
+        }
+    }
+}
+
+/// Takes the newest state of each note, and drops notes of requests that end in the same batch.
+fn coalesce(jobs: Vec<Job>) -> Vec<Prepared> {
+    let ending: HashSet<RequestId> = jobs
+        .iter()
+        .filter_map(|job| match job {
+            Job::Resolve(resolution) => Some(resolution.end.request_id.clone()),
+            _ => None,
+        })
+        .collect();
+    jobs.into_iter()
+        .filter_map(|job| {
+            Some(match job {
+                Job::Admit(op, reply, give_back) => Prepared::Admit(op, reply, give_back),
+                Job::Extend(op, reply) => Prepared::Extend(op, reply),
+                Job::Resolve(resolution) => Prepared::Resolve(resolution),
+                Job::Note(progress) => {
+                    // Before the note is read: what changes after this queues it anew.
+                    progress.queued.store(false, Ordering::Release);
+                    let note = progress.note.lock().clone();
+                    if ending.contains(&note.request_id) {
+                        return None;
+                    }
+                    Prepared::Note(Box::new(note), progress)
+                }
+            })
+        })
+        .collect()
+}
+
+async fn idle(soft: &CancellationToken) {
+    soft.cancelled().await;
+    tokio::time::sleep(IDLE_BEFORE_END).await;
+}
+
+/// The known-bad variant of gate L6: each earlier attempt of the request is paid like the last one.
+#[cfg(feature = "sabotage")]
+pub(super) async fn bill_attempts(db: &Db, end: &ResolveHold) {
+    use cxmpute_market::ledger::{Account, AccountKind, Postings};
+    use cxmpute_store::{Entry, EntryKind};
+    let Ok(bill) = end.bill() else { return };
+    for attempt in end.attempts.iter().rev().skip(1) {
+        let lines = [
+            (Account::of(&end.user_id, AccountKind::UserAvailable), cxmpute_wire::MicroCredits(-bill.posted.0)),
+            (Account::system(AccountKind::PlatformFee), bill.posted),
+        ];
+        let Ok(postings) = Postings::new(lines) else { return };
+        let entry = Entry {
+            kind: EntryKind::Correction,
+            key: format!("{}:{}", end.request_id, attempt.attempt),
+            request_id: Some(end.request_id.clone()),
+            actor: "gateway".to_owned(),
+            reason: "attempt".to_owned(),
+            postings,
+            at: end.now,
+        };
+        let _ = db.post(&entry).await;
+    }
+}

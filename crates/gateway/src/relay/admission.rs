@@ -1,0 +1,167 @@
+//! Before any node hears of a request: does it fit the model, and can the account pay for it? The first answer uses
+//! an upper bound that costs nothing; only where that does not fit is the prompt counted exactly (DESIGN D5).
+
+use std::sync::Arc;
+
+use cxmpute_market::price::{PriceRow, Units, cost};
+use cxmpute_wire::{Code, MicroCredits, Tokens};
+
+use super::job::Job;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{ApiError, ApiResult};
+use crate::meter::{Admission, AdmitError, Hold};
+
+/// Output tokens per choice that are held at a time when the client gave no limit (MR14).
+pub(super) const SLICE: u64 = 1024;
+
+/// An admitted request.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub hold: Hold,
+    /// Output tokens per choice that the hold covers.
+    pub covered: u64,
+}
+
+/// Checks the bounds of the request, fixes its limit and takes the hold.
+///
+/// # Errors
+/// The request does not fit the model, or the account cannot pay for it.
+pub(super) async fn admit(app: &App, caller: &Caller, job: Job) -> ApiResult<(Arc<Job>, Admitted)> {
+    let mut job = job;
+    let mut prompt = Prompt { tokens: job.prompt_bound(), exact: false };
+    let context = job.model.context_length.0;
+    if context > 0 && prompt.tokens.saturating_add(job.limit) > context {
+        let (back, exact) = count_exactly(job).await?;
+        job = back;
+        prompt = Prompt { tokens: exact.0, exact: true };
+        fit_context(&mut job, exact.0, context)?;
+    }
+    let mut job = Arc::new(job);
+    loop {
+        let covered = if job.explicit_limit { job.limit } else { job.limit.min(SLICE) };
+        let amount = price_of(&job.model.price, &job.units_of(prompt.tokens, covered))?;
+        let refused = match app.meter.admit(admission(caller, &job, amount, app)).await {
+            Ok(hold) => return Ok((job, Admitted { hold, covered })),
+            Err(AdmitError::Insufficient { required, available }) => (required, available, Code::InsufficientCredits),
+            Err(AdmitError::Budget { required, available }) => (required, available, Code::BudgetExceeded),
+            Err(other) => return Err(refusal(other)),
+        };
+        if prompt.exact || job.counter.is_none() {
+            return Err(payment_required(&job, prompt.tokens, refused));
+        }
+        let owned = Arc::try_unwrap(job).map_err(|_| ApiError::internal(anyhow::anyhow!("the job is shared")))?;
+        let (back, exact) = count_exactly(owned).await?;
+        job = Arc::new(back);
+        prompt = Prompt { tokens: exact.0, exact: true };
+    }
+}
+
+struct Prompt {
+    tokens: u64,
+    exact: bool,
+}
+
+/// Extends the hold by `more` output tokens per choice; false when the account cannot pay for them.
+pub(super) async fn extend(job: &Job, hold: &Hold, more: u64) -> bool {
+    match price_of(&job.model.price, &job.units_of(0, more)) {
+        Ok(amount) => hold.extend(amount).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// The exact count, off the async threads.
+async fn count_exactly(job: Job) -> ApiResult<(Job, Tokens)> {
+    let counted = tokio::task::spawn_blocking(move || {
+        let count = job.count_prompt();
+        (job, count)
+    });
+    let (job, count) = counted.await.map_err(ApiError::internal)?;
+    match count {
+        Ok(count) => Ok((job, count)),
+        Err(error) if error.is_request_fault() => {
+            let param = if matches!(job.ask, super::job::Ask::Chat(_)) { "messages" } else { "prompt" };
+            Err(ApiError::invalid_parameter(param, "The model's chat template does not take this conversation."))
+        }
+        Err(error) => Err(ApiError::internal(error)),
+    }
+}
+
+/// Prompt and output share the context. A limit that was asked for must fit; one of ours shrinks.
+fn fit_context(job: &mut Job, prompt: u64, context: u64) -> ApiResult<()> {
+    let room = context.saturating_sub(prompt);
+    let wanted = if job.explicit_limit { job.limit } else { 1 };
+    if room < wanted {
+        return Err(ApiError::new(
+            Code::ContextLengthExceeded,
+            format!(
+                "The prompt has {prompt} tokens and the answer may have {wanted}, but the model's context is {context}."
+            ),
+        )
+        .param(if matches!(job.ask, super::job::Ask::Chat(_)) { "messages" } else { "prompt" }));
+    }
+    job.limit = job.limit.min(room);
+    Ok(())
+}
+
+/// A price as money. Only absurd counts do not fit.
+pub(super) fn price_of(price: &PriceRow, units: &Units) -> ApiResult<MicroCredits> {
+    cost(price, units).map_err(ApiError::internal)
+}
+
+fn admission(caller: &Caller, job: &Job, amount: MicroCredits, app: &App) -> Admission {
+    Admission {
+        request_id: job.request_id.clone(),
+        user_id: caller.user_id.clone(),
+        key_id: caller.key_id.clone(),
+        route: job.route().to_owned(),
+        model: job.model.id.clone(),
+        service: job.model.service.clone(),
+        price: job.model.price.clone(),
+        amount,
+        streamed: job.streamed(),
+        title: job.title.clone(),
+        referer: job.referer.clone(),
+        created_at: app.clock.now(),
+    }
+}
+
+/// 402 after an exact count: what it needs, what there is, and how long an answer that would buy.
+fn payment_required(job: &Job, prompt: u64, refused: (MicroCredits, MicroCredits, Code)) -> ApiError {
+    let (required, available, code) = refused;
+    let mut error = ApiError::insufficient_credits(required, available);
+    if code == Code::BudgetExceeded {
+        error.code = Code::BudgetExceeded;
+        error.message = "The budget of this API key does not cover the request.".into();
+    }
+    let affordable = affordable_tokens(job, prompt, available);
+    error.with("affordable_max_tokens", affordable)
+}
+
+/// The longest output per choice that `available` pays for, by bisection over the true price.
+fn affordable_tokens(job: &Job, prompt: u64, available: MicroCredits) -> u64 {
+    let fits = |output: u64| {
+        cost(&job.model.price, &job.units_of(prompt, output)).is_ok_and(|price| price <= available)
+    };
+    if !fits(1) {
+        return 0;
+    }
+    let (mut good, mut bad) = (1, job.limit.saturating_add(1));
+    while good + 1 < bad {
+        let middle = good + (bad - good) / 2;
+        if fits(middle) { good = middle } else { bad = middle }
+    }
+    good
+}
+
+/// What other refusals of the meter mean.
+pub(super) fn refusal(error: AdmitError) -> ApiError {
+    match error {
+        AdmitError::Insufficient { required, available } | AdmitError::Budget { required, available } => {
+            ApiError::insufficient_credits(required, available)
+        }
+        AdmitError::Suspended => ApiError::account_suspended(),
+        AdmitError::KeyRevoked => ApiError::invalid_api_key(),
+        AdmitError::StoreUnavailable(cause) => ApiError::store_unavailable(cause),
+    }
+}

@@ -1,0 +1,513 @@
+//! Embeddings: one JSON body each way, checked number by number, settled before the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::response::Response;
+use bytes::Bytes;
+use cxmpute_market::catalogue::ModelEntry;
+use cxmpute_market::ledger::End;
+use cxmpute_market::price::Units;
+use cxmpute_market::route::OwnNodes;
+use cxmpute_runtime::{CancellationToken, random};
+use cxmpute_store::AttemptRecord;
+use cxmpute_tokens::TokenCounter;
+use cxmpute_tunnel::{OpenError, WorkHead, WorkPath};
+use cxmpute_wire::openai::{
+    EmbeddingInput, EmbeddingItem, EmbeddingList, EmbeddingRequest, EmbeddingValue, EncodingFormat,
+};
+use cxmpute_wire::{Code, Millis, RequestId, Tokens, UserId};
+use serde::Deserialize;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::admission::{price_of, refusal};
+use super::respond::{lost_task, whole};
+use super::retry::{Fault, Next, Trail};
+use super::run::{Head, Meta};
+use super::select::{NoSeat, Seeker, find_seat};
+use super::settle::{exhausted_error, store_error, usage};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{ApiError, ApiResult};
+use crate::fleet::{RunningRequest, Seat};
+use crate::meter::{Admission, AdmitError, Hold, Settlement};
+
+/// Tokens of all inputs of one request (GR section 9).
+const TOTAL_TOKENS: u64 = 300_000;
+/// Bytes that one number of a vector may take in JSON.
+const PER_NUMBER: u64 = 32;
+/// Bytes around the vectors.
+const ENVELOPE: u64 = 64 * 1024;
+
+/// A checked request for embeddings.
+#[derive(Debug)]
+pub struct EmbedJob {
+    /// Made at the edge.
+    pub request_id: RequestId,
+    /// When the request arrived.
+    pub arrived: Duration,
+    /// The request.
+    pub request: EmbeddingRequest,
+    /// The model that answers.
+    pub model: Arc<ModelEntry>,
+    /// Whether nodes of the payer may serve.
+    pub own_nodes: OwnNodes,
+    /// The model's tokenizer.
+    pub counter: Option<TokenCounter>,
+    /// Label of the calling application.
+    pub title: Option<String>,
+    /// Address of the calling application.
+    pub referer: Option<String>,
+}
+
+impl EmbedJob {
+    fn texts(&self) -> &[String] {
+        self.request.input.texts()
+    }
+
+    /// At most so many units, without tokenizing: a token is at least one byte, and a few marks stand around a text.
+    fn bound(&self) -> Units {
+        const MARKS: usize = 8;
+        let context = self.model.context_length.0;
+        let of_text = |text: &String| {
+            let bytes = (text.len() + MARKS) as u64;
+            if context > 0 { bytes.min(context) } else { bytes }
+        };
+        self.units(self.texts().iter().map(of_text).sum())
+    }
+
+    fn units(&self, tokens: u64) -> Units {
+        if self.counter.is_some() {
+            return Units::embedding(Tokens(tokens));
+        }
+        let characters = self.texts().iter().map(|text| text.chars().count() as u64).sum();
+        Units { characters, ..Units::default() }
+    }
+
+    /// The exact count; blocking work. A text that has no tokens counts nothing.
+    fn count(&self) -> Units {
+        let limit = match self.model.context_length {
+            Tokens(0) => Tokens(u64::MAX),
+            limit => limit,
+        };
+        let count = |text: &String| {
+            let counter = self.counter.as_ref()?;
+            counter.count_embedding_input(text, limit).ok().map(|tokens| tokens.0)
+        };
+        self.units(self.texts().iter().filter_map(count).sum())
+    }
+}
+
+/// Answers one request for embeddings.
+///
+/// # Errors
+/// The request is refused, or failed.
+pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> ApiResult<Response> {
+    let (job, units, hold) = admit(&app, &caller, job).await?;
+    let body = node_body(&job)?;
+    let (head, told) = oneshot::channel();
+    let gone = CancellationToken::new();
+    let run = Embed {
+        user: caller.user_id,
+        body,
+        head,
+        gone: gone.clone(),
+        total: Instant::now() + app.config.relay.embeddings_total(),
+        trail: Trail::default(),
+        attempts: Vec::new(),
+        node_time: Duration::ZERO,
+        _running: app.fleet.begin_request(),
+        job: job.clone(),
+        app: app.clone(),
+    };
+    app.tasks.spawn("embedding", Box::pin(run.run(hold, units)));
+    // Dropped with this future when the client leaves.
+    let presence = gone.drop_guard();
+    let told = told.await;
+    let _ = presence.disarm();
+    match told {
+        Ok(Head::Whole(bytes, meta)) => Ok(whole(&app, job.request_id.as_str(), job.arrived, bytes, &meta)),
+        Ok(Head::Failed(error)) => Err(error),
+        Ok(Head::Stream(_)) | Err(_) => Err(lost_task()),
+    }
+}
+
+async fn admit(app: &App, caller: &Caller, job: EmbedJob) -> ApiResult<(Arc<EmbedJob>, Option<Units>, Hold)> {
+    let job = Arc::new(job);
+    let mut units = job.bound();
+    let mut exact = None;
+    loop {
+        if units.embedding.0 > TOTAL_TOKENS && exact.is_some() {
+            let message = format!("The inputs have {} tokens; at most {TOTAL_TOKENS} fit one request.", units.embedding);
+            return Err(ApiError::invalid_parameter("input", message));
+        }
+        if units.embedding.0 <= TOTAL_TOKENS {
+            let amount = price_of(&job.model.price, &units)?;
+            let admission = Admission {
+                request_id: job.request_id.clone(),
+                user_id: caller.user_id.clone(),
+                key_id: caller.key_id.clone(),
+                route: "/embeddings".to_owned(),
+                model: job.model.id.clone(),
+                service: job.model.service.clone(),
+                price: job.model.price.clone(),
+                amount,
+                streamed: false,
+                title: job.title.clone(),
+                referer: job.referer.clone(),
+                created_at: app.clock.now(),
+            };
+            match app.meter.admit(admission).await {
+                Ok(hold) => return Ok((job, exact, hold)),
+                Err(AdmitError::Insufficient { .. } | AdmitError::Budget { .. }) if exact.is_none() => {}
+                Err(other) => return Err(refusal(other)),
+            }
+        }
+        let counting = job.clone();
+        units = tokio::task::spawn_blocking(move || counting.count()).await.map_err(ApiError::internal)?;
+        exact = Some(units);
+    }
+}
+
+fn node_body(job: &EmbedJob) -> ApiResult<Bytes> {
+    let mut request = job.request.clone();
+    request.model.clone_from(&job.model.id);
+    // Nodes always send numbers; the wanted print is made here.
+    request.encoding_format = None;
+    request.dimensions = None;
+    request.input = EmbeddingInput::Many(job.texts().to_vec());
+    serde_json::to_vec(&request).map(Bytes::from).map_err(ApiError::internal)
+}
+
+struct Embed {
+    app: Arc<App>,
+    user: UserId,
+    job: Arc<EmbedJob>,
+    body: Bytes,
+    head: oneshot::Sender<Head>,
+    gone: CancellationToken,
+    total: Instant,
+    trail: Trail,
+    attempts: Vec<AttemptRecord>,
+    node_time: Duration,
+    _running: RunningRequest,
+}
+
+/// What came back, checked.
+struct Vectors {
+    vectors: Vec<Vec<f32>>,
+    claim: Option<u64>,
+}
+
+enum Stop {
+    Fault(Fault),
+    Gone,
+    Deadline,
+    Draining,
+    Internal(ApiError),
+}
+
+enum Ended {
+    Finished(Seat, Vectors),
+    Gone,
+    Failed(End, ApiError),
+}
+
+impl Embed {
+    async fn run(mut self, hold: Hold, exact: Option<Units>) {
+        let ended = self.work(&hold).await;
+        let latency = self.app.clock.mono().saturating_sub(self.job.arrived);
+        let mut settlement = Settlement {
+            end: End::Refused,
+            counted: Units::default(),
+            claimed: None,
+            provision_id: None,
+            provider: None,
+            finish_reason: None,
+            attempts: std::mem::take(&mut self.attempts),
+            first_token: None,
+            latency: Some(Millis::from(latency)),
+        };
+        let (seat, vectors) = match ended {
+            Ended::Finished(seat, vectors) => (seat, vectors),
+            Ended::Gone => {
+                // Embeddings pay only for what was delivered (MR31), and nothing was.
+                settlement.end = End::ClientGoneBeforeAccept;
+                if let Err(error) = hold.settle(settlement).await {
+                    tracing::error!(request_id = %self.job.request_id, %error, "an abandoned request was not settled");
+                }
+                return;
+            }
+            Ended::Failed(end, error) => {
+                settlement.end = end;
+                if let Err(cause) = hold.settle(settlement).await {
+                    tracing::error!(request_id = %self.job.request_id, error = %cause, "a failed request was not settled");
+                }
+                let _ = self.head.send(Head::Failed(error));
+                return;
+            }
+        };
+        let counted = match exact {
+            Some(units) => units,
+            None => {
+                let job = self.job.clone();
+                tokio::task::spawn_blocking(move || job.count()).await.unwrap_or_default()
+            }
+        };
+        settlement.end = End::Finished;
+        settlement.counted = counted;
+        settlement.claimed = vectors.claim.map(|tokens| self.job.units(tokens));
+        settlement.provision_id = Some(seat.provision().clone());
+        settlement.provider = Some(seat.owner().clone());
+        let meta = Meta { provider: Some(seat.slug()), overhead: latency.saturating_sub(self.node_time) };
+        drop(seat);
+        let answer = match hold.settle(settlement).await {
+            Ok(settled) => {
+                let bytes = print(&self.job, vectors.vectors, usage(&counted, Some(&settled), false));
+                Head::Whole(bytes, meta)
+            }
+            Err(error) => Head::Failed(store_error(error)),
+        };
+        let _ = self.head.send(answer);
+    }
+
+    async fn work(&mut self, hold: &Hold) -> Ended {
+        let relay = self.app.config.relay.clone();
+        self.app.fleet.count_request();
+        loop {
+            let until = (Instant::now() + relay.queue()).min(self.total);
+            let seeker =
+                Seeker { service: &self.job.model.service, payer: &self.user, own_nodes: self.job.own_nodes };
+            let found = find_seat(&self.app.fleet, seeker, &mut self.trail, until, &self.gone).await;
+            let mut seat = match found {
+                Ok(seat) => seat,
+                Err(NoSeat::Gone) => return Ended::Gone,
+                Err(NoSeat::Nobody(error)) => {
+                    return match self.trail.last.filter(|fault| !fault.is_lack_of_room()) {
+                        Some(fault) => Ended::Failed(End::ProviderFailed, exhausted_error(fault)),
+                        None => Ended::Failed(End::Refused, error),
+                    };
+                }
+            };
+            let began = Instant::now();
+            let number = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
+            let outcome = Box::pin(self.attempt(&seat, number, hold)).await;
+            self.node_time += began.elapsed();
+            let now = self.app.clock.mono();
+            let fault = match outcome {
+                Ok(vectors) => {
+                    seat.first_token(began.elapsed(), now);
+                    seat.succeeded(now);
+                    self.record(&seat, number, End::Finished, None, began);
+                    return Ended::Finished(seat, vectors);
+                }
+                Err(Stop::Fault(fault)) => fault,
+                Err(Stop::Gone) => {
+                    self.record(&seat, number, End::ClientGone, Some(Code::ClientClosed), began);
+                    return Ended::Gone;
+                }
+                Err(Stop::Deadline) => {
+                    let error = ApiError::new(Code::DeadlineExceeded, "The request took longer than it may.");
+                    self.record(&seat, number, End::ProviderFailed, Some(Code::DeadlineExceeded), began);
+                    return Ended::Failed(End::ProviderFailed, error);
+                }
+                Err(Stop::Draining) => return Ended::Failed(End::Refused, ApiError::draining()),
+                Err(Stop::Internal(error)) => return Ended::Failed(End::Refused, error),
+            };
+            if fault == Fault::Lost {
+                seat.lost(now);
+            } else if fault.blames_node() {
+                seat.failed(now);
+            }
+            self.record(&seat, number, fault.end(), Some(fault.code()), began);
+            let chance = u64::from_le_bytes(random::bytes::<8>());
+            let next = self.trail.fail(seat.provision(), seat.epoch(), fault, relay.retries, chance, || {
+                self.app.fleet.take_retry()
+            });
+            drop(seat);
+            match next {
+                Next::Now => {}
+                Next::After(wait) => tokio::select! {
+                    () = self.gone.cancelled() => return Ended::Gone,
+                    () = tokio::time::sleep(wait) => {}
+                },
+                Next::GiveUp => return Ended::Failed(End::ProviderFailed, exhausted_error(fault)),
+            }
+        }
+    }
+
+    async fn attempt(&self, seat: &Seat, number: u32, hold: &Hold) -> Result<Vectors, Stop> {
+        let dimensions = self.job.model.dimensions.unwrap_or(4096);
+        let max_bytes = ENVELOPE + self.job.texts().len() as u64 * dimensions * PER_NUMBER;
+        let head = WorkHead {
+            request_id: self.job.request_id.clone(),
+            attempt: number,
+            epoch: seat.epoch(),
+            service: seat.service().clone(),
+            generation: seat.generation(),
+            path: WorkPath::Embeddings,
+            deadline: Millis::from(self.total.saturating_duration_since(Instant::now())),
+            max_tokens: 0,
+            max_bytes,
+        };
+        let mut stream = seat.link().open(&head, self.body.clone()).map_err(|error| match error {
+            OpenError::Closed(_) | OpenError::Draining => Stop::Fault(Fault::Lost),
+            OpenError::Full => Stop::Fault(Fault::Refused(Some(Code::CapacityFull))),
+            OpenError::Head(_) => Stop::Internal(ApiError::internal(error)),
+        })?;
+        let hard = self.app.tasks.hard();
+        let exchange = async {
+            let accepted = match tokio::time::timeout(self.app.config.relay.accept(), stream.accepted()).await {
+                Ok(Ok(accepted)) => accepted,
+                Ok(Err(error)) => return Err(Stop::Fault(super::forward::before_accept(&error))),
+                Err(_) => return Err(Stop::Fault(super::forward::not_accepted(seat))),
+            };
+            let ours = accepted.request_id == head.request_id && accepted.epoch == head.epoch && seat.is_current();
+            #[cfg(feature = "sabotage")]
+            let ours = ours || self.app.sabotage == Some(crate::sabotage::Sabotage::NoOwnerCheck);
+            if !ours {
+                tracing::warn!(request_id = %head.request_id, provision = %seat.provision(),
+                    "an acceptance of other work, or of an older tunnel, was dropped");
+                metrics::counter!("cxmpute_foreign_frames_total").increment(1);
+                return Err(Stop::Fault(Fault::Foreign));
+            }
+            hold.accepted(seat.provision(), seat.owner(), number);
+            let mut whole = Vec::new();
+            while let Some(chunk) = stream.chunk().await {
+                let chunk = chunk.map_err(|error| Stop::Fault(super::forward::after_accept(&error)))?;
+                if (whole.len() + chunk.len()) as u64 > max_bytes {
+                    return Err(Stop::Fault(Fault::Protocol));
+                }
+                whole.extend_from_slice(&chunk);
+            }
+            read(&whole, self.job.texts().len(), self.job.model.dimensions).map_err(Stop::Fault)
+        };
+        tokio::select! {
+            biased;
+            () = self.gone.cancelled() => Err(Stop::Gone),
+            () = hard.cancelled() => Err(Stop::Draining),
+            () = tokio::time::sleep_until(self.total) => Err(Stop::Deadline),
+            outcome = exchange => outcome,
+        }
+    }
+
+    fn record(&mut self, seat: &Seat, number: u32, outcome: End, code: Option<Code>, began: Instant) {
+        metrics::counter!("cxmpute_attempts_total", "outcome" => outcome.as_str()).increment(1);
+        self.attempts.push(AttemptRecord {
+            attempt: number,
+            provision_id: seat.provision().clone(),
+            epoch: seat.epoch(),
+            outcome,
+            code: code.map(|code| code.as_str().to_owned()),
+            accept: None,
+            first_token: None,
+            total: Some(Millis::from(began.elapsed())),
+        });
+    }
+}
+
+#[derive(Deserialize)]
+struct NodeAnswer {
+    #[serde(default)]
+    data: Vec<NodeVector>,
+    #[serde(default)]
+    usage: Option<serde_json::Value>,
+    #[serde(default)]
+    error: Option<NodeError>,
+}
+
+#[derive(Deserialize)]
+struct NodeError {
+    #[serde(default)]
+    code: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct NodeVector {
+    index: usize,
+    embedding: Vec<f32>,
+}
+
+/// Every text has exactly one vector of the right length with finite numbers.
+fn read(body: &[u8], texts: usize, dimensions: Option<u64>) -> Result<Vectors, Fault> {
+    let answer: NodeAnswer = serde_json::from_slice(body).map_err(|_| Fault::Protocol)?;
+    if let Some(error) = answer.error {
+        let code = error.code.as_ref().and_then(serde_json::Value::as_str).and_then(|code| code.parse::<Code>().ok());
+        return Err(code.filter(|code| code.status() == 400).map_or(Fault::Engine, Fault::BadRequest));
+    }
+    let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); texts];
+    let mut length = dimensions;
+    for item in answer.data {
+        let place = vectors.get_mut(item.index).ok_or(Fault::Protocol)?;
+        let wanted = *length.get_or_insert(item.embedding.len() as u64);
+        let sound = !item.embedding.is_empty()
+            && item.embedding.len() as u64 == wanted
+            && item.embedding.iter().all(|number| number.is_finite());
+        if !sound || !place.is_empty() {
+            return Err(Fault::Protocol);
+        }
+        *place = item.embedding;
+    }
+    if vectors.iter().any(Vec::is_empty) {
+        return Err(Fault::Protocol);
+    }
+    let claim = answer.usage.and_then(|usage| usage.get("prompt_tokens").and_then(serde_json::Value::as_u64));
+    Ok(Vectors { vectors, claim })
+}
+
+fn print(job: &EmbedJob, vectors: Vec<Vec<f32>>, usage: cxmpute_wire::openai::Usage) -> Bytes {
+    use base64::Engine as _;
+    let base64 = job.request.encoding_format == Some(EncodingFormat::Base64);
+    let value = |vector: Vec<f32>| {
+        if base64 {
+            let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
+            EmbeddingValue::Base64(base64::engine::general_purpose::STANDARD.encode(bytes))
+        } else {
+            EmbeddingValue::Float(vector)
+        }
+    };
+    let data = vectors.into_iter().enumerate().map(|(index, vector)| EmbeddingItem {
+        object: "embedding".to_owned(),
+        index: index as u64,
+        embedding: value(vector),
+    });
+    let list = EmbeddingList {
+        object: "list".to_owned(),
+        data: data.collect(),
+        model: job.request.model.clone(),
+        usage,
+    };
+    serde_json::to_vec(&list).unwrap_or_default().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(body: &str) -> Option<Fault> {
+        read(body.as_bytes(), 2, Some(2)).err()
+    }
+
+    #[test]
+    fn every_text_has_one_sound_vector() {
+        let good = r#"{"object":"list","data":[{"index":1,"embedding":[3,4]},{"index":0,"embedding":[1,2]}],
+            "usage":{"prompt_tokens":7,"total_tokens":7},"model":"x","extra":1}"#;
+        let read = read(good.as_bytes(), 2, Some(2)).unwrap();
+        assert_eq!(read.vectors, [[1.0, 2.0], [3.0, 4.0]]);
+        assert_eq!(read.claim, Some(7));
+        for bad in [
+            "",
+            "{}",
+            r#"{"data":[{"index":0,"embedding":[1,2]}]}"#,
+            r#"{"data":[{"index":0,"embedding":[1,2]},{"index":0,"embedding":[1,2]}]}"#,
+            r#"{"data":[{"index":0,"embedding":[1,2]},{"index":2,"embedding":[1,2]}]}"#,
+            r#"{"data":[{"index":0,"embedding":[1,2]},{"index":1,"embedding":[1]}]}"#,
+            r#"{"data":[{"index":0,"embedding":[1,2]},{"index":1,"embedding":[1,1e60]}]}"#,
+            r#"{"data":[{"index":0,"embedding":[1,2]},{"index":1,"embedding":["a",2]}]}"#,
+        ] {
+            assert_eq!(fault(bad), Some(Fault::Protocol), "{bad}");
+        }
+        assert_eq!(fault(r#"{"error":{"code":"engine_failed"}}"#), Some(Fault::Engine));
+    }
+}

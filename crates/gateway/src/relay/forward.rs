@@ -1,0 +1,328 @@
+//! One attempt: the work goes to a node, its events come back, are checked and sent on.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use cxmpute_tunnel::{Accepted, OpenError, WorkError, WorkHead, WorkStream};
+use cxmpute_wire::openai::FinishReason;
+use cxmpute_wire::{Code, Millis};
+use tokio::time::Instant;
+
+use super::delivery::Chunk;
+use super::events::{EventCutter, Piece, read_event};
+use super::retry::Fault;
+use super::run::{Run, Served, Stop};
+use super::so_far::SoFar;
+use super::watchdog::{Late, Watchdog};
+use crate::error::ApiError;
+use crate::fleet::Seat;
+
+/// A tunnel that owes an answer to a ping for this long, and then does not accept work in time, counts as lost.
+const SILENT: Duration = Duration::from_millis(1500);
+
+impl Run {
+    /// Sends the work to the node of `seat` and relays its answer to the end.
+    ///
+    /// # Errors
+    /// Why it stopped before the end.
+    pub(super) async fn attempt(&mut self, seat: &mut Seat, number: u32) -> Result<(), Stop> {
+        let began = self.app.clock.mono();
+        self.so_far = SoFar::new(self.job.choices);
+        let outcome = Box::pin(self.exchange(seat, number, began)).await;
+        if self.first_token.is_none() {
+            self.node_time += self.app.clock.mono().saturating_sub(began);
+        }
+        outcome
+    }
+
+    async fn exchange(&mut self, seat: &mut Seat, number: u32, began: Duration) -> Result<(), Stop> {
+        let head = self.work_head(seat, number);
+        let mut stream = seat.link().open(&head, self.body.clone()).map_err(|error| match error {
+            OpenError::Closed(_) | OpenError::Draining => Stop::Fault(Fault::Lost),
+            OpenError::Full => Stop::Fault(Fault::Refused(Some(Code::CapacityFull))),
+            OpenError::Head(_) => Stop::Internal(ApiError::internal(error)),
+        })?;
+        let accepted = self.accepted(seat, &mut stream).await?;
+        self.check_owner(seat, &head, &accepted)?;
+        self.served = Some(Served {
+            provision: seat.provision().clone(),
+            owner: seat.owner().clone(),
+            slug: seat.slug(),
+        });
+        self.hold.accepted(seat.provision(), seat.owner(), number);
+        self.pump(seat, stream, began, head.max_bytes).await?;
+        // Another tunnel may have taken over meanwhile; what came through this one late is not settled.
+        self.check_owner(seat, &head, &accepted)
+    }
+
+    fn work_head(&self, seat: &Seat, number: u32) -> WorkHead {
+        /// Bytes of events per token, for both formats with room to spare (GR section 9).
+        const PER_TOKEN: u64 = 64;
+        /// Tokens' worth of bytes that every answer may have.
+        const BASE_TOKENS: u64 = 256;
+        let tokens = self.job.limit.saturating_mul(self.job.choices as u64);
+        // An event repeats id, model and field names around each token; our engines use about 250 bytes for it.
+        const ENVELOPE: u64 = 8;
+        WorkHead {
+            request_id: self.job.request_id.clone(),
+            attempt: number,
+            epoch: seat.epoch(),
+            service: seat.service().clone(),
+            generation: seat.generation(),
+            path: self.job.path(),
+            deadline: Millis::from(self.total.saturating_duration_since(Instant::now())),
+            max_tokens: self.job.limit,
+            max_bytes: tokens.saturating_add(BASE_TOKENS).saturating_mul(PER_TOKEN * ENVELOPE),
+        }
+    }
+
+    async fn accepted(&self, seat: &Seat, stream: &mut WorkStream) -> Result<Accepted, Stop> {
+        let hard = self.app.tasks.hard();
+        let answer = tokio::select! {
+            biased;
+            () = self.gone.cancelled() => return Err(Stop::Client(super::delivery::Undelivered::Gone)),
+            () = hard.cancelled() => return Err(Stop::Draining),
+            () = tokio::time::sleep_until(self.total) => return Err(Stop::Deadline),
+            answer = tokio::time::timeout(self.app.config.relay.accept(), stream.accepted()) => answer,
+        };
+        match answer {
+            Ok(Ok(accepted)) => Ok(accepted),
+            Ok(Err(error)) => Err(Stop::Fault(before_accept(&error))),
+            Err(_) => Err(Stop::Fault(not_accepted(seat))),
+        }
+    }
+
+    /// The acceptance must name this request and the tunnel that is the provision's newest one still; anything else
+    /// is dropped, flagged and never settled.
+    fn check_owner(&self, seat: &Seat, head: &WorkHead, accepted: &Accepted) -> Result<(), Stop> {
+        #[cfg(feature = "sabotage")]
+        if self.app.sabotage == Some(crate::sabotage::Sabotage::NoOwnerCheck) {
+            return Ok(());
+        }
+        if accepted.request_id == head.request_id && accepted.epoch == head.epoch && seat.is_current() {
+            return Ok(());
+        }
+        tracing::warn!(request_id = %head.request_id, provision = %seat.provision(), epoch = %head.epoch,
+            named_epoch = %accepted.epoch, "an acceptance of other work, or of an older tunnel, was dropped");
+        metrics::counter!("cxmpute_foreign_frames_total").increment(1);
+        Err(Stop::Fault(Fault::Foreign))
+    }
+
+    async fn pump(&mut self, seat: &mut Seat, mut stream: WorkStream, began: Duration, max_bytes: u64) -> Result<(), Stop> {
+        let relay = &self.app.config.relay;
+        let mut watchdog = Watchdog::new(relay.first_token(), relay.gap(), self.total);
+        let mut cutter = EventCutter::new(relay.event_bytes);
+        let mut pieces = VecDeque::new();
+        let mut bytes = 0u64;
+        let hard = self.app.tasks.hard();
+        let (dialect, choices) = (self.job.dialect(), self.job.choices);
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = self.gone.cancelled() => {
+                    #[cfg(feature = "sabotage")]
+                    if self.app.sabotage == Some(crate::sabotage::Sabotage::MeterAtStreamEnd) {
+                        self.gone = cxmpute_runtime::CancellationToken::new();
+                        continue;
+                    }
+                    return Err(Stop::Client(super::delivery::Undelivered::Gone));
+                }
+                () = hard.cancelled() => return Err(Stop::Draining),
+                next = watchdog.guard(stream.chunk()) => next,
+            };
+            let chunk = match next {
+                Err(Late::FirstToken) => return Err(Stop::Fault(Fault::FirstTokenTimeout)),
+                Err(Late::Gap) => return Err(Stop::Fault(Fault::Stalled)),
+                Err(Late::Total) => return Err(Stop::Deadline),
+                // All choices have ended, so nothing is missing but the end marker and the claim.
+                Ok(Some(Err(_)) | None) if self.so_far.is_complete() => return Ok(()),
+                Ok(Some(Err(error))) => return Err(Stop::Fault(after_accept(&error))),
+                Ok(None) => return Err(Stop::Fault(Fault::Protocol)),
+                Ok(Some(Ok(chunk))) => chunk,
+            };
+            bytes = bytes.saturating_add(chunk.len() as u64);
+            if bytes > max_bytes {
+                return self.cut_off(seat).await;
+            }
+            let read = cutter.push(&chunk, |data| read_event(dialect, choices, data, &mut pieces));
+            read.map_err(|_| Stop::Fault(Fault::Protocol))?;
+            while let Some(piece) = pieces.pop_front() {
+                if self.take(piece, seat, &mut watchdog, began).await? {
+                    return Ok(());
+                }
+            }
+            if self.job.streamed() && self.served.is_some() {
+                self.checkpoints.look(&self.job, &self.so_far, &self.outlet, &self.hold).await;
+            }
+        }
+    }
+
+    /// Takes one piece in; true when the answer is complete.
+    async fn take(
+        &mut self,
+        piece: Piece,
+        seat: &mut Seat,
+        watchdog: &mut Watchdog,
+        began: Duration,
+    ) -> Result<bool, Stop> {
+        let keep = !self.job.streamed();
+        match piece {
+            Piece::Text { choice, .. } | Piece::Tools { choice, .. } | Piece::Finish { choice, .. }
+                if self.so_far.is_finished(choice) => {}
+            Piece::Text { choice, text } => {
+                self.first_content(seat, began);
+                let upto = self.so_far.add_text(choice, &text, keep);
+                if !keep {
+                    self.open_choice(choice).await?;
+                    let bytes = self.writer.text(choice, &text);
+                    self.send(Chunk { bytes, mark: Some((choice, upto)) }).await?;
+                }
+                watchdog.content();
+                return self.check_length(choice, seat).await;
+            }
+            Piece::Tools { choice, calls } => {
+                let names = calls.iter().filter_map(|call| call.function.as_ref()?.name.as_deref());
+                if names.into_iter().any(|name| !self.job.declares_tool(name)) {
+                    return Err(Stop::Fault(Fault::Protocol));
+                }
+                self.first_content(seat, began);
+                let upto = self.so_far.add_calls(choice, &calls, keep);
+                if !keep {
+                    self.open_choice(choice).await?;
+                    let bytes = self.writer.tools(choice, calls);
+                    self.send(Chunk { bytes, mark: Some((choice, upto)) }).await?;
+                }
+                watchdog.content();
+                return self.check_length(choice, seat).await;
+            }
+            Piece::Finish { choice, reason } => {
+                self.first_content(seat, began);
+                self.finish_choice(choice, reason).await?;
+                watchdog.content();
+            }
+            Piece::Claim { prompt, completion } => self.so_far.claim = Some((prompt, completion)),
+            Piece::Failed { code } => {
+                let wrong_request = code.filter(|code| code.status() == 400 && !self.so_far.has_content());
+                return Err(Stop::Fault(wrong_request.map_or(Fault::Engine, Fault::BadRequest)));
+            }
+            Piece::Done if self.so_far.is_complete() => return Ok(true),
+            Piece::Done if self.so_far.has_content() => return Err(Stop::Fault(Fault::Protocol)),
+            Piece::Done => return Err(Stop::Fault(Fault::Empty)),
+        }
+        Ok(false)
+    }
+
+    fn first_content(&mut self, seat: &Seat, began: Duration) {
+        if self.first_token.is_none() || (!self.relayed && !self.so_far.has_content()) {
+            let now = self.app.clock.mono();
+            let after = now.saturating_sub(began);
+            seat.first_token(after, now);
+            self.node_time += after;
+            let since_arrival = now.saturating_sub(self.job.arrived);
+            self.first_token = Some(since_arrival);
+            metrics::histogram!("gen_ai_server_time_to_first_token", "model" => self.job.model.id.clone())
+                .record(since_arrival.as_secs_f64());
+        }
+        if self.job.streamed() && !self.relayed {
+            self.announce();
+        }
+    }
+
+    async fn open_choice(&mut self, choice: usize) -> Result<(), Stop> {
+        if self.so_far.open(choice)
+            && let Some(bytes) = self.writer.opening(choice)
+        {
+            self.send(Chunk { bytes, mark: None }).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish_choice(&mut self, choice: usize, reason: FinishReason) -> Result<(), Stop> {
+        if self.so_far.finish(choice, reason) && self.job.streamed() {
+            self.open_choice(choice).await?;
+            let bytes = self.writer.finish(choice, reason);
+            self.send(Chunk { bytes, mark: None }).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, chunk: Chunk) -> Result<(), Stop> {
+        match self.outlet.send(chunk).await {
+            #[cfg(feature = "sabotage")]
+            Err(_) if self.app.sabotage == Some(crate::sabotage::Sabotage::MeterAtStreamEnd) => Ok(()),
+            sent => sent.map_err(Stop::Client),
+        }
+    }
+
+    /// Keeps the answer within what was asked for and within what the hold covers (MR14, P1); true when that ended it.
+    async fn check_length(&mut self, choice: usize, seat: &mut Seat) -> Result<bool, Stop> {
+        if self.so_far.is_overlong(choice, self.job.limit) {
+            self.cut_off(seat).await?;
+            return Ok(true);
+        }
+        let long = self.so_far.longest();
+        if self.covered < self.job.limit && long.saturating_mul(10) >= self.covered.saturating_mul(8) {
+            let more = (self.job.limit - self.covered).min(super::admission::SLICE);
+            if !self.exhausted && super::admission::extend(&self.job, &self.hold, more).await {
+                self.covered += more;
+            } else {
+                self.exhausted = true;
+            }
+        }
+        if self.exhausted && long >= self.covered {
+            self.end_all().await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// The node sent more than it was asked for: the answer ends here, and it counts against the node.
+    async fn cut_off(&mut self, seat: &mut Seat) -> Result<(), Stop> {
+        if !self.so_far.has_content() {
+            return Err(Stop::Fault(Fault::Protocol));
+        }
+        tracing::warn!(request_id = %self.job.request_id, provision = %seat.provision(),
+            "a node sent more than it was asked for and was cut off");
+        seat.failed(self.app.clock.mono());
+        self.end_all().await
+    }
+
+    async fn end_all(&mut self) -> Result<(), Stop> {
+        for choice in self.so_far.unfinished() {
+            self.finish_choice(choice, FinishReason::Length).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The node neither accepted nor refused in time. Work on a tunnel that does not even answer pings never arrived.
+pub(super) fn not_accepted(seat: &Seat) -> Fault {
+    if seat.link().quiet() >= SILENT { Fault::Lost } else { Fault::AcceptTimeout }
+}
+
+pub(super) fn after_accept(error: &WorkError) -> Fault {
+    match error {
+        WorkError::Lost => Fault::Lost,
+        WorkError::Reset(_) => Fault::Engine,
+        WorkError::Refused { .. } | WorkError::Protocol(_) => Fault::Protocol,
+    }
+}
+
+pub(super) fn before_accept(error: &WorkError) -> Fault {
+    match error {
+        WorkError::Lost => Fault::Lost,
+        WorkError::Protocol(_) => Fault::Protocol,
+        WorkError::Reset(_) => Fault::Refused(None),
+        WorkError::Refused { status, code, .. } => {
+            let wrong_request = matches!(
+                code,
+                Some(Code::InvalidJson | Code::InvalidParameter | Code::UnsupportedParameter | Code::ContextLengthExceeded)
+            );
+            match code {
+                Some(code) if wrong_request => Fault::BadRequest(*code),
+                None if *status == 400 => Fault::BadRequest(Code::InvalidParameter),
+                code => Fault::Refused(*code),
+            }
+        }
+    }
+}

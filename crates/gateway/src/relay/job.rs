@@ -1,0 +1,235 @@
+//! One request for text, checked and ready to be priced: what is asked, of which model, within which bounds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cxmpute_market::catalogue::ModelEntry;
+use cxmpute_market::price::Units;
+use cxmpute_market::route::OwnNodes;
+use cxmpute_tokens::TokenCounter;
+use cxmpute_tokens::count::CountError;
+use cxmpute_tunnel::WorkPath;
+use cxmpute_wire::openai::{ChatRequest, CompletionRequest, StreamOptions};
+use cxmpute_wire::{RequestId, Tokens};
+
+use super::events::Dialect;
+use crate::error::{ApiError, ApiResult};
+
+/// What was asked.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    /// A conversation.
+    Chat(Box<ChatRequest>),
+    /// A text to continue.
+    Completion(Box<CompletionRequest>),
+}
+
+/// A request for text on its way.
+#[derive(Debug)]
+pub struct Job {
+    /// Made at the edge.
+    pub request_id: RequestId,
+    /// When the request arrived, on the app's monotonic clock.
+    pub arrived: Duration,
+    /// Seconds since 1970, constant over the answer.
+    pub created: i64,
+    /// The request.
+    pub ask: Ask,
+    /// The model that answers.
+    pub model: Arc<ModelEntry>,
+    /// The model's name as the client wrote it.
+    pub model_name: String,
+    /// Number of outputs.
+    pub choices: usize,
+    /// Most output tokens per choice; with `explicit_limit` as asked for, else what the model allows.
+    pub limit: u64,
+    /// Whether the client gave the limit.
+    pub explicit_limit: bool,
+    /// Whether nodes of the payer may serve.
+    pub own_nodes: OwnNodes,
+    /// The model's tokenizer; absent where the model is priced per character.
+    pub counter: Option<TokenCounter>,
+    /// Label of the calling application.
+    pub title: Option<String>,
+    /// Address of the calling application.
+    pub referer: Option<String>,
+}
+
+impl Job {
+    /// Whether the answer is a stream.
+    #[must_use]
+    pub fn streamed(&self) -> bool {
+        match &self.ask {
+            Ask::Chat(request) => request.streamed(),
+            Ask::Completion(request) => request.streamed(),
+        }
+    }
+
+    /// Whether a usage chunk was asked for.
+    #[must_use]
+    pub fn wants_usage(&self) -> bool {
+        match &self.ask {
+            Ask::Chat(request) => request.wants_usage(),
+            Ask::Completion(request) => request.wants_usage(),
+        }
+    }
+
+    /// Shape of the answer's events.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        match self.ask {
+            Ask::Chat(_) => Dialect::Chat,
+            Ask::Completion(_) => Dialect::Completion,
+        }
+    }
+
+    /// The route, as it stands in the request's row.
+    #[must_use]
+    pub fn route(&self) -> &'static str {
+        match self.ask {
+            Ask::Chat(_) => "/chat/completions",
+            Ask::Completion(_) => "/completions",
+        }
+    }
+
+    /// What the engine is asked to do.
+    #[must_use]
+    pub fn path(&self) -> WorkPath {
+        match self.ask {
+            Ask::Chat(_) => WorkPath::ChatCompletions,
+            Ask::Completion(_) => WorkPath::Completions,
+        }
+    }
+
+    /// The id of the answer as clients see it.
+    #[must_use]
+    pub fn answer_id(&self) -> String {
+        let prefix = match self.ask {
+            Ask::Chat(_) => "chatcmpl-",
+            Ask::Completion(_) => "cmpl-",
+        };
+        let id = self.request_id.as_str();
+        format!("{prefix}{}", id.strip_prefix(RequestId::PREFIX).unwrap_or(id))
+    }
+
+    /// Names of the declared tools; calls of others are never relayed (GR7).
+    #[must_use]
+    pub fn declares_tool(&self, name: &str) -> bool {
+        match &self.ask {
+            Ask::Chat(request) => request.tools.iter().flatten().any(|tool| tool.function.name == name),
+            Ask::Completion(_) => false,
+        }
+    }
+
+    /// The body a node gets: the closed schema, the catalogue's model id, our bound, always as a stream with usage.
+    ///
+    /// # Errors
+    /// The request cannot be printed, which its types rule out.
+    pub fn node_body(&self) -> ApiResult<Bytes> {
+        let options = Some(StreamOptions { include_usage: true });
+        let body = match &self.ask {
+            Ask::Chat(request) => {
+                let mut request = request.clone();
+                request.model.clone_from(&self.model.id);
+                request.stream = Some(true);
+                request.stream_options = options;
+                request.max_tokens = Some(self.limit);
+                request.max_completion_tokens = None;
+                serde_json::to_vec(&request)
+            }
+            Ask::Completion(request) => {
+                let mut request = request.clone();
+                request.model.clone_from(&self.model.id);
+                request.stream = Some(true);
+                request.stream_options = options;
+                request.max_tokens = Some(self.limit);
+                serde_json::to_vec(&request)
+            }
+        };
+        body.map(Bytes::from).map_err(ApiError::internal)
+    }
+
+    /// At most so many tokens (or characters) the prompt can have, without tokenizing: a token is at least one byte
+    /// of the rendered prompt, and a template adds little to each message (DESIGN D5).
+    #[must_use]
+    pub fn prompt_bound(&self) -> u64 {
+        /// What a template writes around one message, and around a conversation.
+        const AROUND_MESSAGE: usize = 64;
+        const AROUND_PROMPT: usize = 512;
+        let bytes = match &self.ask {
+            Ask::Chat(request) => {
+                let printed = serde_json::to_vec(&request.messages).map_or(usize::MAX / 4, |text| text.len());
+                let tools = request.tools.as_ref().map_or(0, |tools| {
+                    // Templates may print declarations with indentation.
+                    serde_json::to_vec_pretty(tools).map_or(usize::MAX / 4, |text| text.len() * 2)
+                });
+                printed + tools + request.messages.len() * AROUND_MESSAGE + AROUND_PROMPT
+            }
+            Ask::Completion(request) => {
+                request.prompt.texts().iter().map(|text| text.len() + AROUND_MESSAGE).sum()
+            }
+        };
+        bytes as u64
+    }
+
+    /// The exact number of prompt tokens; blocking work.
+    ///
+    /// # Errors
+    /// The template refuses the conversation, or the text has no tokens.
+    pub fn count_prompt(&self) -> Result<Tokens, CountError> {
+        let Some(counter) = &self.counter else { return Ok(Tokens::ZERO) };
+        match &self.ask {
+            Ask::Chat(request) => counter.count_prompt(request),
+            Ask::Completion(request) => request.prompt.texts().iter().try_fold(Tokens::ZERO, |sum, text| {
+                counter.count_completion_prompt(text).map(|count| sum.saturating_add(count))
+            }),
+        }
+    }
+
+    /// Characters of the prompt, for models without a tokenizer.
+    #[must_use]
+    pub fn prompt_characters(&self) -> u64 {
+        let count = |text: &str| text.chars().count() as u64;
+        match &self.ask {
+            Ask::Chat(request) => {
+                let contents = request.messages.iter().filter_map(|message| message.content.as_ref());
+                contents.map(|content| count(&content.text())).sum()
+            }
+            Ask::Completion(request) => request.prompt.texts().iter().map(|text| count(text)).sum(),
+        }
+    }
+
+    /// The units of an answer whose billed texts are `texts`, one per choice; blocking work. No choice counts more
+    /// than the limit that the hold covers. `prompt` is the count where it is known already.
+    #[must_use]
+    pub fn count(&self, prompt: Option<Tokens>, texts: &[&str]) -> Units {
+        let Some(counter) = &self.counter else {
+            let characters = texts.iter().map(|text| text.chars().count() as u64).sum::<u64>();
+            return Units { characters: self.prompt_characters() + characters, ..Units::default() };
+        };
+        let prompt = prompt.unwrap_or_else(|| {
+            // A prompt that cannot be counted is not paid for; the engine could not have read it either.
+            self.count_prompt().unwrap_or(Tokens::ZERO)
+        });
+        let limit = Tokens(self.limit);
+        let completion = texts.iter().fold(Tokens::ZERO, |sum, text| {
+            let count = if text.is_empty() { Tokens::ZERO } else { counter.count_text(text) };
+            sum.saturating_add(count.min(limit))
+        });
+        Units::chat(prompt, completion)
+    }
+
+    /// The units of a prompt of `prompt` tokens with `output` tokens per choice, for holds.
+    #[must_use]
+    pub fn units_of(&self, prompt: u64, output: u64) -> Units {
+        let output = output.saturating_mul(self.choices as u64);
+        if self.counter.is_some() {
+            Units::chat(Tokens(prompt), Tokens(output))
+        } else {
+            /// Characters that one token can come to; only for a bound.
+            const PER_TOKEN: u64 = 16;
+            Units { characters: prompt.saturating_add(output.saturating_mul(PER_TOKEN)), ..Units::default() }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The way of a request for work: admission → select → forward → events → retry → settlement → the client.
+//!
+//! ```text
+//! handler ── admission (hold) ── spawns ──▶ run ──▶ select ──▶ forward ──▶ events ─┐
+//!    ▲                                       ▲  └── retry ◀── fault ◀──────────────┤
+//!    │ head (status), body (delivery)        └───── settle ◀── complete ◀──────────┘
+//! ```
+
+mod admission;
+mod answer;
+mod checkpoint;
+mod delivery;
+mod embed;
+pub mod events;
+mod forward;
+mod job;
+mod respond;
+mod retry;
+mod run;
+mod select;
+mod settle;
+mod so_far;
+mod watchdog;
+
+pub use delivery::MAX_CHOICES;
+pub use embed::{EmbedJob, run_embeddings};
+pub use job::{Ask, Job};
+pub use respond::run_llm;

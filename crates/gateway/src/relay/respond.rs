@@ -1,0 +1,144 @@
+//! The client's side of a request: the head of the answer, held back until the first content so that early failures
+//! keep their status (GR13), and the body.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::admission::{Admitted, admit};
+use super::answer::Writer;
+use super::checkpoint::Checkpoints;
+use super::delivery::{DeliveryBody, delivery};
+use super::job::Job;
+use super::retry::Trail;
+use super::run::{Head, Meta, Run};
+use super::so_far::SoFar;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{ApiError, ApiResult};
+
+const X_GENERATION_ID: HeaderName = HeaderName::from_static("x-generation-id");
+const X_PROVIDER: HeaderName = HeaderName::from_static("x-cxmpute-provider");
+const X_OVERHEAD: HeaderName = HeaderName::from_static("x-cxmpute-overhead-us");
+const X_PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
+const X_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Answers one request for text.
+///
+/// # Errors
+/// The request is refused, or failed before the first content.
+pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Response> {
+    let (job, Admitted { hold, covered }) = admit(&app, &caller, job).await?;
+    let body = job.node_body()?;
+    let relay = &app.config.relay;
+    let (outlet, delivery_body) = delivery(relay.headers_held(), relay.write_stall());
+    let (head, told) = oneshot::channel();
+    let total = Instant::now() + relay.total();
+    let run = Run {
+        user: caller.user_id,
+        hold,
+        body,
+        gone: outlet.gone(),
+        outlet,
+        writer: Writer::new(job.dialect(), job.answer_id(), job.created, job.model_name.clone(), job.wants_usage()),
+        head: Some(head),
+        total,
+        trail: Trail::default(),
+        attempts: Vec::new(),
+        so_far: SoFar::new(job.choices),
+        checkpoints: Checkpoints::new(),
+        served: None,
+        relayed: false,
+        first_token: None,
+        node_time: std::time::Duration::ZERO,
+        covered,
+        exhausted: false,
+        _running: app.fleet.begin_request(),
+        job: job.clone(),
+        app: app.clone(),
+    };
+    app.tasks.spawn("request", Box::pin(run.run()));
+    if job.streamed() {
+        answer_stream(&app, &job, told, delivery_body).await
+    } else {
+        answer_whole(&app, &job, told, delivery_body).await
+    }
+}
+
+async fn answer_stream(
+    app: &App,
+    job: &Job,
+    mut told: oneshot::Receiver<Head>,
+    body: DeliveryBody,
+) -> ApiResult<Response> {
+    let head = match tokio::time::timeout(app.config.relay.headers_held(), &mut told).await {
+        Ok(head) => head.ok(),
+        Err(_) => {
+            // From here on the request's task finds the channel closed and writes errors into the stream.
+            told.close();
+            told.try_recv().ok().or(Some(Head::Stream(Meta::default())))
+        }
+    };
+    let meta = match head {
+        Some(Head::Stream(meta)) => meta,
+        Some(Head::Failed(error)) => return Err(error),
+        Some(Head::Whole(..)) | None => return Err(lost_task()),
+    };
+    let mut response = Response::new(Body::new(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(X_BUFFERING, HeaderValue::from_static("no"));
+    describe(headers, app, &job.answer_id(), job.arrived, &meta);
+    Ok(response)
+}
+
+async fn answer_whole(
+    app: &App,
+    job: &Job,
+    told: oneshot::Receiver<Head>,
+    body: DeliveryBody,
+) -> ApiResult<Response> {
+    // Dropped with this future when the client leaves.
+    let presence = body.into_presence();
+    let head = told.await;
+    presence.end();
+    match head {
+        Ok(Head::Whole(bytes, meta)) => Ok(whole(app, &job.answer_id(), job.arrived, bytes, &meta)),
+        Ok(Head::Failed(error)) => Err(error),
+        Ok(Head::Stream(_)) | Err(_) => Err(lost_task()),
+    }
+}
+
+/// A whole JSON answer.
+pub(super) fn whole(app: &App, id: &str, arrived: std::time::Duration, bytes: Bytes, meta: &Meta) -> Response {
+    let mut response = Response::new(Body::from(bytes));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    describe(headers, app, id, arrived, meta);
+    response
+}
+
+fn describe(headers: &mut HeaderMap, app: &App, id: &str, arrived: std::time::Duration, meta: &Meta) {
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let mut text = |name: HeaderName, value: String| {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(name, value);
+        }
+    };
+    text(X_GENERATION_ID, id.to_owned());
+    if let Some(provider) = &meta.provider {
+        text(X_PROVIDER, provider.clone());
+        text(X_OVERHEAD, meta.overhead.as_micros().to_string());
+    }
+    text(X_PROCESSING, app.clock.mono().saturating_sub(arrived).as_millis().to_string());
+}
+
+/// The request's task ended without a word: it panicked.
+pub(super) fn lost_task() -> ApiError {
+    ApiError::internal(anyhow::anyhow!("the task of a request ended without an answer"))
+}

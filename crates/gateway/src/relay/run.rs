@@ -1,0 +1,258 @@
+//! One request for text from its hold to its settlement: select → forward → events → retry, then count and settle.
+//! It runs in a task of its own, not in the client's connection, so that whatever the client does, the money moves
+//! exactly once (MR28).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cxmpute_market::ledger::End;
+use cxmpute_runtime::{CancellationToken, random};
+use cxmpute_store::AttemptRecord;
+use cxmpute_wire::{Code, Epoch, Millis, ProvisionId, UserId};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::answer::Writer;
+use super::checkpoint::Checkpoints;
+use super::delivery::{Outlet, Undelivered};
+use super::job::Job;
+use super::retry::{Fault, Next, Trail};
+use super::select::{NoSeat, Seeker, find_seat};
+use super::so_far::SoFar;
+use crate::app::App;
+use crate::error::ApiError;
+use crate::fleet::{RunningRequest, Seat};
+use crate::meter::Hold;
+
+/// What the request's task tells the client's connection, once.
+#[derive(Debug)]
+pub(super) enum Head {
+    /// Content comes: answer 200 and stream.
+    Stream(Meta),
+    /// The whole answer, settled.
+    Whole(Bytes, Meta),
+    /// Nothing was delivered.
+    Failed(ApiError),
+}
+
+/// What the answer's headers say.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Meta {
+    /// Public name of the node.
+    pub provider: Option<String>,
+    /// Time the gateway itself took so far.
+    pub overhead: Duration,
+}
+
+/// Who serves, or served, the attempt that counts.
+#[derive(Debug, Clone)]
+pub(super) struct Served {
+    pub provision: ProvisionId,
+    pub owner: UserId,
+    pub slug: String,
+}
+
+/// Why an attempt stopped before its end.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The node failed.
+    Fault(Fault),
+    /// The client left or stopped reading.
+    Client(Undelivered),
+    /// The request's whole time is over.
+    Deadline,
+    /// This process stops now.
+    Draining,
+    /// A fault of our own.
+    Internal(ApiError),
+}
+
+impl From<Undelivered> for Stop {
+    fn from(undelivered: Undelivered) -> Self {
+        Self::Client(undelivered)
+    }
+}
+
+/// How a request ended, before it is settled.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The answer is complete; `exhausted` when the hold could not be extended any more.
+    Finished {
+        exhausted: bool,
+    },
+    Client(Undelivered),
+    /// Every attempt failed before the first content.
+    Exhausted(Fault),
+    /// The node failed after content had been relayed.
+    InStream(Fault),
+    Refused(ApiError),
+    Deadline,
+    Draining,
+}
+
+/// One request on its way.
+pub(super) struct Run {
+    pub app: Arc<App>,
+    pub user: UserId,
+    pub job: Arc<Job>,
+    pub hold: Hold,
+    pub body: Bytes,
+    pub outlet: Outlet,
+    pub gone: CancellationToken,
+    pub writer: Writer,
+    pub head: Option<oneshot::Sender<Head>>,
+    /// End of the request's whole time.
+    pub total: Instant,
+    pub trail: Trail,
+    pub attempts: Vec<AttemptRecord>,
+    pub so_far: SoFar,
+    pub checkpoints: Checkpoints,
+    /// The attempt that was accepted last, if it has not failed.
+    pub served: Option<Served>,
+    /// Content was sent on its way to a client that reads a stream.
+    pub relayed: bool,
+    pub first_token: Option<Duration>,
+    /// Time spent waiting for nodes.
+    pub node_time: Duration,
+    /// Output tokens per choice that the hold covers.
+    pub covered: u64,
+    pub exhausted: bool,
+    pub _running: RunningRequest,
+}
+
+impl Run {
+    /// Runs the request to its end, whatever that is.
+    pub async fn run(mut self) {
+        let ended = self.work().await;
+        self.conclude(ended).await;
+    }
+
+    async fn work(&mut self) -> Ended {
+        let relay = self.app.config.relay.clone();
+        self.app.fleet.count_request();
+        let mut queue_until = None;
+        loop {
+            let until = *queue_until.get_or_insert_with(|| (Instant::now() + relay.queue()).min(self.total));
+            let mut seat = match self.find_seat(until).await {
+                Ok(seat) => seat,
+                Err(NoSeat::Gone) => return Ended::Client(Undelivered::Gone),
+                Err(NoSeat::Nobody(error)) => {
+                    let failed = self.trail.last.filter(|fault| !fault.is_lack_of_room());
+                    return failed.map_or(Ended::Refused(error), Ended::Exhausted);
+                }
+            };
+            let began = Instant::now();
+            let number = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
+            let outcome = self.attempt(&mut seat, number).await;
+            if self.served.is_some() {
+                queue_until = None;
+            }
+            let fault = match outcome {
+                Ok(()) => {
+                    seat.succeeded(self.app.clock.mono());
+                    self.record(&seat, number, End::Finished, None, began);
+                    return Ended::Finished { exhausted: self.exhausted };
+                }
+                Err(Stop::Fault(fault)) => fault,
+                Err(Stop::Client(undelivered)) => {
+                    self.record(&seat, number, End::ClientGone, Some(Code::ClientClosed), began);
+                    return Ended::Client(undelivered);
+                }
+                Err(Stop::Deadline) => {
+                    self.record(&seat, number, End::ProviderLost, Some(Code::DeadlineExceeded), began);
+                    return Ended::Deadline;
+                }
+                Err(Stop::Draining) => {
+                    self.record(&seat, number, End::GatewayFault, Some(Code::Draining), began);
+                    return Ended::Draining;
+                }
+                Err(Stop::Internal(error)) => return Ended::Refused(error),
+            };
+            self.blame(&mut seat, fault);
+            self.record(&seat, number, fault.end(), Some(fault.code()), began);
+            let (provision, epoch) = (seat.provision().clone(), seat.epoch());
+            drop(seat);
+            if self.relayed {
+                return Ended::InStream(fault);
+            }
+            // A failed attempt costs nobody anything, so what follows counts from nothing.
+            self.served = None;
+            match self.decide(&provision, epoch, fault) {
+                Next::Now => {}
+                Next::After(wait) => {
+                    tokio::select! {
+                        () = self.gone.cancelled() => return Ended::Client(Undelivered::Gone),
+                        () = tokio::time::sleep(wait) => {}
+                    }
+                }
+                Next::GiveUp => return Ended::Exhausted(fault),
+            }
+            if Instant::now() >= self.total {
+                return Ended::Deadline;
+            }
+        }
+    }
+
+    async fn find_seat(&mut self, until: Instant) -> Result<Seat, NoSeat> {
+        let seeker = Seeker { service: &self.job.model.service, payer: &self.user, own_nodes: self.job.own_nodes };
+        find_seat(&self.app.fleet, seeker, &mut self.trail, until, &self.gone).await
+    }
+
+    fn decide(&mut self, provision: &ProvisionId, epoch: Epoch, fault: Fault) -> Next {
+        let chance = u64::from_le_bytes(random::bytes::<8>());
+        let limit = self.app.config.relay.retries;
+        let next = self.trail.fail(provision, epoch, fault, limit, chance, || self.app.fleet.take_retry());
+        let kind = match next {
+            Next::Now => "redispatch",
+            Next::After(_) => "retry",
+            Next::GiveUp => "give_up",
+        };
+        metrics::counter!("cxmpute_attempts_failed_total", "fault" => fault.label(), "next" => kind).increment(1);
+        next
+    }
+
+    fn blame(&self, seat: &mut Seat, fault: Fault) {
+        let now = self.app.clock.mono();
+        tracing::debug!(request_id = %self.job.request_id, provision = %seat.provision(), fault = fault.label(),
+            "an attempt failed");
+        if fault == Fault::Lost {
+            seat.lost(now);
+        } else if fault.blames_node() {
+            seat.failed(now);
+        }
+    }
+
+    fn record(&mut self, seat: &Seat, number: u32, outcome: End, code: Option<Code>, began: Instant) {
+        metrics::counter!("cxmpute_attempts_total", "outcome" => outcome.as_str()).increment(1);
+        let total = Some(Millis::from(began.elapsed()));
+        self.attempts.push(AttemptRecord {
+            attempt: number,
+            provision_id: seat.provision().clone(),
+            epoch: seat.epoch(),
+            outcome,
+            code: code.map(|code| code.as_str().to_owned()),
+            accept: None,
+            first_token: self.first_token.map(Millis::from).filter(|_| outcome == End::Finished),
+            total,
+        });
+    }
+
+    /// Tells the client's connection to answer 200, at the first content of a stream.
+    pub(super) fn announce(&mut self) {
+        self.relayed = true;
+        let meta = self.meta();
+        if let Some(head) = self.head.take() {
+            // A connection that did not want to wait any longer has answered by itself.
+            let _ = head.send(Head::Stream(meta));
+        }
+    }
+
+    pub(super) fn meta(&self) -> Meta {
+        let since = self.app.clock.mono().saturating_sub(self.job.arrived);
+        Meta {
+            provider: self.served.as_ref().map(|served| served.slug.clone()),
+            overhead: since.saturating_sub(self.node_time),
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The end of a request: count once over what was relayed, settle, wait until that is durable, and only then let the
+//! client see the end (MR24, GR12, DESIGN D3 and D5).
+
+use bytes::Bytes;
+use cxmpute_market::ledger::End;
+use cxmpute_market::price::Units;
+use cxmpute_store::Settled;
+use cxmpute_wire::openai::Usage;
+use cxmpute_wire::{Code, Millis, Tokens};
+
+use super::answer::{DONE, error_event};
+use super::delivery::{Chunk, Undelivered};
+use super::retry::Fault;
+use super::run::{Ended, Head, Run};
+use crate::error::ApiError;
+use crate::meter::{MeterError, Settlement};
+
+impl Run {
+    /// Settles the request and tells the client how it ended.
+    pub(super) async fn conclude(self, ended: Ended) {
+        let ended = match ended {
+            // What the client did not take yet, it must not pay for: wait until all of it is handed out.
+            Ended::Finished { exhausted } if self.job.streamed() => match self.outlet.drained().await {
+                Ok(()) => Ended::Finished { exhausted },
+                Err(undelivered) => Ended::Client(undelivered),
+            },
+            Ended::Finished { .. } if self.gone.is_cancelled() => Ended::Client(Undelivered::Gone),
+            other => other,
+        };
+        match ended {
+            Ended::Finished { exhausted } => self.finish(exhausted).await,
+            Ended::Client(undelivered) => self.abandon(undelivered).await,
+            Ended::InStream(fault) => {
+                let error = ApiError::new(fault.code_in_stream(), in_stream_text(fault.code_in_stream()));
+                self.fail(End::ProviderLost, error).await;
+            }
+            Ended::Exhausted(fault) => {
+                let error = exhausted_error(fault);
+                self.fail(End::ProviderFailed, error).await;
+            }
+            Ended::Refused(error) => self.fail(End::Refused, error).await,
+            Ended::Deadline => {
+                let error = ApiError::new(Code::DeadlineExceeded, "The request took longer than it may.");
+                let end = if self.relayed { End::ProviderLost } else { End::ProviderFailed };
+                self.fail(end, error).await;
+            }
+            Ended::Draining => {
+                let end = if self.relayed { End::GatewayFault } else { End::Refused };
+                self.fail(end, ApiError::draining()).await;
+            }
+        }
+    }
+
+    /// A complete answer.
+    async fn finish(mut self, exhausted: bool) {
+        let end = if exhausted { End::CreditsExhausted } else { End::Finished };
+        let texts = self.so_far.take_billed();
+        let units = self.count(texts).await;
+        let meta = self.meta();
+        let settlement = self.settlement(end, units);
+        let Self { hold, head, mut outlet, writer, job, mut so_far, .. } = self;
+        match hold.settle(settlement).await {
+            Ok(settled) => {
+                let usage = usage(&units, Some(&settled), exhausted);
+                if job.streamed() {
+                    if let Some(bytes) = writer.usage(usage) {
+                        let _ = outlet.send(Chunk { bytes, mark: None }).await;
+                    }
+                    let _ = outlet.send(Chunk { bytes: Bytes::from_static(DONE), mark: None }).await;
+                } else if let Some(head) = head {
+                    let _ = head.send(Head::Whole(writer.whole(so_far.take_outputs(), usage), meta));
+                }
+            }
+            Err(error) => {
+                tell(head, &mut outlet, &job.request_id, store_error(error)).await;
+            }
+        }
+    }
+
+    /// The client left, or was cut off: it pays for what its socket took, if a node had accepted the work.
+    async fn abandon(mut self, undelivered: Undelivered) {
+        #[cfg(feature = "sabotage")]
+        if self.app.sabotage == Some(crate::sabotage::Sabotage::MeterAtStreamEnd) {
+            return;
+        }
+        let end = match (&self.served, undelivered) {
+            (None, _) => End::ClientGoneBeforeAccept,
+            (Some(_), Undelivered::Gone) => End::ClientGone,
+            (Some(_), Undelivered::Stalled) => End::StalledReader,
+        };
+        let units = match end {
+            End::ClientGoneBeforeAccept => Units::default(),
+            _ if !self.job.streamed() => self.count(Vec::new()).await,
+            _ => self.count(self.so_far.billed(|choice| self.outlet.handed(choice))).await,
+        };
+        metrics::counter!("cxmpute_clients_gone_total", "end" => end.as_str()).increment(1);
+        let settlement = self.settlement(end, units);
+        if let Err(error) = self.hold.settle(settlement).await {
+            tracing::error!(request_id = %self.job.request_id, %error, "an abandoned request was not settled");
+        }
+    }
+
+    /// Nothing to pay; the client is told why.
+    async fn fail(mut self, end: End, error: ApiError) {
+        let units = match end {
+            // The provider is paid by the platform for what it delivered.
+            End::GatewayFault => self.count(self.so_far.billed(|choice| self.outlet.handed(choice))).await,
+            _ => Units::default(),
+        };
+        let settlement = self.settlement(end, units);
+        let Self { hold, head, mut outlet, job, .. } = self;
+        if let Err(cause) = hold.settle(settlement).await {
+            tracing::error!(request_id = %job.request_id, error = %cause, "a failed request was not settled");
+        }
+        tell(head, &mut outlet, &job.request_id, error).await;
+    }
+
+    /// Counts off the async threads.
+    async fn count(&self, texts: Vec<String>) -> Units {
+        let job = self.job.clone();
+        let counted = tokio::task::spawn_blocking(move || {
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            job.count(None, &texts)
+        });
+        counted.await.unwrap_or_default()
+    }
+
+    fn settlement(&mut self, end: End, units: Units) -> Settlement {
+        let claimed = self.so_far.claim.filter(|_| matches!(end, End::Finished | End::CreditsExhausted));
+        let latency = self.app.clock.mono().saturating_sub(self.job.arrived);
+        metrics::histogram!("gen_ai_server_request_duration", "end" => end.as_str()).record(latency.as_secs_f64());
+        metrics::counter!("gen_ai_client_token_usage", "type" => "input").increment(units.prompt.0);
+        metrics::counter!("gen_ai_client_token_usage", "type" => "output").increment(units.completion.0);
+        Settlement {
+            end,
+            counted: units,
+            claimed: claimed.map(|(prompt, completion)| Units::chat(Tokens(prompt), Tokens(completion))),
+            provision_id: self.served.as_ref().map(|served| served.provision.clone()),
+            provider: self.served.as_ref().map(|served| served.owner.clone()),
+            finish_reason: self.so_far.finish_reason().map(|reason| reason.as_str().to_owned()),
+            attempts: std::mem::take(&mut self.attempts),
+            first_token: self.first_token.map(Millis::from),
+            latency: Some(Millis::from(latency)),
+        }
+    }
+}
+
+/// The usage object of an answer.
+pub(super) fn usage(units: &Units, settled: Option<&Settled>, exhausted: bool) -> Usage {
+    let prompt = units.prompt.saturating_add(units.embedding);
+    let mut usage = Usage::new(prompt.0, units.completion.0);
+    usage.cost = settled.map(|settled| settled.cost.to_credits());
+    usage.source = Some("counted".to_owned());
+    if exhausted {
+        usage.code = Some(Code::CreditsExhausted.as_str().to_owned());
+    }
+    usage
+}
+
+/// Tells the client of a failure: as a status while that is possible, else as the last event of its stream.
+async fn tell(
+    head: Option<tokio::sync::oneshot::Sender<Head>>,
+    outlet: &mut super::delivery::Outlet,
+    request_id: &cxmpute_wire::RequestId,
+    error: ApiError,
+) {
+    let error = match head {
+        Some(head) => match head.send(Head::Failed(error)) {
+            Ok(()) => return,
+            Err(Head::Failed(error)) => error,
+            Err(_) => return,
+        },
+        None => error,
+    };
+    let bytes = error_event(&error.envelope(Some(request_id)));
+    let _ = outlet.send(Chunk { bytes, mark: None }).await;
+}
+
+pub(super) fn store_error(error: MeterError) -> ApiError {
+    ApiError::store_unavailable(error)
+}
+
+fn in_stream_text(code: Code) -> &'static str {
+    match code {
+        Code::ProviderStalled => "The node stopped sending; this answer is incomplete and costs nothing.",
+        Code::ProviderProtocolError => "The node broke the protocol; this answer is incomplete and costs nothing.",
+        _ => "The node was lost; this answer is incomplete and costs nothing.",
+    }
+}
+
+/// Every attempt failed before the first content.
+pub(super) fn exhausted_error(fault: Fault) -> ApiError {
+    match fault {
+        Fault::BadRequest(Code::ContextLengthExceeded) => {
+            ApiError::new(Code::ContextLengthExceeded, "Prompt and answer do not fit the model's context.")
+                .param("messages")
+        }
+        Fault::BadRequest(_) => ApiError::new(Code::InvalidParameter, "The engine does not take this request."),
+        Fault::AcceptTimeout | Fault::FirstTokenTimeout | Fault::Stalled => {
+            ApiError::new(Code::FirstTokenTimeout, "No node answered in time.").retry_after(1)
+        }
+        _ => ApiError::new(Code::ProviderError, "Every node that was asked failed before it answered.").retry_after(1),
+    }
+}

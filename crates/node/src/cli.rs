@@ -1,0 +1,267 @@
+//! The command line of `cxmpute-provider`.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use cxmpute_runtime::exit::{self, ExitError};
+use cxmpute_runtime::{Clock, Secret, Tasks, lifecycle, telemetry};
+use serde_json::json;
+
+use crate::agent::{self, Node};
+use crate::config::NodeConfig;
+use crate::local::{self, Question, StatusAnswer};
+use crate::output::{self, Output};
+use crate::{enrol, identity};
+
+/// How long `stop` waits for the node's end: the drain and what follows it.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+
+/// Turns this machine into a part of a Cxmpute network and earns a share of every request it serves.
+#[derive(Debug, Parser)]
+#[command(name = "cxmpute-provider", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 5 data directory not \
+writable, 10 a new grant is needed, 14 revoked or suspended, 15 another copy of this node is active, 17 this program is \
+too old.\nEvery key of the configuration can be set as CXMPUTE_SECTION_KEY too.";
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Configuration file (TOML) [env: CXMPUTE_CONFIG_PATH].
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where key, state and engine logs live [env: CXMPUTE_DATA_DIR].
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The control plane [env: CXMPUTE_API_URL].
+    #[arg(long, global = true, value_name = "URL")]
+    api_url: Option<String>,
+    /// Print JSON, one object per line.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Register this machine with a single-use grant of its owner. Repeating it changes nothing.
+    Enrol {
+        #[command(flatten)]
+        grant: GrantSource,
+        /// The UUID of a provision made by the older provider routes that this machine takes over.
+        #[arg(long, value_name = "UUID")]
+        alias: Option<String>,
+    },
+    /// Run the node until it is stopped: dial the gateway, start engines, serve.
+    Start {
+        #[command(flatten)]
+        grant: GrantSource,
+    },
+    /// Let the running node finish its work and end.
+    Stop,
+    /// What the running node does, and why it does not earn if it does not.
+    Status,
+    /// The services of the running node.
+    Services,
+}
+
+#[derive(Debug, Args)]
+struct GrantSource {
+    /// File with the grant; `CXMPUTE_GRANT` is read too. Never an argument: others could see it.
+    #[arg(long, value_name = "FILE", conflicts_with = "grant_stdin")]
+    grant_file: Option<PathBuf>,
+    /// Read the grant from standard input.
+    #[arg(long)]
+    grant_stdin: bool,
+}
+
+impl GrantSource {
+    fn read(&self) -> Result<Option<Secret<String>>> {
+        let mut text = String::new();
+        if let Some(path) = &self.grant_file {
+            text = std::fs::read_to_string(path).with_context(|| format!("reading the grant from {}", path.display()))?;
+        } else if self.grant_stdin {
+            std::io::stdin().take(4096).read_to_string(&mut text).context("reading the grant from standard input")?;
+        } else {
+            return Ok(agent::grant_from_environment());
+        }
+        Ok(Some(Secret::new(text.trim().to_owned())))
+    }
+}
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no failures.
+            let code = if error.use_stderr() { exit::USAGE } else { exit::OK };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err(error) => {
+            output::failure(&error);
+            ExitCode::from(exit::code_of(error.as_ref()))
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let output = if cli.global.json { Output::Json } else { Output::Human };
+    let config = NodeConfig::read(cli.global.config.clone(), flags(&cli.global))?;
+    telemetry::init(&config.log).map_err(|error| ExitError::new(exit::CONFIG, error.to_string()))?;
+    // Two workers are plenty for relaying; engines have processes of their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async move {
+        match cli.command {
+            Command::Enrol { grant, alias } => enrol_node(&config, &grant, alias, output).await,
+            Command::Start { grant } => start(config, &grant, output).await,
+            Command::Stop => stop(&config, output).await,
+            Command::Status => {
+                let answer = local::ask(&config.data_dir, Question::Status).await?;
+                output.result(&answer, &describe(&answer));
+                Ok(())
+            }
+            Command::Services => {
+                let answer = local::ask(&config.data_dir, Question::Status).await?;
+                for service in &answer.services {
+                    output.result(service, &service_line(service));
+                }
+                if answer.services.is_empty() && output == Output::Human {
+                    output.result(&(), "No services yet: the gateway has not planned any for this machine.");
+                }
+                Ok(())
+            }
+        }
+    })
+}
+
+fn flags(global: &Global) -> toml::Table {
+    let mut flags = toml::Table::new();
+    if let Some(dir) = &global.data_dir {
+        flags.insert("data_dir".into(), toml::Value::String(dir.display().to_string()));
+    }
+    if let Some(url) = &global.api_url {
+        let api = toml::Table::from_iter([("url".to_owned(), toml::Value::String(url.clone()))]);
+        flags.insert("api".into(), toml::Value::Table(api));
+    }
+    flags
+}
+
+async fn enrol_node(config: &NodeConfig, grant: &GrantSource, alias: Option<String>, output: Output) -> Result<()> {
+    let identity = identity::load_or_create(&config.data_dir)?;
+    let grant = grant.read()?;
+    let done = enrol::enrol(config, &identity, grant.as_ref(), alias, &Clock::system()).await?;
+    let value = json!({
+        "provision_id": done.answer.provision_id, "owner": done.answer.owner, "state": done.answer.state,
+        "created": done.created, "control_plane": config.api.url,
+    });
+    let how = if done.created { "Enrolled" } else { "Already enrolled" };
+    let text = format!(
+        "{how} with {}\n  provision  {}\n  owner      {}\n  state      {}\nNext: cxmpute-provider start",
+        config.api.url, done.answer.provision_id, done.answer.owner, done.answer.state
+    );
+    output.result(&value, &text);
+    Ok(())
+}
+
+async fn start(config: NodeConfig, grant: &GrantSource, output: Output) -> Result<()> {
+    let (clock, tasks) = (Clock::system(), Tasks::new());
+    let identity = identity::load_or_create(&config.data_dir)?;
+    agent::ensure_enrolled(&config, &identity, grant.read()?, &clock).await?;
+    let data_dir = config.data_dir.clone();
+    let api = config.api.url.clone();
+    let node = Node::build(config, clock, tasks.clone())?;
+    local::open(&data_dir, node.running(), identity.provision_id.clone(), &tasks).await?;
+    lifecycle::signals(&tasks)?;
+    let value = json!({"event": "started", "pid": std::process::id(), "provision_id": identity.provision_id});
+    let text = format!(
+        "Node {} is starting and dials {api}. Ctrl-C drains and stops it; see it with: cxmpute-provider status",
+        identity.provision_id
+    );
+    output.result(&value, &text);
+    let result = node.run().await;
+    tasks.stop(Duration::from_secs(2)).await;
+    output.result(&json!({"event": "stopped"}), "Node stopped.");
+    result
+}
+
+async fn stop(config: &NodeConfig, output: Output) -> Result<()> {
+    let answer = local::ask(&config.data_dir, Question::Stop).await?;
+    let path = PathBuf::from(format!("/proc/{}", answer.pid));
+    let ended = async {
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
+        while path.exists() {
+            looks.tick().await;
+        }
+    };
+    tokio::time::timeout(STOP_WITHIN, ended)
+        .await
+        .with_context(|| format!("The node (pid {}) did not end within {} s", answer.pid, STOP_WITHIN.as_secs()))?;
+    output.result(&json!({"event": "stopped", "pid": answer.pid}), &format!("Node (pid {}) stopped.", answer.pid));
+    Ok(())
+}
+
+fn describe(answer: &StatusAnswer) -> String {
+    let server = answer.server.as_ref().map_or("no word from the server yet", |status| status.state.as_str());
+    let mut text = format!(
+        "Node       {} (pid {})\nServer     {server}\nTunnel     {} (epoch {}, plan {})\n",
+        answer.provision_id,
+        answer.pid,
+        if answer.connected { "up" } else { "down" },
+        answer.epoch,
+        answer.generation,
+    );
+    match &answer.reason {
+        Some(reason) => text.push_str(&format!("Earning    no: {reason}\n")),
+        None => text.push_str("Earning    yes, as work comes\n"),
+    }
+    for (at, service) in answer.services.iter().enumerate() {
+        text.push_str(if at == 0 { "Services   " } else { "           " });
+        text.push_str(&service_line(service));
+        text.push('\n');
+    }
+    if answer.services.is_empty() {
+        text.push_str("Services   -\n");
+    }
+    text.trim_end().to_owned()
+}
+
+fn service_line(service: &cxmpute_wire::control::ObservedService) -> String {
+    let state = serde_json::to_value(service.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let engine = match (service.engine.as_str(), service.pid) {
+        ("", _) => "-".to_owned(),
+        (engine, Some(pid)) => format!("{engine}, pid {pid}"),
+        (engine, None) => engine.to_owned(),
+    };
+    let load = format!("{}/{} busy", service.in_flight, service.slots);
+    let line = format!("{:<28} {state:<9} {load:<11} {engine}", service.service_id.as_str());
+    match &service.detail {
+        Some(detail) => format!("{line}\n           {detail}"),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+        assert!(Cli::try_parse_from(["p", "enrol", "--grant-file", "a", "--grant-stdin"]).is_err());
+    }
+}

@@ -1,0 +1,228 @@
+//! The provider program's configuration: defaults < TOML file < `CXMPUTE_*` < flags. The seed's
+//! `ZANSOC_CONFIG_PATH` and `ZANSOC_DATA_DIR` are accepted.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use cxmpute_runtime::config::{Sources, env_var, load};
+use cxmpute_runtime::telemetry::LogConfig;
+use cxmpute_wire::ServiceId;
+use serde::{Deserialize, Serialize};
+
+/// Everything an owner can set.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Key, state, sockets and engine logs live below it.
+    pub data_dir: PathBuf,
+    /// Name of the device for people; empty means the host's name.
+    pub name: String,
+    /// The control plane.
+    pub api: ApiSection,
+    /// Where the device stands.
+    pub location: LocationSection,
+    /// Model files.
+    pub models: ModelsSection,
+    /// The built-in engine.
+    pub engine: EngineSection,
+    /// What the owner lets the node serve.
+    pub services: ServicesSection,
+    /// Servers the owner already runs.
+    pub external: Vec<External>,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// `[api]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiSection {
+    /// `https://HOST[:PORT]`; `http://` only for the loopback.
+    pub url: String,
+    /// PEM file of an authority to trust beside the public ones.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Default for ApiSection {
+    fn default() -> Self {
+        Self { url: "http://127.0.0.1:8080".into(), ca_file: None }
+    }
+}
+
+/// `[location]`
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LocationSection {
+    /// Country.
+    pub country: String,
+    /// State or province.
+    pub state: Option<String>,
+    /// City.
+    pub city: Option<String>,
+}
+
+/// `[models]`
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelsSection {
+    /// Directory of the model files; `models` below the data directory when absent.
+    pub dir: Option<PathBuf>,
+}
+
+/// `[engine]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineSection {
+    /// Path of `cxmpute-engine`; the one beside this program when absent.
+    pub program: Option<PathBuf>,
+    /// Answers generated at the same time, per service.
+    pub slots: u16,
+    /// Requests that may wait for a slot, per service.
+    pub queue: u16,
+    /// Most tokens per second of each slot.
+    pub pace: Option<f64>,
+}
+
+impl Default for EngineSection {
+    fn default() -> Self {
+        Self { program: None, slots: 8, queue: 64, pace: None }
+    }
+}
+
+/// `[services]`
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServicesSection {
+    /// Only these, such as `llm:cxm-tiny`; all when empty.
+    pub allow: Vec<String>,
+    /// Never these.
+    pub deny: Vec<String>,
+}
+
+impl ServicesSection {
+    /// Whether the owner lets the node serve this.
+    #[must_use]
+    pub fn allows(&self, service: &ServiceId) -> bool {
+        let named = |list: &[String]| list.iter().any(|name| name == service.as_str());
+        !named(&self.deny) && (self.allow.is_empty() || named(&self.allow))
+    }
+}
+
+/// `[[external]]`: an OpenAI-compatible server that the owner runs.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct External {
+    /// What it serves, such as `llm:llama3.2:1b`.
+    pub service: String,
+    /// Its address up to and with `/v1`, such as `http://127.0.0.1:11434/v1`.
+    pub base_url: String,
+    /// The server's own name of the model; the service's model when absent.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// File with its API key.
+    #[serde(default)]
+    pub api_key_file: Option<PathBuf>,
+    /// Requests it takes at a time; 4 when absent.
+    #[serde(default)]
+    pub slots: Option<u16>,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: default_data_dir(),
+            name: String::new(),
+            api: ApiSection::default(),
+            location: LocationSection::default(),
+            models: ModelsSection::default(),
+            engine: EngineSection::default(),
+            services: ServicesSection::default(),
+            external: Vec::new(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl NodeConfig {
+    /// Reads the configuration from all its layers.
+    ///
+    /// # Errors
+    /// A value is wrong; the error names its source, key, value and what is allowed.
+    pub fn read(file: Option<PathBuf>, mut flags: toml::Table) -> Result<Self> {
+        let file = file
+            .or_else(|| env_var("CXMPUTE_CONFIG_PATH").map(PathBuf::from))
+            .or_else(|| env_var("ZANSOC_CONFIG_PATH").map(PathBuf::from));
+        // The alias ranks as the environment does: below flags, above the file.
+        if env_var("CXMPUTE_DATA_DIR").is_none()
+            && let Some(dir) = env_var("ZANSOC_DATA_DIR")
+        {
+            flags.entry("data_dir").or_insert(toml::Value::String(dir));
+        }
+        let config: Self = load(Sources { file, env_prefix: "CXMPUTE".into(), flags })?;
+        for external in &config.external {
+            external.service.parse::<ServiceId>().context("key `external.service`")?;
+        }
+        for name in config.services.allow.iter().chain(&config.services.deny) {
+            name.parse::<ServiceId>().context("keys `services.allow` and `services.deny`")?;
+        }
+        Ok(config)
+    }
+
+    /// Where the model files are.
+    #[must_use]
+    pub fn models_dir(&self) -> PathBuf {
+        self.models.dir.clone().unwrap_or_else(|| self.data_dir.join("models"))
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn device_name(&self) -> String {
+        if self.name.is_empty() {
+            std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "node".into(), |s| s.trim().into())
+        } else {
+            self.name.clone()
+        }
+    }
+
+    /// The engine program: as configured, else beside this program, else on the path.
+    #[must_use]
+    pub fn engine_program(&self) -> PathBuf {
+        let beside = || std::env::current_exe().ok()?.parent().map(|dir| dir.join("cxmpute-engine"));
+        self.engine
+            .program
+            .clone()
+            .or_else(|| beside().filter(|path| path.exists()))
+            .unwrap_or_else(|| PathBuf::from("cxmpute-engine"))
+    }
+}
+
+fn default_data_dir() -> PathBuf {
+    let home = || Some(Path::new(&env_var("HOME")?).join(".local/share"));
+    env_var("XDG_DATA_HOME").map(PathBuf::from).or_else(home).unwrap_or_else(|| PathBuf::from(".")).join("cxmpute-provider")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_decides_what_is_served() {
+        let service = "llm:a".parse().unwrap();
+        let list = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect();
+        assert!(ServicesSection::default().allows(&service));
+        assert!(!ServicesSection { allow: list(&["llm:b"]), deny: vec![] }.allows(&service));
+        assert!(!ServicesSection { allow: list(&["llm:a"]), deny: list(&["llm:a"]) }.allows(&service));
+    }
+
+    #[test]
+    fn a_wrong_value_names_file_key_and_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("node.toml");
+        std::fs::write(&file, "[engine]\nslots = \"many\"\n").unwrap();
+        let error = format!("{:#}", NodeConfig::read(Some(file.clone()), toml::Table::new()).unwrap_err());
+        assert!(error.contains("node.toml") && error.contains("engine.slots") && error.contains("many"), "{error}");
+        std::fs::write(&file, "[engnie]\nslots = 2\n").unwrap();
+        let error = format!("{:#}", NodeConfig::read(Some(file), toml::Table::new()).unwrap_err());
+        assert!(error.contains("engnie") && error.contains("engine"), "{error}");
+    }
+}

@@ -1,0 +1,147 @@
+//! The built-in engine: `cxmpute-engine` as a child process on a unix socket.
+
+use std::path::{Component, Path, PathBuf};
+
+use cxmpute_wire::ServiceKind;
+use cxmpute_wire::control::{DesiredFile, DesiredService};
+
+use super::{AdapterError, Endpoint};
+use crate::config::NodeConfig;
+
+/// Longest path of a unix socket that every system takes.
+const SOCKET_PATH_LIMIT_BYTES: usize = 100;
+
+/// How to start the engine for one service.
+#[derive(Clone, Debug)]
+pub struct Builtin {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Where it will listen.
+    pub endpoint: Endpoint,
+    /// Its socket.
+    pub socket: PathBuf,
+    /// The model's name.
+    pub model: String,
+    /// Requests at a time.
+    pub slots: u16,
+    /// Requests that may wait.
+    pub queue: u16,
+    /// SHA-256 that the plan pins for the model file.
+    pub digest: Option<String>,
+    /// Size of the model file, for the start budget.
+    pub weight_bytes: u64,
+}
+
+/// Whether the built-in engine serves this kind.
+#[must_use]
+pub const fn knows(kind: ServiceKind) -> bool {
+    matches!(kind, ServiceKind::Llm | ServiceKind::Embeddings)
+}
+
+impl Builtin {
+    /// The engine for a planned service.
+    ///
+    /// # Errors
+    /// A file is missing or lies outside the model directory.
+    pub fn new(config: &NodeConfig, desired: &DesiredService) -> Result<Self, AdapterError> {
+        let models = config.models_dir();
+        for file in &desired.files {
+            let path = below(&models, file)?;
+            if !path.is_file() {
+                return Err(AdapterError::ModelMissing(path.display().to_string()));
+            }
+        }
+        let file = desired
+            .files
+            .iter()
+            .find(|file| file.role == "model")
+            .ok_or_else(|| AdapterError::ModelMissing(format!("a model file of {}", desired.service_id)))?;
+        let path = below(&models, file)?;
+        let slots = if desired.slots == 0 { config.engine.slots } else { fit(desired.slots, config.engine.slots) };
+        let socket = socket_path(&config.data_dir, desired.service_id.as_str());
+        let mut arguments = vec![
+            "--listen".to_owned(),
+            format!("unix:{}", socket.display()),
+            "--slots".into(),
+            slots.to_string(),
+            "--queue".into(),
+            config.engine.queue.to_string(),
+            "--while-stdin-open".into(),
+        ];
+        let weight_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+        if desired.kind == ServiceKind::Embeddings {
+            let dir = path.parent().unwrap_or(&models);
+            arguments.extend(["--embeddings".into(), format!("{}={}", desired.model, dir.display())]);
+        } else {
+            arguments.extend(["--model".into(), format!("{}={}", desired.model, path.display())]);
+            if let Some(context) = desired.context_length {
+                arguments.extend(["--context".into(), context.to_string()]);
+            }
+            if let Some(pace) = config.engine.pace {
+                arguments.extend(["--pace".into(), pace.to_string()]);
+            }
+        }
+        Ok(Self {
+            program: config.engine_program(),
+            arguments,
+            endpoint: Endpoint::Unix(socket.clone()),
+            socket,
+            model: desired.model.clone(),
+            slots,
+            queue: config.engine.queue,
+            digest: file.sha256.clone(),
+            weight_bytes,
+        })
+    }
+}
+
+fn fit(planned: u32, own: u16) -> u16 {
+    u16::try_from(planned).unwrap_or(u16::MAX).min(own)
+}
+
+/// The path of a planned file; the plan comes from the network, so it may only name files below the model directory.
+fn below(models: &Path, file: &DesiredFile) -> Result<PathBuf, AdapterError> {
+    let name = Path::new(&file.name);
+    let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
+    if plain && !file.name.is_empty() {
+        Ok(models.join(name))
+    } else {
+        Err(AdapterError::UnsafePath(file.name.clone()))
+    }
+}
+
+/// A socket below the data directory, or below a private directory with a short name when that path is too long.
+#[must_use]
+pub fn socket_path(data_dir: &Path, name: &str) -> PathBuf {
+    let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let near = data_dir.join(format!("{plain}.sock"));
+    if near.as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES {
+        return near;
+    }
+    let tag = crate::supervise::short_tag(&near);
+    std::env::temp_dir().join(format!("cxm-{tag}")).join("s.sock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_cannot_leave_the_model_directory() {
+        let file = |name: &str| DesiredFile { role: "model".into(), name: name.into(), sha256: None, size: None };
+        for bad in ["../x", "/etc/passwd", "a/../../x", "", "."] {
+            assert!(below(Path::new("/models"), &file(bad)).is_err(), "{bad}");
+        }
+        assert_eq!(below(Path::new("/m"), &file("a/b.gguf")).unwrap(), Path::new("/m/a/b.gguf"));
+    }
+
+    #[test]
+    fn socket_paths_stay_short() {
+        let long = PathBuf::from(format!("/{}", "x".repeat(200)));
+        assert!(socket_path(&long, "llm:a").as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES);
+        assert_ne!(socket_path(&long, "llm:a"), socket_path(&long, "llm:b"));
+        assert_eq!(socket_path(Path::new("/d"), "llm:a"), Path::new("/d/llm-a.sock"));
+    }
+}

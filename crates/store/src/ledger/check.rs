@@ -1,0 +1,193 @@
+//! Reconciliation (section 12 of the money rules): every rule of the ledger asked of the data as a whole, in one
+//! snapshot. An error while summing is an error, never a zero.
+
+use crate::db::{Db, Tx, on};
+use crate::error::DbError;
+
+/// Ids listed per rule; the count is exact.
+const LISTED: usize = 50;
+
+/// Something that the rules forbid.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Offence {
+    /// The rule that is broken.
+    pub rule: &'static str,
+    /// The row.
+    pub id: String,
+}
+
+/// What the check found.
+#[derive(Debug, Clone, Default)]
+pub struct LedgerReport {
+    /// Transactions looked at.
+    pub transactions: i64,
+    /// Sum of all postings; must be 0.
+    pub sum: i64,
+    /// Resolved requests.
+    pub resolved: i64,
+    /// Holds that are open now.
+    pub open_holds: Vec<String>,
+    /// Claims that differ from the count by more than the allowed slack.
+    pub flags: i64,
+    /// Micro-credits that resolved holds moved, and how many of them their own settlement accounts for.
+    pub value: i128,
+    /// See `value`.
+    pub value_explained: i128,
+    /// Number of broken rules and rows.
+    pub offence_count: usize,
+    /// The first of them.
+    pub offences: Vec<Offence>,
+}
+
+impl LedgerReport {
+    /// Exactly 1 when every rule holds and every micro-credit is accounted for; below 1 otherwise, also when the
+    /// quotient would round to 1.
+    #[must_use]
+    pub fn explained(&self) -> f64 {
+        if self.is_clean() {
+            return 1.0;
+        }
+        if self.value == 0 {
+            return 0.0;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a figure for people; exactness is decided above")]
+        let quotient = self.value_explained as f64 / self.value as f64;
+        quotient.min(1.0 - f64::EPSILON)
+    }
+
+    /// Whether every rule holds. Open holds are no offence by themselves.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.offence_count == 0 && self.sum == 0 && self.value == self.value_explained
+    }
+}
+
+/// Each rule as a query for the ids that break it.
+const RULES: &[(&str, &str)] = &[
+    (
+        "the postings of a transaction sum to zero",
+        "SELECT tx FROM postings GROUP BY tx HAVING SUM(amount) <> 0 ORDER BY tx",
+    ),
+    (
+        "a balance equals its rebuilt sum",
+        "SELECT a.id FROM ledger_accounts a
+         LEFT JOIN (SELECT account, CAST(COALESCE(SUM(amount), 0) AS BIGINT) AS rebuilt FROM postings GROUP BY account) p
+           ON p.account = a.id
+         WHERE a.balance <> COALESCE(p.rebuilt, 0) ORDER BY a.id",
+    ),
+    (
+        "held money equals the open holds",
+        "SELECT a.id FROM ledger_accounts a
+         LEFT JOIN (SELECT user_id, CAST(COALESCE(SUM(amount), 0) AS BIGINT) AS bound
+                    FROM holds WHERE state = 'held' GROUP BY user_id) h ON h.user_id = a.owner
+         WHERE a.kind = 'user_held' AND a.balance <> COALESCE(h.bound, 0) ORDER BY a.id",
+    ),
+    (
+        "a key's figures equal its holds",
+        "SELECT k.id FROM api_keys k
+         LEFT JOIN (SELECT key_id,
+                      CAST(COALESCE(SUM(CASE WHEN state = 'held' THEN amount ELSE 0 END), 0) AS BIGINT) AS bound,
+                      CAST(COALESCE(SUM(posted - refunded), 0) AS BIGINT) AS paid
+                    FROM holds GROUP BY key_id) h ON h.key_id = k.id
+         WHERE k.held <> COALESCE(h.bound, 0) OR k.spent <> COALESCE(h.paid, 0) ORDER BY k.id",
+    ),
+    (
+        "every hold has its admission",
+        "SELECT h.request_id FROM holds h
+         WHERE NOT EXISTS (SELECT 1 FROM ledger_transactions t WHERE t.id = 'hold:' || h.request_id)
+         ORDER BY h.request_id",
+    ),
+    (
+        "a resolved hold has exactly one settlement, an open one none",
+        "SELECT h.request_id FROM holds h
+         LEFT JOIN (SELECT request_id, COUNT(*) AS n FROM ledger_transactions
+                    WHERE kind IN ('settle', 'void') GROUP BY request_id) t ON t.request_id = h.request_id
+         WHERE COALESCE(t.n, 0) <> CASE WHEN h.state = 'held' THEN 0 ELSE 1 END ORDER BY h.request_id",
+    ),
+    (
+        "every settlement has its request",
+        "SELECT t.id FROM ledger_transactions t LEFT JOIN holds h ON h.request_id = t.request_id
+         WHERE t.kind IN ('hold', 'extend', 'settle', 'void') AND h.request_id IS NULL ORDER BY t.id",
+    ),
+    (
+        "a request's postings from held money equal its hold",
+        "SELECT h.request_id FROM holds h
+         LEFT JOIN (SELECT t.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT) AS bound
+                    FROM ledger_transactions t JOIN postings p ON p.tx = t.id
+                    JOIN ledger_accounts a ON a.id = p.account
+                    WHERE a.kind = 'user_held' AND t.request_id IS NOT NULL GROUP BY t.request_id) b
+           ON b.request_id = h.request_id
+         WHERE COALESCE(b.bound, 0) <> CASE WHEN h.state = 'held' THEN h.amount ELSE 0 END ORDER BY h.request_id",
+    ),
+    (
+        "a request's cost equals what its payer lost",
+        "SELECT h.request_id FROM holds h JOIN requests r ON r.id = h.request_id
+         LEFT JOIN (SELECT t.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT) AS paid
+                    FROM ledger_transactions t JOIN postings p ON p.tx = t.id
+                    JOIN ledger_accounts a ON a.id = p.account
+                    WHERE a.kind IN ('user_available', 'user_held') AND t.kind <> 'refund'
+                      AND t.request_id IS NOT NULL GROUP BY t.request_id) b ON b.request_id = h.request_id
+         WHERE r.cost <> h.posted OR r.cost <> -COALESCE(b.paid, 0) ORDER BY h.request_id",
+    ),
+    (
+        "a request's reward equals its posting",
+        "SELECT r.id FROM requests r
+         LEFT JOIN (SELECT t.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT) AS earned
+                    FROM ledger_transactions t JOIN postings p ON p.tx = t.id
+                    JOIN ledger_accounts a ON a.id = p.account
+                    WHERE a.kind = 'provider_pending' AND t.kind = 'settle' GROUP BY t.request_id) b
+           ON b.request_id = r.id
+         WHERE r.provider_reward <> COALESCE(b.earned, 0) ORDER BY r.id",
+    ),
+    (
+        "a request is finished exactly when its hold is resolved",
+        "SELECT r.id FROM requests r LEFT JOIN holds h ON h.request_id = r.id
+         WHERE h.request_id IS NULL OR (r.finished_at IS NULL) <> (h.state = 'held') ORDER BY r.id",
+    ),
+];
+
+impl Db {
+    /// Asks every rule of the data as it stands at one moment.
+    ///
+    /// # Errors
+    /// The store failed, or a sum does not fit.
+    pub async fn check_ledger(&self) -> Result<LedgerReport, DbError> {
+        let mut tx = self.snapshot().await?;
+        let mut report = LedgerReport {
+            transactions: tx.number("SELECT COUNT(*) FROM ledger_transactions").await?,
+            sum: tx.number("SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM postings").await?,
+            resolved: tx.number("SELECT COUNT(*) FROM holds WHERE state <> 'held'").await?,
+            flags: tx.number("SELECT COUNT(*) FROM flags").await?,
+            open_holds: tx.ids("SELECT request_id FROM holds WHERE state = 'held' ORDER BY request_id").await?,
+            ..LedgerReport::default()
+        };
+        report.value = i128::from(
+            tx.number("SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM holds WHERE state <> 'held'").await?,
+        );
+        report.value_explained = i128::from(
+            tx.number(
+                "SELECT CAST(COALESCE(SUM(h.amount), 0) AS BIGINT) FROM holds h
+                 WHERE h.state <> 'held' AND h.amount = COALESCE((
+                    SELECT CAST(SUM(-p.amount) AS BIGINT) FROM postings p
+                    WHERE p.tx = 'resolve:' || h.request_id AND p.account = h.user_id || ':user_held'), 0)",
+            )
+            .await?,
+        );
+        for (rule, sql) in RULES {
+            let ids = tx.ids(sql).await?;
+            report.offence_count += ids.len();
+            report.offences.extend(ids.into_iter().take(LISTED).map(|id| Offence { rule, id }));
+        }
+        Ok(report)
+    }
+}
+
+impl Tx {
+    async fn number(&mut self, sql: &'static str) -> Result<i64, DbError> {
+        Ok(on!(self, c => sqlx::query_scalar(sql).fetch_one(c).await?))
+    }
+
+    async fn ids(&mut self, sql: &'static str) -> Result<Vec<String>, DbError> {
+        Ok(on!(self, c => sqlx::query_scalar(sql).fetch_all(c).await?))
+    }
+}

@@ -1,0 +1,135 @@
+//! What happens to holds whose process died: paid up to the last checkpoint, never above it; given back when nothing
+//! proves that an answer was delivered.
+
+use std::sync::Arc;
+
+use cxmpute_market::ledger::End;
+use cxmpute_market::price::{PriceRow, Units};
+use cxmpute_wire::{MicroCredits, ProvisionId, RequestId, Timestamp, UserId};
+use sqlx::{AssertSqlSafe, FromRow};
+
+use super::{AttemptRecord, LedgerOp, LedgerReply, ResolveHold};
+use crate::db::{Db, read};
+use crate::dialect;
+use crate::error::DbError;
+use crate::replicas::Replica;
+
+/// Holds resolved per transaction.
+const PER_BATCH: usize = 256;
+
+/// What recovery did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Requests paid up to their last checkpoint.
+    pub settled: Vec<RequestId>,
+    /// Requests given back.
+    pub voided: Vec<RequestId>,
+}
+
+#[derive(FromRow)]
+struct RawHold {
+    request_id: String,
+    user_id: String,
+    key_id: String,
+    amount: i64,
+    price: String,
+    replica: String,
+    epoch: i64,
+    attempt: i64,
+    provision_id: Option<String>,
+    provider: Option<String>,
+    checkpoint: Option<String>,
+}
+
+impl RawHold {
+    fn end(self, expired: bool, now: Timestamp) -> Result<ResolveHold, DbError> {
+        let price: PriceRow = serde_json::from_str(&self.price).map_err(|e| DbError::impossible("holds.price", e))?;
+        let checkpoint: Option<Units> = self
+            .checkpoint
+            .map(|text| serde_json::from_str(&text).map_err(|e| DbError::impossible("holds.checkpoint", e)))
+            .transpose()?;
+        let provision_id: Option<ProvisionId> = parse(self.provision_id, "holds.provision_id")?;
+        let provider: Option<UserId> = parse(self.provider, "holds.provider")?;
+        let attempts = provision_id.iter().map(|provision_id| AttemptRecord {
+            attempt: u32::try_from(self.attempt).unwrap_or(1).max(1),
+            provision_id: provision_id.clone(),
+            epoch: cxmpute_wire::Epoch(0),
+            outcome: End::GatewayDied,
+            code: None,
+            accept: None,
+            first_token: None,
+            total: None,
+        });
+        Ok(ResolveHold {
+            attempts: attempts.collect(),
+            request_id: self.request_id.parse().map_err(|e| DbError::impossible("holds.request_id", e))?,
+            user_id: self.user_id.parse().map_err(|e| DbError::impossible("holds.user_id", e))?,
+            key_id: self.key_id.parse().map_err(|e| DbError::impossible("holds.key_id", e))?,
+            replica: self.replica.into(),
+            epoch: self.epoch,
+            held: MicroCredits(self.amount),
+            price: Arc::new(price),
+            end: End::GatewayDied,
+            counted: checkpoint.unwrap_or_default(),
+            claimed: None,
+            provision_id,
+            provider,
+            finish_reason: None,
+            first_token: None,
+            latency: None,
+            expired,
+            now,
+        })
+    }
+}
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(
+    text: Option<String>,
+    place: &'static str,
+) -> Result<Option<T>, DbError> {
+    text.map(|text| text.parse().map_err(|e| DbError::impossible(place, e))).transpose()
+}
+
+impl Db {
+    /// Resolves the holds that earlier processes of this replica left, and those of replicas whose lease ended in
+    /// database time. Safe at any time and on several replicas at once: each hold is resolved by one conditional
+    /// statement.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn recover(&self, replica: &Replica, now: Timestamp) -> Result<Recovery, DbError> {
+        let mut recovery = Recovery::default();
+        let sql = format!(
+            "SELECT request_id, user_id, key_id, amount, price, replica, epoch, attempt, provision_id, provider,
+                    checkpoint
+             FROM holds
+             WHERE state = 'held' AND ((replica = $1 AND epoch < $2)
+                OR (replica <> $1 AND replica IN (SELECT r.id FROM replicas r WHERE r.lease_until < {})))
+             ORDER BY user_id, request_id",
+            dialect::now_ms(self.kind())
+        );
+        let rows: Vec<RawHold> = read!(self, e =>
+            sqlx::query_as(AssertSqlSafe(sql))
+                .bind(&replica.id)
+                .bind(replica.epoch)
+                .fetch_all(e)
+                .await?);
+        let mut ops = Vec::with_capacity(rows.len());
+        for row in rows {
+            let foreign = row.replica != replica.id;
+            ops.push(LedgerOp::Resolve(Box::new(row.end(foreign, now)?)));
+        }
+        for batch in ops.chunks(PER_BATCH) {
+            let mut tx = self.begin().await?;
+            let replies = tx.apply(batch).await?;
+            tx.commit().await?;
+            for (op, reply) in batch.iter().zip(replies) {
+                let LedgerReply::Resolved(settled) = reply else { continue };
+                let paid = settled.cost.0 > 0 || matches!(op, LedgerOp::Resolve(end) if end.counted.delivered());
+                let list = if paid { &mut recovery.settled } else { &mut recovery.voided };
+                list.push(op.request_id().clone());
+            }
+        }
+        Ok(recovery)
+    }
+}

@@ -1,0 +1,191 @@
+//! Enrolment, epochs, desired and observed state.
+
+use cxmpute_store::{Db, EnrolOutcome, Enrolment, ProvisionState, ServiceRow};
+use cxmpute_wire::{Epoch, Generation, ProvisionId, Timestamp, UserId};
+
+use crate::world::{NOW, account, databases};
+
+fn enrolment(id: &str, key: Option<u8>, grant: Option<&[u8]>) -> Enrolment {
+    Enrolment {
+        id: ProvisionId::from_tail(id),
+        owner: None,
+        public_key: key.map(|byte| vec![byte; 32]),
+        alias: None,
+        grant_hash: grant.map(<[u8]>::to_vec),
+        run_id: "run".into(),
+        name: "box".into(),
+        location: "{}".into(),
+        diagnostics: "{}".into(),
+        software: "{}".into(),
+    }
+}
+
+async fn grant(db: &Db, hash: &[u8], owner: &UserId) {
+    db.create_grant(hash, owner, NOW, Timestamp(NOW.0 + 1000)).await.unwrap();
+}
+
+#[tokio::test]
+async fn enrolment_is_idempotent_and_nobody_takes_a_row_over() {
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let (ada, _) = account(db, "ada").await;
+        let (bob, _) = account(db, "bob").await;
+        grant(db, b"one", &ada).await;
+        grant(db, b"bobs", &bob).await;
+        let first = enrolment("a", Some(1), Some(b"one"));
+        assert_eq!(db.enrol_provision(&first, NOW).await.unwrap(), EnrolOutcome::Created(ada.clone()));
+        assert_eq!(db.enrol_provision(&first, NOW).await.unwrap(), EnrolOutcome::Unchanged(ada.clone()));
+        let bare = enrolment("a", Some(1), None);
+        assert_eq!(db.enrol_provision(&bare, NOW).await.unwrap(), EnrolOutcome::Unchanged(ada.clone()));
+        let before = db.find_provision("pv_a").await.unwrap().unwrap();
+        // The id of another owner, the same id with another key, the same key with another owner.
+        let mut foreign = enrolment("a", Some(1), None);
+        foreign.owner = Some(bob.clone());
+        foreign.name = "stolen".into();
+        let other_key = Enrolment { name: "stolen".into(), ..enrolment("a", Some(2), Some(b"bobs")) };
+        let other_owner = Enrolment { name: "stolen".into(), ..enrolment("a", Some(1), Some(b"bobs")) };
+        let other_id = Enrolment { name: "stolen".into(), ..enrolment("z", Some(1), Some(b"bobs")) };
+        for attack in [foreign, other_key, other_owner, other_id] {
+            assert_eq!(db.enrol_provision(&attack, NOW).await.unwrap(), EnrolOutcome::Conflict, "{}", fresh.name);
+        }
+        assert_eq!(db.find_provision("pv_a").await.unwrap().unwrap(), before, "the original is untouched");
+        // The refused attempts gave the grant back.
+        let bobs = enrolment("b", Some(9), Some(b"bobs"));
+        assert_eq!(db.enrol_provision(&bobs, NOW).await.unwrap(), EnrolOutcome::Created(bob));
+        assert!(db.retire_provision(&before.id, NOW).await.unwrap());
+        assert!(!db.retire_provision(&before.id, NOW).await.unwrap());
+        assert_eq!(db.enrol_provision(&first, NOW).await.unwrap(), EnrolOutcome::Retired);
+        assert!(db.provision_key(&before.id).await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_grant_works_once_and_only_in_its_time() {
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let (ada, _) = account(db, "ada").await;
+        grant(db, b"one", &ada).await;
+        assert_eq!(db.enrol_provision(&enrolment("a", Some(1), None), NOW).await.unwrap(), EnrolOutcome::GrantMissing);
+        let unknown = enrolment("a", Some(1), Some(b"nope"));
+        assert_eq!(db.enrol_provision(&unknown, NOW).await.unwrap(), EnrolOutcome::GrantInvalid);
+        let late = Timestamp(NOW.0 + 1000);
+        let expired = enrolment("a", Some(1), Some(b"one"));
+        assert_eq!(db.enrol_provision(&expired, late).await.unwrap(), EnrolOutcome::GrantExpired);
+        let tries: Vec<_> = (0..40_u8)
+            .map(|n| {
+                let db = db.clone();
+                tokio::spawn(async move {
+                    db.enrol_provision(&enrolment(&format!("n{n}"), Some(n), Some(b"one")), NOW).await.unwrap()
+                })
+            })
+            .collect();
+        let mut created = 0;
+        for outcome in tries {
+            match outcome.await.unwrap() {
+                EnrolOutcome::Created(_) => created += 1,
+                other => assert_eq!(other, EnrolOutcome::GrantSpent),
+            }
+        }
+        assert_eq!(created, 1, "{}", fresh.name);
+        assert_eq!(db.list_provisions(Some(&ada)).await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_key_takes_over_a_provision_of_the_first_seed_by_its_alias() {
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let (ada, _) = account(db, "ada").await;
+        let (bob, _) = account(db, "bob").await;
+        let seed = Enrolment { owner: Some(ada.clone()), alias: Some("uuid-1".into()), ..enrolment("seed", None, None) };
+        assert_eq!(db.enrol_provision(&seed, NOW).await.unwrap(), EnrolOutcome::Created(ada.clone()));
+        assert_eq!(db.enrol_provision(&seed, NOW).await.unwrap(), EnrolOutcome::Unchanged(ada.clone()));
+        grant(db, b"bobs", &bob).await;
+        grant(db, b"adas", &ada).await;
+        let keyed = |grant: &[u8], id: &str, key| Enrolment {
+            alias: Some("uuid-1".into()),
+            ..enrolment(id, Some(key), Some(grant))
+        };
+        assert_eq!(db.enrol_provision(&keyed(b"bobs", "b", 2), NOW).await.unwrap(), EnrolOutcome::Conflict);
+        assert_eq!(db.enrol_provision(&keyed(b"adas", "a", 1), NOW).await.unwrap(), EnrolOutcome::Created(ada));
+        assert_eq!(db.find_provision("uuid-1").await.unwrap().unwrap().id.as_str(), "pv_a");
+        let old = db.find_provision("pv_seed").await.unwrap().unwrap();
+        assert_eq!(old.state, ProvisionState::Retired);
+    }
+}
+
+#[tokio::test]
+async fn the_newest_epoch_wins_and_only_its_end_takes_the_provision_offline() {
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let (ada, _) = account(db, "ada").await;
+        grant(db, b"one", &ada).await;
+        db.enrol_provision(&enrolment("a", Some(1), Some(b"one")), NOW).await.unwrap();
+        let id = ProvisionId::from_tail("a");
+        assert_eq!(db.next_epoch(&ProvisionId::from_tail("none"), NOW).await.unwrap(), None);
+        let epochs: Vec<_> = (0..20)
+            .map(|_| {
+                let (db, id) = (db.clone(), id.clone());
+                tokio::spawn(async move { db.next_epoch(&id, NOW).await.unwrap().unwrap().0 })
+            })
+            .collect();
+        let mut seen = Vec::new();
+        for epoch in epochs {
+            seen.push(epoch.await.unwrap());
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (1..=20).collect::<Vec<_>>(), "{}", fresh.name);
+        db.close_epoch(&id, Epoch(19), "lost", NOW).await.unwrap();
+        assert_eq!(db.find_provision("pv_a").await.unwrap().unwrap().state, ProvisionState::Online);
+        db.close_epoch(&id, Epoch(20), "lost", NOW).await.unwrap();
+        assert_eq!(db.find_provision("pv_a").await.unwrap().unwrap().state, ProvisionState::Offline);
+        db.retire_provision(&id, NOW).await.unwrap();
+        assert_eq!(db.next_epoch(&id, NOW).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn generations_grow_only_with_changes_and_old_reports_are_ignored() {
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let (ada, _) = account(db, "ada").await;
+        grant(db, b"one", &ada).await;
+        db.enrol_provision(&enrolment("a", Some(1), Some(b"one")), NOW).await.unwrap();
+        let id = ProvisionId::from_tail("a");
+        assert_eq!(db.set_desired(&id, "[1]", NOW).await.unwrap(), Some(Generation(1)));
+        assert_eq!(db.set_desired(&id, "[1]", NOW).await.unwrap(), Some(Generation(1)));
+        assert_eq!(db.set_desired(&id, "[2]", NOW).await.unwrap(), Some(Generation(2)));
+        assert_eq!(db.set_desired(&ProvisionId::from_tail("none"), "[]", NOW).await.unwrap(), None);
+        let row = |name: &str| ServiceRow {
+            service: name.parse().unwrap(),
+            generation: Generation(2),
+            state: "ready".into(),
+            detail: None,
+        };
+        let services = [row("llm:a:b"), row("scrape")];
+        assert!(db.record_observed(&id, Generation(2), "[x]", &services, NOW).await.unwrap());
+        assert!(!db.record_observed(&id, Generation(1), "[old]", &[], NOW).await.unwrap());
+        assert_eq!(db.provision_services(&id).await.unwrap(), services);
+        assert_eq!(db.find_provision("pv_a").await.unwrap().unwrap().observed, "[x]");
+        db.set_provided_url(&id, "http://label", NOW).await.unwrap();
+        db.touch_seen(&id, Timestamp(NOW.0 + 5)).await.unwrap();
+        assert!(db.end_provision(&id, Some(&["scrape".parse().unwrap()]), NOW).await.unwrap());
+        assert_eq!(db.provision_services(&id).await.unwrap().len(), 1);
+        assert!(db.end_provision(&id, None, NOW).await.unwrap());
+        let row = db.find_provision("pv_a").await.unwrap().unwrap();
+        assert_eq!((row.state, row.provided_url.as_deref()), (ProvisionState::Ended, Some("http://label")));
+        assert_eq!(row.last_seen, Some(Timestamp(NOW.0 + 5)));
+    }
+}
+
+#[tokio::test]
+async fn a_nonce_is_new_once() {
+    for fresh in databases().await {
+        let db = &fresh.db;
+        assert!(db.nonce_once("pv_a", "n", NOW).await.unwrap());
+        assert!(!db.nonce_once("pv_a", "n", NOW).await.unwrap());
+        assert!(db.nonce_once("pv_b", "n", NOW).await.unwrap());
+        assert_eq!(db.forget_nonces(Timestamp(NOW.0 + 1)).await.unwrap(), 2);
+        assert!(db.nonce_once("pv_a", "n", NOW).await.unwrap());
+    }
+}

@@ -1,0 +1,65 @@
+//! `cxmpute-bench`: what a request costs the gateway, beside nginx `proxy_pass` in the same run (DESIGN section 8).
+//!
+//! The gateway is the real program, on SQLite, with everything on, pinned to one core. Its node is a stand-in: the
+//! tunnel crate's node end, enrolled and signed, that answers at once. nginx proxies to an equivalent plain HTTP
+//! upstream and is pinned likewise. This process (load, stand-in, upstream) is pinned to another core.
+#![allow(clippy::disallowed_methods, reason = "a benchmark reads the real clock and owns its tasks")]
+
+mod books;
+mod cost;
+mod load;
+mod measure;
+mod nginx;
+mod node;
+mod report;
+mod upstream;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use measure::Plan;
+
+/// Measures the gateway beside nginx and prints a table.
+#[derive(Parser)]
+struct Arguments {
+    /// Where the figures go as JSON.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Seconds per figure.
+    #[arg(long, default_value_t = 8.0)]
+    seconds: f64,
+    /// Streams held open for the memory figure.
+    #[arg(long, default_value_t = 2_000)]
+    open_streams: usize,
+    /// Core of the gateway and of nginx.
+    #[arg(long, default_value_t = 0)]
+    proxy_core: usize,
+    /// Core of everything else.
+    #[arg(long, default_value_t = 1)]
+    load_core: usize,
+    /// The nginx program; without it the ratios are left out.
+    #[arg(long, value_name = "FILE")]
+    nginx: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    cost::pin(std::process::id(), arguments.load_core)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let plan = Plan {
+        window: Duration::from_secs_f64(arguments.seconds),
+        open_streams: arguments.open_streams,
+        proxy_core: arguments.proxy_core,
+        nginx: arguments.nginx,
+    };
+    let report = runtime.block_on(measure::run(&plan))?;
+    report.print();
+    if let Some(out) = arguments.out {
+        let json = serde_json::to_string_pretty(&report.to_json())?;
+        std::fs::write(&out, json + "\n").with_context(|| format!("writing {}", out.display()))?;
+    }
+    report.verdict()
+}

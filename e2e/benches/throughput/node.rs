@@ -1,0 +1,205 @@
+//! The stand-in node: the tunnel crate's node end, enrolled and signed, that answers at once with prepared events.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use cxmpute_e2e::stand_in::Identity;
+use cxmpute_runtime::Tasks;
+use cxmpute_tunnel::{ControlPair, DialConfig, Incoming, NodeEnd, Roots, WorkRequest, dial};
+use cxmpute_wire::control::{
+    Desired, FromNode, Heartbeat, ObservedService, OwnerState, ServiceState, ToNode,
+};
+use cxmpute_wire::{Bytes as Size, Epoch, Generation, ServiceKind};
+
+use crate::load::Script;
+
+/// Rhythm of the heartbeat; like the product's nodes.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Pieces of work at once.
+pub const SLOTS: u32 = 4096;
+
+/// First content event.
+const FIRST: &str = "data: {\"id\":\"chatcmpl-stand-in\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"cxm-tiny\",\
+                     \"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"The\"},\"finish_reason\":null}]}\n\n";
+/// Every other content event.
+const NEXT: &str = "data: {\"id\":\"chatcmpl-stand-in\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"cxm-tiny\",\
+                    \"choices\":[{\"index\":0,\"delta\":{\"content\":\" the\"},\"finish_reason\":null}]}\n\n";
+/// The event that ends the text.
+pub const FINISH: &str = "data: {\"id\":\"chatcmpl-stand-in\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"cxm-tiny\",\
+                          \"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}\n\n";
+/// The end of a stream.
+pub const DONE: &str = "data: [DONE]\n\n";
+
+/// Content event number `number`.
+pub fn content_event(number: u32) -> &'static [u8] {
+    if number == 0 { FIRST.as_bytes() } else { NEXT.as_bytes() }
+}
+
+/// The body of an answer that is not streamed, as a plain upstream gives it.
+pub fn whole_answer(events: u32) -> String {
+    let text = "The".to_owned() + &" the".repeat(events.saturating_sub(1) as usize);
+    format!(
+        "{{\"id\":\"chatcmpl-stand-in\",\"object\":\"chat.completion\",\"created\":0,\"model\":\"cxm-tiny\",\"choices\":[{{\
+         \"index\":0,\"message\":{{\"role\":\"assistant\",\"content\":\"{text}\"}},\"finish_reason\":\"length\"}}],\
+         \"usage\":{{\"prompt_tokens\":20,\"completion_tokens\":{events},\"total_tokens\":{}}}}}",
+        20 + events
+    )
+}
+
+/// What the prompt asks for; the gateway's own checks ask for nothing and get three events.
+pub fn script(body: &[u8]) -> Script {
+    let mut script = Script { events: 3, pace_ms: 0, hold: false };
+    let Some(at) = body.windows(6).position(|window| window == b"bench ") else { return script };
+    let text = String::from_utf8_lossy(&body[at + 6..]);
+    let mut words = text.split_whitespace();
+    if let (Some(Ok(events)), Some(Ok(pace_ms))) =
+        (words.next().map(str::parse), words.next().map(str::parse))
+    {
+        script = Script { events, pace_ms, hold: words.next() == Some("hold") };
+    }
+    script
+}
+
+/// Enrols a provision and serves with it until the process ends; dials again when its tunnel ends.
+///
+/// # Errors
+/// The gateway refused the enrolment.
+pub async fn start(gateway: SocketAddr, name: &str, grant: &str, tasks: &Tasks) -> Result<()> {
+    let identity = Identity::fresh();
+    let answer = identity.enrol(gateway, &identity.provision_id(), name, Some(grant)).await?;
+    ensure!(answer.status.is_success(), "enrolment: {} {}", answer.status, answer.message());
+    let mut config = DialConfig::new(format!("http://{gateway}"), identity.signer(), Roots::new(None)?);
+    config.capacity = SLOTS;
+    let running = tasks.clone();
+    tasks.spawn("stand-in", async move {
+        while !running.soft().is_cancelled() {
+            match dial(&config, &running).await {
+                Ok(end) => serve(end, &running).await,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn serve(mut end: NodeEnd, tasks: &Tasks) {
+    let stop = tasks.soft();
+    loop {
+        let incoming = tokio::select! { incoming = end.next() => incoming, () = stop.cancelled() => return };
+        match incoming {
+            Some(Incoming::Control(pair)) => {
+                tasks.spawn("stand-in-control", control(pair, end.epoch));
+            }
+            Some(Incoming::Work(request)) => {
+                tasks.spawn("stand-in-work", answer(request));
+            }
+            None => return,
+        }
+    }
+}
+
+async fn answer(mut request: WorkRequest) {
+    let Ok(body) = request.body(1 << 20).await else { return };
+    let script = script(&body);
+    let streamed = body.windows(13).any(|window| window == b"\"stream\":true");
+    let Ok(mut responder) = request.accept() else { return };
+    if script.hold {
+        let _ = responder.send(Bytes::from_static(FIRST.as_bytes())).await;
+        responder.cancelled().await;
+        return;
+    }
+    let usage = format!(
+        "data: {{\"id\":\"chatcmpl-stand-in\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"cxm-tiny\",\"choices\":[],\
+         \"usage\":{{\"prompt_tokens\":1000,\"completion_tokens\":{0},\"total_tokens\":{0}}}}}\n\n",
+        script.events
+    );
+    if !streamed || script.events <= 8 {
+        // A short answer leaves in one piece.
+        let mut whole = Vec::with_capacity(4096);
+        (0..script.events).for_each(|number| whole.extend_from_slice(content_event(number)));
+        [FINISH, &usage, DONE].iter().for_each(|part| whole.extend_from_slice(part.as_bytes()));
+        if responder.send(whole.into()).await.is_ok() {
+            responder.finish();
+        }
+        return;
+    }
+    for number in 0..script.events {
+        if responder.send(Bytes::from_static(content_event(number))).await.is_err() {
+            return;
+        }
+        if script.pace_ms == 0 {
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(script.pace_ms.into())).await;
+        }
+    }
+    if responder.send(Bytes::from([FINISH, &usage, DONE].concat())).await.is_ok() {
+        responder.finish();
+    }
+}
+
+async fn control(mut pair: ControlPair, epoch: Epoch) {
+    let mut beat = tokio::time::interval(HEARTBEAT);
+    let mut desired: Option<Desired> = None;
+    let mut seq = 0;
+    loop {
+        tokio::select! {
+            message = pair.receiver.next() => match message {
+                Some(Ok(ToNode::Desired(new))) => {
+                    desired = Some(new);
+                    beat.reset_immediately();
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return,
+            },
+            _ = beat.tick() => {
+                seq += 1;
+                let heartbeat = heartbeat(seq, epoch, desired.as_ref());
+                if pair.sender.send(&FromNode::Heartbeat(heartbeat)).await.is_err() { return }
+            }
+        }
+    }
+}
+
+fn heartbeat(seq: u64, epoch: Epoch, desired: Option<&Desired>) -> Heartbeat {
+    let services = desired.iter().flat_map(|desired| &desired.services).map(|service| ObservedService {
+        service_id: service.service_id.clone(),
+        state: if service.kind == ServiceKind::Llm { ServiceState::Ready } else { ServiceState::Absent },
+        slots: SLOTS,
+        in_flight: 0,
+        engine: "stand-in".to_owned(),
+        pid: None,
+        digest: None,
+        code: None,
+        detail: None,
+    });
+    Heartbeat {
+        seq,
+        boot: 1,
+        epoch,
+        observed_generation: desired.map_or(Generation(0), |desired| desired.generation),
+        services: services.collect(),
+        in_flight: 0,
+        queued: 0,
+        gpus: Vec::new(),
+        disk_free: Size(1 << 42),
+        owner: OwnerState::Available,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prompt_carries_the_script() {
+        let script = script(b"...\"content\":\"bench 20 10 hold What?\"");
+        assert_eq!((script.events, script.pace_ms, script.hold), (20, 10, true));
+        let script = super::script(b"{\"content\":\"Say hello.\"}");
+        assert_eq!((script.events, script.pace_ms, script.hold), (3, 0, false));
+    }
+}

@@ -1,0 +1,212 @@
+//! One world in this process: a gateway on port 0, a store of its own, stand-in nodes and clients. Clean or sabotaged.
+
+mod boot;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cxmpute_gateway::App;
+use cxmpute_gateway::config::Config;
+use cxmpute_wire::{MicroCredits, ProvisionId, UserId};
+use serde_json::Value;
+
+use crate::client::{Client, Reply};
+use crate::ground::until;
+use crate::money::Money;
+use crate::settings::{Setting, Store};
+use crate::stand_in::{Identity, StandIn};
+use crate::verdict::Verdict;
+
+/// A chat model of the world's catalogue with prices per token, a long context and the tiny model's tokenizer.
+pub const CHAT_MODEL: &str = "stage";
+/// A chat model whose every request is held at, and costs, exactly [`FIXED_COST`].
+pub const FIXED_MODEL: &str = "fixed";
+/// Micro-credits of one request of [`FIXED_MODEL`]: its minimum charge, far above its units.
+pub const FIXED_COST: i64 = 1_000;
+
+/// How long a world may take to come up or to come to rest.
+const REST_WITHIN: Duration = Duration::from_secs(30);
+
+/// A world to be.
+#[derive(Debug)]
+pub struct Plan {
+    setting: Setting,
+    config: Config,
+}
+
+impl Plan {
+    /// Cuts a reader that takes nothing for this long.
+    #[must_use]
+    pub fn write_stall(mut self, after: Duration) -> Self {
+        self.config.server.write_stall_ms = millis(after);
+        self
+    }
+
+    /// All timers against slow clients.
+    #[must_use]
+    pub fn slow_client_timers(mut self, timer: Duration) -> Self {
+        self.config.server.head_ms = millis(timer);
+        self.config.server.body_grace_ms = millis(timer);
+        self.config.server.keep_alive_ms = millis(timer);
+        self.config.server.write_stall_ms = millis(timer);
+        self
+    }
+
+    /// Brings it up.
+    ///
+    /// # Errors
+    /// The store or the gateway does not start.
+    pub async fn start(mut self) -> Result<World> {
+        let folder = tempfile::tempdir()?;
+        let url = match self.setting.store {
+            Store::Sqlite => format!("sqlite:{}", folder.path().join("cxmpute.db").display()),
+            Store::Postgres => boot::fresh_postgres()?,
+        };
+        boot::lay_out(&mut self.config, folder.path(), url)?;
+        let (app, address) = boot::serve(self.config, self.setting.bad).await?;
+        let money = Money::new(app.db.clone(), app.catalogue.clone(), &crate::house::models_dir())?;
+        Ok(World { address, money, app, folder })
+    }
+}
+
+/// A running world. [`World::finish`] judges what it leaves behind.
+pub struct World {
+    /// Where the gateway listens.
+    pub address: SocketAddr,
+    /// Its ledger and prices.
+    pub money: Money,
+    app: Arc<App>,
+    folder: tempfile::TempDir,
+}
+
+/// An account with a key.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// The account.
+    pub user_id: UserId,
+    /// A client with a key of it.
+    pub client: Client,
+}
+
+impl World {
+    /// The plan of a world with the given setting.
+    #[must_use]
+    pub fn plan(setting: Setting) -> Plan {
+        let mut config = Config::default();
+        // Hundreds of clients of a test share one address.
+        config.server.connections_per_address = 0;
+        config.server.drain_ms = 5_000;
+        Plan { setting, config }
+    }
+
+    /// Creates an account with so much money and a key.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn account(&self, email: &str, money: MicroCredits) -> Result<Account> {
+        let (user_id, key) = boot::account(&self.app, email, money).await?;
+        Ok(Account { user_id, client: Client::with_key(self.address, &key) })
+    }
+
+    /// A single-use enrolment grant of an owner.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn grant(&self, owner: &UserId) -> Result<String> {
+        boot::grant(&self.app, owner).await
+    }
+
+    /// Enrols and starts a stand-in node with an owner of its own, and waits until it gets work.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn stand_in(&self, name: &str) -> Result<StandIn> {
+        self.stand_in_as(&Identity::fresh(), name).await
+    }
+
+    /// The same with a given key; a key that is enrolled already only opens another tunnel.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn stand_in_as(&self, identity: &Identity, name: &str) -> Result<StandIn> {
+        if self.app.db.find_provision(identity.provision_id().as_str()).await?.is_none() {
+            let owner = self
+                .account(&format!("{name}-{}@example.org", identity.provision_id()), MicroCredits(0))
+                .await?;
+            let answer = self
+                .enrol(identity, &identity.provision_id(), Some(&self.grant(&owner.user_id).await?))
+                .await?;
+            ensure!(answer.status < 300, "enrolment of {name}: {} {}", answer.status, answer.json());
+        }
+        let node = StandIn::start(self.address, identity).await?;
+        until("the stand-in to be routable", REST_WITHIN, async || Ok((node.routable() >= 2).then_some(())))
+            .await?;
+        Ok(node)
+    }
+
+    /// Sends a signed enrolment.
+    ///
+    /// # Errors
+    /// The gateway cannot be reached.
+    pub async fn enrol(&self, identity: &Identity, id: &ProvisionId, grant: Option<&str>) -> Result<Reply> {
+        let answer = identity.enrol(self.address, id, "stand-in", grant).await?;
+        Ok(Reply { status: answer.status.as_u16(), headers: Vec::new(), body: answer.body.to_vec() })
+    }
+
+    /// A provision as it is stored, for comparison.
+    ///
+    /// # Errors
+    /// The store failed, or there is none.
+    pub async fn provision(&self, id: &ProvisionId) -> Result<String> {
+        let row = self.app.db.find_provision(id.as_str()).await?.context("no such provision")?;
+        Ok(format!("{} of {} with {:?}", row.id, row.owner, row.public_key))
+    }
+
+    /// The cost that `GET /generation` tells, in micro-credits.
+    ///
+    /// # Errors
+    /// It tells none.
+    pub fn cost_of(&self, generation: &Value) -> Result<i64> {
+        generation["total_cost_micro"].as_i64().with_context(|| format!("no cost in {generation}"))
+    }
+
+    /// What so many tokens of [`CHAT_MODEL`] cost.
+    ///
+    /// # Errors
+    /// Never in a world with its catalogue.
+    pub fn price(&self, prompt: u64, completion: u64) -> Result<i64> {
+        self.money.price(CHAT_MODEL, prompt, completion)
+    }
+
+    /// The provider's share of a cost.
+    ///
+    /// # Errors
+    /// Never in a world with its catalogue.
+    pub fn share(&self, cost: i64) -> Result<i64> {
+        self.money.share(CHAT_MODEL, cost)
+    }
+
+    /// Judges what is left: every hold resolved, the ledger explained, nothing running after the stop.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn finish(self, verdict: &mut Verdict) -> Result<()> {
+        let resolved = until("every hold to be resolved", REST_WITHIN, async || {
+            Ok((self.money.open_holds().await? == 0).then_some(()))
+        })
+        .await;
+        verdict.check("no hold is left", resolved.is_ok(), format!("{resolved:?}"));
+        let complaint = self.money.complaint().await?;
+        verdict.check("the ledger explains every credit", complaint.is_none(), format!("{complaint:?}"));
+        let dropped = self.app.stop().await;
+        verdict.check("no task had to be dropped", dropped.is_empty(), format!("{dropped:?}"));
+        drop(self.folder);
+        Ok(())
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

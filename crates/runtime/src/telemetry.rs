@@ -71,6 +71,8 @@ pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // When nobody reads the log any more, saying so on the same stream would panic.
+        .log_internal_errors(false)
         .with_ansi(false)
         .fmt_fields(EscapedFields)
         .event_format(Line { format: config.format })

@@ -122,6 +122,9 @@ async fn say(
     tokens(responder, count, sent).await?;
     let reason = if count >= limit { "length" } else { "stop" };
     send(responder, &chunk(json!([{"index": 0, "delta": {}, "finish_reason": reason}]))).await?;
+    if prompt_tokens == 0 {
+        return responder.send(Bytes::from_static(b"data: [DONE]\n\n")).await.map_err(|_| ());
+    }
     let mut usage = chunk(json!([]));
     usage["usage"] = json!({"prompt_tokens": prompt_tokens.max(1_000_000), "completion_tokens": count, "total_tokens": prompt_tokens.max(1_000_000) + count});
     send(responder, &usage).await?;

@@ -66,6 +66,7 @@ impl Program {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        // The reader goes after the address: an engine whose log nobody reads goes on.
         let log = BufReader::new(child.stderr.take().unwrap());
         let address = log.lines().map(Result::unwrap).find_map(|line| {
             line.split_once("address=").map(|(_, rest)| rest.split(' ').next().unwrap().parse().unwrap())

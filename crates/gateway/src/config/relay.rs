@@ -12,8 +12,6 @@ pub struct RelayConfig {
     pub queue_ms: u64,
     /// Requests of one service that may wait for a node at a time.
     pub queue_length: usize,
-    /// A client that takes nothing of a waiting answer for this long is cut.
-    pub write_stall_ms: u64,
     /// A node must accept a request in this time, then the next node is asked.
     pub accept_ms: u64,
     /// Time to the first token after acceptance.
@@ -49,7 +47,6 @@ impl Default for RelayConfig {
         Self {
             queue_ms: 2_000,
             queue_length: 1_024,
-            write_stall_ms: 30_000,
             accept_ms: 2_000,
             first_token_ms: 30_000,
             gap_ms: 30_000,
@@ -73,7 +70,6 @@ impl RelayConfig {
     pub(super) fn check(&self) -> Result<(), String> {
         let spans = [
             ("queue_ms", self.queue_ms),
-            ("write_stall_ms", self.write_stall_ms),
             ("accept_ms", self.accept_ms),
             ("first_token_ms", self.first_token_ms),
             ("gap_ms", self.gap_ms),
@@ -98,12 +94,6 @@ impl RelayConfig {
     #[must_use]
     pub const fn queue(&self) -> Duration {
         Duration::from_millis(self.queue_ms)
-    }
-
-    /// [`Self::write_stall_ms`] as a span.
-    #[must_use]
-    pub const fn write_stall(&self) -> Duration {
-        Duration::from_millis(self.write_stall_ms)
     }
 
     /// [`Self::accept_ms`] as a span.

@@ -69,6 +69,7 @@ fn conclude(fleet: &Fleet, member: &Arc<Member>, tries: u32, outcome: Result<(),
             member.state.lock().check = Check::Passed;
             tracing::info!(%provision, %service, "the check completion came back right: the service gets work");
             fleet.pool(service).changed.notify_waiters();
+            member.node.news.notify_one();
         }
         Err(reason) => {
             let tries = tries.saturating_add(1);

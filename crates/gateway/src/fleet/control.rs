@@ -77,6 +77,7 @@ async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
     let mut stored = Remembered::default();
     let mut sent = None;
     let mut plan_due = true;
+    let mut last_heartbeat = None;
     loop {
         if std::mem::take(&mut plan_due) {
             plan_due = !send_plan(fleet, node, &mut sender, &mut sent).await;
@@ -94,6 +95,14 @@ async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
                 let _ = tokio::time::timeout(LAST_WORDS, sender.send(&closing)).await;
             }
             () = node.replan.notified() => plan_due = true,
+            () = node.news.notified(), if last_heartbeat.is_some() => {
+                if let Some(heartbeat) = &last_heartbeat {
+                    let status = ToNode::Status(status(fleet, node, heartbeat));
+                    if sender.send(&status).await.is_err() {
+                        return close(node, Code::ProviderLost, "the control stream broke");
+                    }
+                }
+            }
             () = tokio::time::sleep(PLAN_AGAIN), if plan_due => {}
             message = next(&mut receiver) => match message {
                 Ok(FromNode::Heartbeat(heartbeat)) => {
@@ -108,6 +117,7 @@ async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
                     if let Err(error) = record_observed(&parts.db, id, &heartbeat, &mut stored, now).await {
                         tracing::warn!(%error, provision = %id, "observed services were not stored");
                     }
+                    last_heartbeat = Some(heartbeat);
                 }
                 Ok(FromNode::Draining { reason }) => {
                     tracing::info!(provision = %node.session.provision_id, reason, "a node drains");

@@ -37,6 +37,8 @@ pub struct Node {
     pub(super) superseded: CancellationToken,
     /// Woken when the desired state may have changed.
     pub(super) replan: Notify,
+    /// Woken when what the node may show its owner has changed.
+    pub(super) news: Notify,
     pub(super) live: Mutex<Live>,
 }
 
@@ -66,6 +68,7 @@ impl Node {
             link,
             superseded: CancellationToken::new(),
             replan: Notify::new(),
+            news: Notify::new(),
             live: Mutex::new(live),
         }
     }

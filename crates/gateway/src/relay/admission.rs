@@ -21,6 +21,8 @@ pub(super) struct Admitted {
     pub hold: Hold,
     /// Output tokens per choice that the hold covers.
     pub covered: u64,
+    /// The prompt's exact count, where it was needed.
+    pub prompt: Option<Tokens>,
 }
 
 /// Checks the bounds of the request, fixes its limit and takes the hold.
@@ -42,7 +44,10 @@ pub(super) async fn admit(app: &App, caller: &Caller, job: Job) -> ApiResult<(Ar
         let covered = if job.explicit_limit { job.limit } else { job.limit.min(SLICE) };
         let amount = price_of(&job.model.price, &job.units_of(prompt.tokens, covered))?;
         let refused = match app.meter.admit(admission(caller, &job, amount, app)).await {
-            Ok(hold) => return Ok((job, Admitted { hold, covered })),
+            Ok(hold) => {
+                let exact = prompt.exact.then_some(Tokens(prompt.tokens));
+                return Ok((job, Admitted { hold, covered, prompt: exact }));
+            }
             Err(AdmitError::Insufficient { required, available }) => (required, available, Code::InsufficientCredits),
             Err(AdmitError::Budget { required, available }) => (required, available, Code::BudgetExceeded),
             Err(other) => return Err(refusal(other)),

@@ -216,6 +216,10 @@ pub fn read_event(
         out.push_back(Piece::Done);
         return Ok(());
     }
+    // A struct may be written as a list, too, as far as serde is concerned.
+    if !data.trim_start().starts_with('{') {
+        return Err(EventFault::Shape);
+    }
     let event: NodeEvent = serde_json::from_str(data).map_err(|_| EventFault::Shape)?;
     if let Some(error) = event.error {
         let code = error.code.as_ref().and_then(Value::as_str).and_then(|code| code.parse().ok());

@@ -28,6 +28,7 @@ impl Run {
     pub(super) async fn attempt(&mut self, seat: &mut Seat, number: u32) -> Result<(), Stop> {
         let began = self.app.clock.mono();
         self.so_far = SoFar::new(self.job.choices);
+        self.checkpoints.restart();
         let outcome = Box::pin(self.exchange(seat, number, began)).await;
         if self.first_token.is_none() {
             self.node_time += self.app.clock.mono().saturating_sub(began);

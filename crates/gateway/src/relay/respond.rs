@@ -33,10 +33,10 @@ const X_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// # Errors
 /// The request is refused, or failed before the first content.
 pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Response> {
-    let (job, Admitted { hold, covered }) = admit(&app, &caller, job).await?;
+    let (job, Admitted { hold, covered, prompt }) = admit(&app, &caller, job).await?;
     let body = job.node_body()?;
     let relay = &app.config.relay;
-    let (outlet, delivery_body) = delivery(relay.headers_held(), relay.write_stall());
+    let (outlet, delivery_body) = delivery(relay.headers_held(), std::time::Duration::from_millis(app.config.server.write_stall_ms));
     let (head, told) = oneshot::channel();
     let total = Instant::now() + relay.total();
     let run = Run {
@@ -51,7 +51,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         trail: Trail::default(),
         attempts: Vec::new(),
         so_far: SoFar::new(job.choices),
-        checkpoints: Checkpoints::new(),
+        checkpoints: Checkpoints::new(job.choices, prompt),
         served: None,
         relayed: false,
         first_token: None,

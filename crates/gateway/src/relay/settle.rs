@@ -117,10 +117,10 @@ impl Run {
 
     /// Counts off the async threads.
     async fn count(&self, texts: Vec<String>) -> Units {
-        let job = self.job.clone();
+        let (job, prompt) = (self.job.clone(), self.checkpoints.prompt());
         let counted = tokio::task::spawn_blocking(move || {
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            job.count(None, &texts)
+            job.count(prompt, &texts)
         });
         counted.await.unwrap_or_default()
     }

@@ -126,6 +126,13 @@ impl SoFar {
         self.choices.iter().enumerate().map(cut).collect()
     }
 
+    /// A part of a choice's billed text; marks stand between pieces, so they never split a character.
+    #[must_use]
+    pub fn segment(&self, choice: usize, from: usize, upto: usize) -> &str {
+        let text = &self.choices[choice].billed;
+        text.get(from..upto.min(text.len())).unwrap_or_default()
+    }
+
     /// Moves the billed texts out.
     #[must_use]
     pub fn take_billed(&mut self) -> Vec<String> {

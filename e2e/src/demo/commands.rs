@@ -37,7 +37,11 @@ pub(super) enum What {
 /// The lines for the demo in this folder.
 pub(super) fn lines(folder: &Path) -> Result<Value> {
     let program = std::env::current_exe()?;
-    let line = |what: &str| format!("{} in {} {what}", quoted(&program), quoted(folder));
+    // The programs lie beside this one; a shell that runs the line knows nothing of our environment.
+    let beside = program.parent().context("this program has no folder")?;
+    let line = |what: &str| {
+        format!("CXMPUTE_BIN_DIR={} {} in {} {what}", quoted(beside), quoted(&program), quoted(folder))
+    };
     Ok(json!({
         "balance": line("balance"),
         "grant": line("grant"),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// An engine that was ready for this long before it ended is started again at once.
-const HEALTHY_AFTER: Duration = Duration::from_secs(5);
+const HEALTHY_AFTER: Duration = Duration::from_secs(1);
 /// First wait after an engine failed to become (or stay) ready; doubles.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait.
@@ -65,7 +65,7 @@ mod tests {
         let mut restarts = Restarts::default();
         assert_eq!(restarts.after_end(s(100), Some(s(60))), Next::Now);
         assert_eq!(restarts.after_end(s(1000), None), Next::After(s(10)));
-        assert_eq!(restarts.after_end(s(1020), Some(s(1))), Next::After(s(20)));
+        assert_eq!(restarts.after_end(s(1020), Some(Duration::from_millis(500))), Next::After(s(20)));
         assert_eq!(restarts.after_end(s(1050), None), Next::After(s(40)));
         assert_eq!(restarts.after_end(s(1200), Some(s(60))), Next::Now);
         assert_eq!(restarts.after_end(s(1300), None), Next::After(s(10)), "a healthy run forgives");

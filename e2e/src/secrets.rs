@@ -39,9 +39,7 @@ fn patterns_in(line: &str) -> Vec<&'static str> {
     if follows(line, "tskey-", |rest| run(rest, |c| c.is_ascii_alphanumeric() || c == '-') >= 16) {
         found.push("overlay-network key");
     }
-    if line.contains(concat!("-----BEGIN ", "PRIVATE KEY-----"))
-        || follows(line, "-----BEGIN ", |rest| rest.contains(" PRIVATE KEY-----"))
-    {
+    if follows(line, "-----BEGIN ", is_private_key) {
         found.push("PEM private key");
     }
     if follows(line, "eyJ", is_jwt) {
@@ -104,6 +102,12 @@ fn mixed(text: &str) -> bool {
     head.iter().filter(|c| c.is_ascii_digit()).count() >= 2
         && head.iter().any(char::is_ascii_uppercase)
         && head.iter().any(char::is_ascii_lowercase)
+}
+
+/// `RSA PRIVATE KEY-----` and its like: capitals only, so that code which looks for the marker is no hit.
+fn is_private_key(rest: &str) -> bool {
+    let label = rest.split("-----").next().unwrap_or_default();
+    rest.len() > label.len() && label.ends_with("PRIVATE KEY") && run(label, |c| c.is_ascii_uppercase() || c == ' ') == label.len()
 }
 
 fn is_jwt(rest: &str) -> bool {

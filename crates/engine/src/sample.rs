@@ -39,11 +39,16 @@ impl Sampler {
             .map(|(id, score)| (id, f64::from(*score)))
             .collect();
         // Ties keep the order of the vocabulary, so that equal runs stay equal.
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        if let Some(top_k) = self.sampling.top_k {
-            ranked.truncate(top_k.max(1));
+        let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if let Some(top_k) = self.sampling.top_k.filter(|top_k| (1..ranked.len()).contains(top_k)) {
+            ranked.select_nth_unstable_by(top_k - 1, order);
+            ranked.truncate(top_k);
         }
-        let best = ranked.first()?.1;
+        // A whole vocabulary is sorted only when something depends on the order.
+        if self.sampling.top_p < 1.0 || self.sampling.top_k.is_some() {
+            ranked.sort_unstable_by(order);
+        }
+        let best = ranked.iter().map(|(_, score)| *score).max_by(f64::total_cmp)?;
         for (_, weight) in &mut ranked {
             *weight = ((*weight - best) / self.sampling.temperature).exp();
         }

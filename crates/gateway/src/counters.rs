@@ -67,7 +67,10 @@ impl Counters {
             let path = directory.join(&file.name);
             path.is_file().then_some(path)
         };
-        let made = match (path("model").filter(|path| path.extension().is_some_and(|e| e == "gguf")), path("tokenizer")) {
+        let made = match (
+            path("model").filter(|path| path.extension().is_some_and(|e| e == "gguf")),
+            path("tokenizer"),
+        ) {
             (Some(model), _) => TokenCounter::from_gguf(&model),
             (None, Some(tokenizer)) => TokenCounter::from_tokenizer_json(&tokenizer),
             (None, None) => return None,

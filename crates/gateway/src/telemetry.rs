@@ -47,6 +47,12 @@ impl Telemetry {
         describe_counter!("cxmpute_refused_connections_total", "Connections closed at once, by reason.");
         describe_counter!("cxmpute_enrolment_conflicts_total", "Enrolments refused because of another owner or key.");
         describe_counter!("cxmpute_leaked_keys_total", "Keys that were sent in an address.");
+        describe_counter!("cxmpute_meter_commits_total", "Durable commits of the group-commit writer.");
+        describe_counter!("cxmpute_meter_operations_total", "Holds, settlements and notes in those commits.");
+        describe_counter!("cxmpute_meter_settlements_total", "Requests resolved durably.");
+        describe_counter!("cxmpute_meter_failures_total", "Commits that failed.");
+        describe_gauge!("cxmpute_meter_queue", "Admissions that wait for the writer.");
+        describe_gauge!("cxmpute_meter_open_holds", "Holds that are not resolved.");
         Self {
             page,
             requests: RequestMeters::new(),
@@ -65,6 +71,20 @@ impl Telemetry {
                 () = stop.cancelled() => return,
             }
         }
+    }
+}
+
+/// The writer counts for itself, without a look-up per operation; its figures are copied when somebody asks.
+fn publish_meter(app: &App) {
+    let stats = app.meter.stats();
+    counter!("cxmpute_meter_commits_total").absolute(stats.commits);
+    counter!("cxmpute_meter_operations_total").absolute(stats.ops);
+    counter!("cxmpute_meter_settlements_total").absolute(stats.settlements);
+    counter!("cxmpute_meter_failures_total").absolute(stats.failures);
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    {
+        gauge!("cxmpute_meter_queue").set(stats.queue as f64);
+        gauge!("cxmpute_meter_open_holds").set(stats.open_holds as f64);
     }
 }
 
@@ -120,5 +140,6 @@ pub fn build_router(app: Arc<App>) -> Router {
 
 async fn get_metrics(State(app): State<Arc<App>>) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    publish_meter(&app);
     (kind, app.telemetry.page.render()).into_response()
 }

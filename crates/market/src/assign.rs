@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn the_whole_list_is_walked() {
-        let needs = [need("llm:a", 2 * GIB, GIB), need("llm:big", 99 * GIB, GIB), need("embeddings:c", GIB, GIB)];
+        let needs =
+            [need("llm:a", 2 * GIB, GIB), need("llm:big", 99 * GIB, GIB), need("embeddings:c", GIB, GIB)];
         assert_eq!(names(&plan(&offer(4 * GIB, 9 * GIB), &needs, &[])), ["llm:a", "embeddings:c"]);
     }
 

@@ -229,7 +229,8 @@ impl Book {
         };
         match event {
             Event::Deposit { user, amount, .. } => {
-                let postings = transfer(Account::system(External), Account::of(user, UserAvailable), *amount)?;
+                let postings =
+                    transfer(Account::system(External), Account::of(user, UserAvailable), *amount)?;
                 Some((postings, None))
             }
             Event::Reserve { request, user, amount } => {
@@ -271,7 +272,8 @@ impl Book {
                 self.resolved(request, entry, &bill, None, state)
             }
             Event::Refund { request, amount, .. } => {
-                let mut entry = self.holds.get(request).filter(|entry| entry.state == HoldState::Posted)?.clone();
+                let mut entry =
+                    self.holds.get(request).filter(|entry| entry.state == HoldState::Posted)?.clone();
                 entry.refunded = entry.refunded.checked_add(*amount)?;
                 if entry.refunded > entry.posted {
                     return None;
@@ -280,7 +282,8 @@ impl Book {
                 Some((transfer(Account::system(PlatformFee), to, *amount)?, Some((request.clone(), entry))))
             }
             Event::Mature { provider, amount, .. } => {
-                let (from, to) = (Account::of(provider, ProviderPending), Account::of(provider, ProviderPayable));
+                let (from, to) =
+                    (Account::of(provider, ProviderPending), Account::of(provider, ProviderPayable));
                 Some((transfer(from, to, *amount)?, None))
             }
             Event::Payout { provider, amount, .. } => {

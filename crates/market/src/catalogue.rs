@@ -188,7 +188,8 @@ impl Catalogue {
 
     fn add(&mut self, source: &Source<'_>, raw: &RawModel, entry: ModelEntry) -> Result<(), CatalogueError> {
         let position = self.entries.len();
-        let names = std::iter::once(("model.id", &raw.id)).chain(raw.aliases.iter().map(|a| ("model.aliases", a)));
+        let names =
+            std::iter::once(("model.id", &raw.id)).chain(raw.aliases.iter().map(|a| ("model.aliases", a)));
         for (key, name) in names {
             let valid = !name.get_ref().is_empty()
                 && name.get_ref().len() <= 150
@@ -239,7 +240,8 @@ fn entry(source: &Source<'_>, raw: &RawModel, span: Range<usize>) -> Result<Mode
     let tokens = matches!(kind, ServiceKind::Llm | ServiceKind::Embeddings);
     let context = required(&raw.context_length, "model.context_length", tokens)?.unwrap_or(0);
     let output =
-        required(&raw.max_completion_tokens, "model.max_completion_tokens", kind == ServiceKind::Llm)?.unwrap_or(0);
+        required(&raw.max_completion_tokens, "model.max_completion_tokens", kind == ServiceKind::Llm)?
+            .unwrap_or(0);
     if output > context {
         let at = raw.max_completion_tokens.as_ref().map_or_else(|| span.clone(), Spanned::span);
         let reason = format!("{output} is above context_length {context}");
@@ -288,27 +290,33 @@ fn model_file(source: &Source<'_>, file: &Spanned<RawFile>) -> Result<ModelFile,
     Ok(ModelFile { role: raw.role.clone(), name: raw.name.clone(), sha256: digest.clone(), size })
 }
 
-fn price(source: &Source<'_>, raw: &RawModel, kind: ServiceKind, id: &str) -> Result<PriceRow, CatalogueError> {
+fn price(
+    source: &Source<'_>,
+    raw: &RawModel,
+    kind: ServiceKind,
+    id: &str,
+) -> Result<PriceRow, CatalogueError> {
     let price = raw.price.get_ref();
-    let amount = |value: &Option<Spanned<i64>>, key: &str, needed: bool| -> Result<MicroCredits, CatalogueError> {
-        let key = format!("model.price.{key}");
-        match value {
-            // A needed price of zero is a slip unless the row says that it is free.
-            Some(value) if needed && !price.free && *value.get_ref() <= 0 => {
-                let reason = format!("{} is not above 0 (or set `free = true`)", value.get_ref());
-                Err(source.error(value.span(), key, reason))
+    let amount =
+        |value: &Option<Spanned<i64>>, key: &str, needed: bool| -> Result<MicroCredits, CatalogueError> {
+            let key = format!("model.price.{key}");
+            match value {
+                // A needed price of zero is a slip unless the row says that it is free.
+                Some(value) if needed && !price.free && *value.get_ref() <= 0 => {
+                    let reason = format!("{} is not above 0 (or set `free = true`)", value.get_ref());
+                    Err(source.error(value.span(), key, reason))
+                }
+                Some(value) => {
+                    source.number(value, &key, 0)?;
+                    Ok(MicroCredits(*value.get_ref()))
+                }
+                None if needed && !price.free => {
+                    let reason = format!("is required for kind `{kind}` (or set `free = true`)");
+                    Err(source.error(raw.price.span(), key, reason))
+                }
+                None => Ok(MicroCredits::ZERO),
             }
-            Some(value) => {
-                source.number(value, &key, 0)?;
-                Ok(MicroCredits(*value.get_ref()))
-            }
-            None if needed && !price.free => {
-                let reason = format!("is required for kind `{kind}` (or set `free = true`)");
-                Err(source.error(raw.price.span(), key, reason))
-            }
-            None => Ok(MicroCredits::ZERO),
-        }
-    };
+        };
     let llm = kind == ServiceKind::Llm;
     source.number(&price.version, "model.price.version", 1)?;
     let row = PriceRow {

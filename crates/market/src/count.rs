@@ -54,7 +54,10 @@ mod tests {
     fn a_claim_can_lower_the_pay_and_never_raise_it() {
         let counted = Units::chat(Tokens(10), Tokens(20));
         assert_eq!(payable(&counted, None), counted);
-        assert_eq!(payable(&counted, Some(&Units::chat(Tokens(100), Tokens(5)))), Units::chat(Tokens(10), Tokens(5)));
+        assert_eq!(
+            payable(&counted, Some(&Units::chat(Tokens(100), Tokens(5)))),
+            Units::chat(Tokens(10), Tokens(5))
+        );
     }
 
     #[test]

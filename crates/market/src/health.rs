@@ -316,8 +316,11 @@ mod tests {
     #[test]
     fn a_low_share_of_successes_opens_it_only_with_enough_samples() {
         // (good, bad, opens): alternating, so that never five faults stand in a row.
-        for (good, bad, opens) in [(2, 4, false), (6, 4, true), (7, 3, false), (30, 12, false), (20, 12, true)] {
-            let mut breaker = Breaker::new(BreakerPolicy { consecutive_faults: 1000, ..BreakerPolicy::default() });
+        for (good, bad, opens) in
+            [(2, 4, false), (6, 4, true), (7, 3, false), (30, 12, false), (20, 12, true)]
+        {
+            let mut breaker =
+                Breaker::new(BreakerPolicy { consecutive_faults: 1000, ..BreakerPolicy::default() });
             for _ in 0..good {
                 breaker.succeed(at(10));
             }
@@ -330,7 +333,8 @@ mod tests {
 
     #[test]
     fn old_outcomes_leave_the_window() {
-        let mut breaker = Breaker::new(BreakerPolicy { consecutive_faults: 1000, ..BreakerPolicy::default() });
+        let mut breaker =
+            Breaker::new(BreakerPolicy { consecutive_faults: 1000, ..BreakerPolicy::default() });
         for _ in 0..9 {
             breaker.fail(at(0));
         }

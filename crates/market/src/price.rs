@@ -242,7 +242,10 @@ mod tests {
         let units = Units::chat(Tokens(1), Tokens(1));
         assert_eq!(cost(&row(300_000, 300_000), &units), Ok(MicroCredits(1)));
         assert_eq!(cost(&row(300_000, 300_000), &Units::default()), Ok(MicroCredits(0)));
-        assert_eq!(cost(&row(1_000_000, 2_000_000), &Units::chat(Tokens(10), Tokens(5))), Ok(MicroCredits(20)));
+        assert_eq!(
+            cost(&row(1_000_000, 2_000_000), &Units::chat(Tokens(10), Tokens(5))),
+            Ok(MicroCredits(20))
+        );
     }
 
     #[test]
@@ -265,7 +268,10 @@ mod tests {
 
     #[test]
     fn bad_rows_are_refused_at_use() {
-        assert!(matches!(cost(&row(-1, 5), &Units::default()), Err(PriceError::Negative { field: "prompt", .. })));
+        assert!(matches!(
+            cost(&row(-1, 5), &Units::default()),
+            Err(PriceError::Negative { field: "prompt", .. })
+        ));
         assert!(matches!(cost(&row(0, 0), &Units::default()), Err(PriceError::ZeroByAccident { .. })));
         let mut price = row(1, 1);
         price.free = true;

@@ -296,8 +296,8 @@ mod tests {
         let gate = prop_oneof![Just(Gate::Closed), Just(Gate::Trial), Just(Gate::Trying), Just(OPEN)];
         let load = (0u32..80, 0u32..10, 0u32..100);
         let speed = (proptest::option::of(0.1f64..60_000.0), 0.01f64..1.0, 0.1f64..1.0);
-        (any::<bool>(), any::<bool>(), gate, load, speed, 0u32..4).prop_map(|(tried, ready, gate, load, speed, who)| {
-            Candidate {
+        (any::<bool>(), any::<bool>(), gate, load, speed, 0u32..4).prop_map(
+            |(tried, ready, gate, load, speed, who)| Candidate {
                 owner: UserId::from_tail(if who == 0 { "payer" } else { "other" }),
                 tried,
                 ready,
@@ -308,8 +308,8 @@ mod tests {
                 slots: load.2,
                 reliability: speed.1,
                 ramp: speed.2,
-            }
-        })
+            },
+        )
     }
 
     proptest! {

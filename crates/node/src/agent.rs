@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use cxmpute_runtime::exit::{self, ExitError};
 use cxmpute_runtime::{Backoff, Clock, Secret, Tasks, random};
 use cxmpute_tunnel::{
-    ControlPair, ControlReceiver, ControlSender, DialConfig, DialError, Incoming, NodeEnd, Roots, Signer, dial,
+    ControlPair, ControlReceiver, ControlSender, DialConfig, DialError, Incoming, NodeEnd, Roots, Signer,
+    dial,
 };
 use cxmpute_wire::control::{Desired, FromNode, Heartbeat, NodeStatus, ObservedService, OwnerState, ToNode};
 use cxmpute_wire::{Code, Epoch, Generation, ServiceId};
@@ -196,11 +197,19 @@ impl Node {
                         }
                     }
                 }
-                Err(DialError::Refused { code: Some(Code::NodeUnknown), .. }) if forgotten < RE_ENROL_TRIES => {
+                Err(DialError::Refused { code: Some(Code::NodeUnknown), .. })
+                    if forgotten < RE_ENROL_TRIES =>
+                {
                     forgotten += 1;
                     tracing::warn!("the gateway does not know this node; enrolling again");
-                    enrol::enrol(&self.config, &self.identity, grant_from_environment().as_ref(), None, &self.clock)
-                        .await?;
+                    enrol::enrol(
+                        &self.config,
+                        &self.identity,
+                        grant_from_environment().as_ref(),
+                        None,
+                        &self.clock,
+                    )
+                    .await?;
                     continue;
                 }
                 Err(DialError::Refused { code: Some(Code::ClockSkew), .. }) if backoff.tries() == 0 => {
@@ -208,7 +217,8 @@ impl Node {
                     backoff.next(&mut rng);
                     continue;
                 }
-                Err(DialError::Refused { code: Some(code), message, .. }) => match final_word(code, &message) {
+                Err(DialError::Refused { code: Some(code), message, .. }) => match final_word(code, &message)
+                {
                     Some(error) => return Err(error.into()),
                     None => message,
                 },
@@ -297,7 +307,11 @@ impl Node {
     }
 
     /// Sends heartbeats: every 5 s, and at once when something changed.
-    fn report(&self, mut sender: ControlSender<FromNode>, epoch: Epoch) -> impl Future<Output = ()> + Send + 'static {
+    fn report(
+        &self,
+        mut sender: ControlSender<FromNode>,
+        epoch: Epoch,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let (running, config, boot) = (self.running.clone(), self.config.clone(), self.boot);
         async move {
             let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
@@ -370,11 +384,18 @@ impl Node {
 }
 
 /// Makes what runs become what the plan says.
-async fn apply(desired: Desired, running: &Arc<Running>, config: &Arc<NodeConfig>, clock: &Clock, tasks: &Tasks) {
+async fn apply(
+    desired: Desired,
+    running: &Arc<Running>,
+    config: &Arc<NodeConfig>,
+    clock: &Clock,
+    tasks: &Tasks,
+) {
     if desired.generation < running.seen().generation || running.is_draining() {
         return;
     }
-    let have = running.services.lock().iter().map(|(id, service)| (id.clone(), service.desired.clone())).collect();
+    let have =
+        running.services.lock().iter().map(|(id, service)| (id.clone(), service.desired.clone())).collect();
     for action in reconcile::plan(&desired.services, &have, |service| config.services.allows(service)) {
         match action {
             Action::Stop(id) => {
@@ -389,7 +410,8 @@ async fn apply(desired: Desired, running: &Arc<Running>, config: &Arc<NodeConfig
                     tracing::warn!(service = %want.service_id, %error, "planned, but this machine cannot run it yet");
                 }
                 let id = want.service_id.clone();
-                let service = Service::start(config.clone(), want, running.changed.clone(), clock.clone(), tasks);
+                let service =
+                    Service::start(config.clone(), want, running.changed.clone(), clock.clone(), tasks);
                 running.services.lock().insert(id, Arc::new(service));
             }
         }

@@ -87,9 +87,13 @@ impl GrantSource {
     fn read(&self) -> Result<Option<Secret<String>>> {
         let mut text = String::new();
         if let Some(path) = &self.grant_file {
-            text = std::fs::read_to_string(path).with_context(|| format!("reading the grant from {}", path.display()))?;
+            text = std::fs::read_to_string(path)
+                .with_context(|| format!("reading the grant from {}", path.display()))?;
         } else if self.grant_stdin {
-            std::io::stdin().take(4096).read_to_string(&mut text).context("reading the grant from standard input")?;
+            std::io::stdin()
+                .take(4096)
+                .read_to_string(&mut text)
+                .context("reading the grant from standard input")?;
         } else {
             return Ok(agent::grant_from_environment());
         }
@@ -160,7 +164,12 @@ fn flags(global: &Global) -> toml::Table {
     flags
 }
 
-async fn enrol_node(config: &NodeConfig, grant: &GrantSource, alias: Option<String>, output: Output) -> Result<()> {
+async fn enrol_node(
+    config: &NodeConfig,
+    grant: &GrantSource,
+    alias: Option<String>,
+    output: Output,
+) -> Result<()> {
     let identity = identity::load_or_create(&config.data_dir)?;
     let grant = grant.read()?;
     let done = enrol::enrol(config, &identity, grant.as_ref(), alias, &Clock::system()).await?;
@@ -200,18 +209,28 @@ async fn start(config: NodeConfig, grant: &GrantSource, output: Output) -> Resul
 
 async fn stop(config: &NodeConfig, output: Output) -> Result<()> {
     let answer = local::ask(&config.data_dir, Question::Stop).await?;
-    let path = PathBuf::from(format!("/proc/{}", answer.pid));
     let ended = async {
         let mut looks = tokio::time::interval(Duration::from_millis(20));
-        while path.exists() {
+        while lives(answer.pid) {
             looks.tick().await;
         }
     };
-    tokio::time::timeout(STOP_WITHIN, ended)
-        .await
-        .with_context(|| format!("The node (pid {}) did not end within {} s", answer.pid, STOP_WITHIN.as_secs()))?;
-    output.result(&json!({"event": "stopped", "pid": answer.pid}), &format!("Node (pid {}) stopped.", answer.pid));
+    tokio::time::timeout(STOP_WITHIN, ended).await.with_context(|| {
+        format!("The node (pid {}) did not end within {} s", answer.pid, STOP_WITHIN.as_secs())
+    })?;
+    output.result(
+        &json!({"event": "stopped", "pid": answer.pid}),
+        &format!("Node (pid {}) stopped.", answer.pid),
+    );
     Ok(())
+}
+
+/// Whether a process still runs; one that has ended and only waits for its parent to notice does not.
+fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in brackets may hold anything; the state follows the last bracket.
+    let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 fn describe(answer: &StatusAnswer) -> String {
@@ -240,7 +259,10 @@ fn describe(answer: &StatusAnswer) -> String {
 }
 
 fn service_line(service: &cxmpute_wire::control::ObservedService) -> String {
-    let state = serde_json::to_value(service.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let state = serde_json::to_value(service.state)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_owned))
+        .unwrap_or_default();
     let engine = match (service.engine.as_str(), service.pid) {
         ("", _) => "-".to_owned(),
         (engine, Some(pid)) => format!("{engine}, pid {pid}"),

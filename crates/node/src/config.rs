@@ -178,7 +178,8 @@ impl NodeConfig {
     #[must_use]
     pub fn device_name(&self) -> String {
         if self.name.is_empty() {
-            std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "node".into(), |s| s.trim().into())
+            std::fs::read_to_string("/proc/sys/kernel/hostname")
+                .map_or_else(|_| "node".into(), |s| s.trim().into())
         } else {
             self.name.clone()
         }
@@ -198,7 +199,11 @@ impl NodeConfig {
 
 fn default_data_dir() -> PathBuf {
     let home = || Some(Path::new(&env_var("HOME")?).join(".local/share"));
-    env_var("XDG_DATA_HOME").map(PathBuf::from).or_else(home).unwrap_or_else(|| PathBuf::from(".")).join("cxmpute-provider")
+    env_var("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(home)
+        .unwrap_or_else(|| PathBuf::from("."))
+        .join("cxmpute-provider")
 }
 
 #[cfg(test)]
@@ -220,7 +225,10 @@ mod tests {
         let file = dir.path().join("node.toml");
         std::fs::write(&file, "[engine]\nslots = \"many\"\n").unwrap();
         let error = format!("{:#}", NodeConfig::read(Some(file.clone()), toml::Table::new()).unwrap_err());
-        assert!(error.contains("node.toml") && error.contains("engine.slots") && error.contains("many"), "{error}");
+        assert!(
+            error.contains("node.toml") && error.contains("engine.slots") && error.contains("many"),
+            "{error}"
+        );
         std::fs::write(&file, "[engnie]\nslots = 2\n").unwrap();
         let error = format!("{:#}", NodeConfig::read(Some(file), toml::Table::new()).unwrap_err());
         assert!(error.contains("engnie") && error.contains("engine"), "{error}");

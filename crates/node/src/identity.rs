@@ -55,7 +55,10 @@ pub struct State {
 /// It cannot be written; the error carries its exit code.
 pub fn prepare(dir: &Path) -> Result<()> {
     let refused = |error: std::io::Error| {
-        let message = format!("The data directory {} cannot be written; choose another with --data-dir.", dir.display());
+        let message = format!(
+            "The data directory {} cannot be written; choose another with --data-dir.",
+            dir.display()
+        );
         ExitError::caused(exit::DIR_UNWRITABLE, message, error)
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(refused)?;
@@ -102,7 +105,10 @@ pub fn load(dir: &Path) -> Result<Option<Identity>> {
     }
     let bytes: Option<[u8; 32]> = STANDARD.decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok());
     let bytes = bytes.with_context(|| {
-        format!("{} holds no key; restore it from a backup, or move it away to begin as a new node", path.display())
+        format!(
+            "{} holds no key; restore it from a backup, or move it away to begin as a new node",
+            path.display()
+        )
     })?;
     Ok(Some(identity_of(SigningKey::from_bytes(&bytes))))
 }
@@ -119,7 +125,8 @@ fn identity_of(key: SigningKey) -> Identity {
 pub fn read_state(dir: &Path) -> Result<State> {
     let path = dir.join(STATE_FILE);
     match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove it", path.display())),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .with_context(|| format!("{} is damaged; remove it", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(State::default()),
         Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
     }
@@ -137,7 +144,8 @@ fn save(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir: PathBuf = path.parent().map(Path::to_owned).unwrap_or_default();
     let temporary = path.with_extension(format!("tmp{}", std::process::id()));
     let write = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;

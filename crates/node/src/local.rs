@@ -94,7 +94,12 @@ pub fn answer(running: &Running, provision_id: &ProvisionId) -> StatusAnswer {
 ///
 /// # Errors
 /// Another node runs in this directory, or the socket cannot be made.
-pub async fn open(data_dir: &Path, running: Arc<Running>, provision_id: ProvisionId, tasks: &Tasks) -> Result<()> {
+pub async fn open(
+    data_dir: &Path,
+    running: Arc<Running>,
+    provision_id: ProvisionId,
+    tasks: &Tasks,
+) -> Result<()> {
     let path = path(data_dir);
     if let Some(dir) = path.parent() {
         crate::identity::prepare(dir)?;
@@ -126,7 +131,12 @@ pub async fn open(data_dir: &Path, running: Arc<Running>, provision_id: Provisio
     Ok(())
 }
 
-async fn reply(stream: UnixStream, running: &Running, provision_id: &ProvisionId, tasks: &Tasks) -> Result<()> {
+async fn reply(
+    stream: UnixStream,
+    running: &Running,
+    provision_id: &ProvisionId,
+    tasks: &Tasks,
+) -> Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     (&mut stream).take(QUESTION_LIMIT_BYTES).read_line(&mut line).await?;

@@ -57,7 +57,10 @@ mod tests {
             match action {
                 Action::Stop(id) => assert!(running.remove(&id).is_some(), "stops only what runs"),
                 Action::Start(want) => {
-                    assert!(running.insert(want.service_id.clone(), want).is_none(), "starts only what is absent");
+                    assert!(
+                        running.insert(want.service_id.clone(), want).is_none(),
+                        "starts only what is absent"
+                    );
                 }
             }
         }

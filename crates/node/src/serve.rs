@@ -29,7 +29,9 @@ pub async fn serve(mut work: WorkRequest, running: Arc<Running>, tasks: Tasks) {
     }
     let body = match work.body(BODY_LIMIT_BYTES).await {
         Ok(body) => body,
-        Err(cxmpute_tunnel::BodyError::TooLarge) => return work.refuse(Code::BodyTooLarge, "the request is too large"),
+        Err(cxmpute_tunnel::BodyError::TooLarge) => {
+            return work.refuse(Code::BodyTooLarge, "the request is too large");
+        }
         Err(cxmpute_tunnel::BodyError::Gone) => return,
     };
     let Some(body) = with_model(&body, &place.model) else {
@@ -53,7 +55,9 @@ pub async fn serve(mut work: WorkRequest, running: Arc<Running>, tasks: Tasks) {
         () = tokio::time::sleep(deadline) => return report(responder, path, Code::DeadlineExceeded, "the engine was too slow", 504).await,
     };
     match answer {
-        Ok(reply) if reply.status.is_success() => relay(reply, responder, &place, limit, path, deadline).await,
+        Ok(reply) if reply.status.is_success() => {
+            relay(reply, responder, &place, limit, path, deadline).await
+        }
         Ok(reply) => {
             let status = reply.status.as_u16();
             let (code, message) = engine_error(reply, status).await;
@@ -88,13 +92,22 @@ async fn relay(
             Some(Ok(bytes)) => {
                 sent = sent.saturating_add(bytes.len());
                 if sent > limit {
-                    return report(responder, path, Code::EngineFailed, "the engine's answer is too long", 502).await;
+                    return report(
+                        responder,
+                        path,
+                        Code::EngineFailed,
+                        "the engine's answer is too long",
+                        502,
+                    )
+                    .await;
                 }
                 if responder.send(bytes).await.is_err() {
                     return;
                 }
             }
-            Some(Err(error)) => return report(responder, path, Code::EngineFailed, broken_text(&error), 502).await,
+            Some(Err(error)) => {
+                return report(responder, path, Code::EngineFailed, broken_text(&error), 502).await;
+            }
             None => {
                 place.succeeded();
                 return responder.finish();

@@ -31,7 +31,11 @@ impl Db {
                 .bind(request.as_str())
                 .fetch_all(e)
                 .await?);
-        let row = |(transaction, account, amount)| PostingRow { transaction, account, amount: MicroCredits(amount) };
+        let row = |(transaction, account, amount)| PostingRow {
+            transaction,
+            account,
+            amount: MicroCredits(amount),
+        };
         Ok(rows.into_iter().map(row).collect())
     }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use cxmpute_wire::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 use sqlx::{AssertSqlSafe, Postgres, Sqlite, Transaction};
 
 use crate::error::DbError;
@@ -187,7 +189,8 @@ impl Db {
                 (journal, name.to_owned())
             }
             Self::Postgres(db) => {
-                let synchronous: String = sqlx::query_scalar("SHOW synchronous_commit").fetch_one(&db.pool).await?;
+                let synchronous: String =
+                    sqlx::query_scalar("SHOW synchronous_commit").fetch_one(&db.pool).await?;
                 ("wal".to_owned(), synchronous)
             }
         })
@@ -313,4 +316,3 @@ async fn open_postgres(address: &str) -> Result<PostgresDb, DbError> {
         .await?;
     Ok(PostgresDb { pool })
 }
-

@@ -89,7 +89,11 @@ impl Db {
     ///
     /// # Errors
     /// The store failed.
-    pub async fn enrol_provision(&self, enrolment: &Enrolment, now: Timestamp) -> Result<EnrolOutcome, DbError> {
+    pub async fn enrol_provision(
+        &self,
+        enrolment: &Enrolment,
+        now: Timestamp,
+    ) -> Result<EnrolOutcome, DbError> {
         // On PostgreSQL a concurrent insert of the same id can win between look and insert: look again, once.
         for _ in 0..2 {
             let mut tx = self.begin().await?;
@@ -198,7 +202,11 @@ impl Db {
 
 impl Tx {
     /// `None` asks for another try in a new transaction.
-    async fn enrol(&mut self, enrolment: &Enrolment, now: Timestamp) -> Result<Option<EnrolOutcome>, DbError> {
+    async fn enrol(
+        &mut self,
+        enrolment: &Enrolment,
+        now: Timestamp,
+    ) -> Result<Option<EnrolOutcome>, DbError> {
         if let Some(known) = self.known(enrolment.id.as_str()).await? {
             return self.enrol_again(enrolment, &known, now).await.map(Some);
         }

@@ -6,13 +6,17 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
     /// The address of the database cannot be used. The address itself is not repeated: it may hold a password.
-    #[error("the database address is not usable: {reason}; allowed: sqlite:PATH or postgres://USER@HOST/NAME")]
+    #[error(
+        "the database address is not usable: {reason}; allowed: sqlite:PATH or postgres://USER@HOST/NAME"
+    )]
     BadAddress {
         /// What is wrong.
         reason: String,
     },
     /// The database was written by a newer program.
-    #[error("the database has schema version {found}, this program knows up to {known}; use the newer program")]
+    #[error(
+        "the database has schema version {found}, this program knows up to {known}; use the newer program"
+    )]
     NewerSchema {
         /// Version found.
         found: i64,
@@ -132,4 +136,3 @@ impl From<sqlx::Error> for DbError {
         Self::Statement(error)
     }
 }
-

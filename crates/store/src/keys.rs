@@ -179,7 +179,12 @@ impl Db {
     ///
     /// # Errors
     /// The store failed.
-    pub async fn revoke_key(&self, id: &KeyId, owner: Option<&UserId>, now: Timestamp) -> Result<bool, DbError> {
+    pub async fn revoke_key(
+        &self,
+        id: &KeyId,
+        owner: Option<&UserId>,
+        now: Timestamp,
+    ) -> Result<bool, DbError> {
         let mut tx = self.begin().await?;
         let done = on!(&mut tx, c =>
             sqlx::query(

@@ -23,8 +23,8 @@ pub use enrol::{EnrolOutcome, Enrolment};
 pub use error::DbError;
 pub use keys::{KeyKind, KeyRow, NewKey};
 pub use ledger::{
-    AttemptRecord, Balance, BatchError, Entry, EntryKind, LedgerOp, LedgerReply, LedgerReport, NewHold, Note, Posted,
-    ResolveHold, Settled,
+    AttemptRecord, Balance, BatchError, Entry, EntryKind, LedgerOp, LedgerReply, LedgerReport, NewHold, Note,
+    Posted, ResolveHold, Settled,
 };
 pub use migrations::SCHEMA_VERSION;
 pub use provisions::{ProvisionRow, ProvisionState, ServiceRow};

@@ -32,7 +32,8 @@ impl Db {
                     .bind(price.version)
                     .fetch_one(c)
                     .await?);
-            let stored: PriceRow = serde_json::from_str(&stored).map_err(|e| DbError::impossible("prices", e))?;
+            let stored: PriceRow =
+                serde_json::from_str(&stored).map_err(|e| DbError::impossible("prices", e))?;
             if stored != **price {
                 return Err(DbError::PriceChanged { id: price.id.clone(), version: price.version });
             }

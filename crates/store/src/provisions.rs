@@ -373,7 +373,8 @@ impl Db {
                 .await?);
         raw.into_iter()
             .map(|(service, generation, state, detail)| {
-                let service = service.parse().map_err(|e| DbError::impossible("provision_services.service", e))?;
+                let service =
+                    service.parse().map_err(|e| DbError::impossible("provision_services.service", e))?;
                 Ok(ServiceRow { service, generation: Generation(generation), state, detail })
             })
             .collect()

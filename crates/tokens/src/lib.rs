@@ -10,6 +10,7 @@ pub mod count;
 pub mod gguf;
 pub mod template;
 pub mod tokenizer;
+mod vocabulary;
 
 pub use count::{CountError, TokenCounter};
 pub use template::{ChatTemplate, TemplateError};

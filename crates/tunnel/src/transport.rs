@@ -11,7 +11,7 @@ use http::Uri;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
@@ -154,15 +154,19 @@ impl Target {
 
     async fn connect_slowly(&self, roots: &Roots) -> Result<Io, TransportError> {
         let connect = |source| TransportError::Connect { authority: self.authority.clone(), source };
-        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(connect)?;
-        tcp.set_nodelay(true).map_err(connect)?;
         if !self.tls {
-            // Judged on the address that was connected to, so that no name can lead elsewhere.
-            if !tcp.peer_addr().map_err(connect)?.ip().to_canonical().is_loopback() {
+            // Judged before anything is sent, and connected to what was judged: no name can lead elsewhere.
+            let resolved = lookup_host((self.host.as_str(), self.port)).await.map_err(connect)?;
+            let near: Vec<_> = resolved.filter(|address| address.ip().to_canonical().is_loopback()).collect();
+            if near.is_empty() {
                 return Err(TransportError::PlainNotLoopback { host: self.host.clone() });
             }
+            let tcp = TcpStream::connect(&near[..]).await.map_err(connect)?;
+            tcp.set_nodelay(true).map_err(connect)?;
             return Ok(Io::Plain(tcp));
         }
+        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(connect)?;
+        tcp.set_nodelay(true).map_err(connect)?;
         let tls = |source| TransportError::Tls { authority: self.authority.clone(), source };
         let name = ServerName::try_from(self.host.clone()).map_err(|error| tls(io::Error::other(error)))?;
         let stream = roots.connector.connect(name, tcp).await.map_err(tls)?;

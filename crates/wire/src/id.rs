@@ -204,7 +204,8 @@ impl FromStr for ServiceId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        const EXPECTED: &str = "a service id (`llm:MODEL`, `embeddings:MODEL`, `tts:…`, `stt:…`, `vision:…` or `scrape`)";
+        const EXPECTED: &str =
+            "a service id (`llm:MODEL`, `embeddings:MODEL`, `tts:…`, `stt:…`, `vision:…` or `scrape`)";
         let (kind, model) = text.split_once(':').map_or((text, None), |(kind, model)| (kind, Some(model)));
         let visible = text.len() <= 200 && text.bytes().all(|b| b.is_ascii_graphic());
         let shaped = match ServiceKind::from_name(kind) {

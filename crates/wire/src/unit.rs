@@ -149,7 +149,9 @@ mod tests {
 
     #[test]
     fn credits_are_exact_both_ways() {
-        for (micro, text) in [(0, "0.000000"), (2410, "0.002410"), (-1, "-0.000001"), (10_000_000, "10.000000")] {
+        for (micro, text) in
+            [(0, "0.000000"), (2410, "0.002410"), (-1, "-0.000001"), (10_000_000, "10.000000")]
+        {
             assert_eq!(MicroCredits(micro).to_credits(), text);
             assert_eq!(MicroCredits::from_credits(text), Some(MicroCredits(micro)));
         }

@@ -74,14 +74,17 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts `connections` askers.
-    pub fn start(question: &Question, connections: usize) -> Self {
+    /// Starts `connections` askers, spread evenly over `spread`: answers that take equally long stay spread, so that
+    /// they do not queue behind each other in step.
+    pub fn start(question: &Question, connections: usize, spread: Duration) -> Self {
         let tally = Arc::new(Tally::default());
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
-        for _ in 0..connections {
+        for number in 0..connections {
             let (question, tally, stop) = (question.clone(), tally.clone(), stop.clone());
+            let wait = spread.mul_f64(number as f64 / connections as f64);
             tasks.spawn(async move {
+                tokio::time::sleep(wait).await;
                 if let Err(error) = ask(&question, &tally, &stop).await {
                     tally.errors.lock().push(format!("{error:#}"));
                 }

@@ -31,8 +31,8 @@ struct Arguments {
     /// Seconds per figure.
     #[arg(long, default_value_t = 8.0)]
     seconds: f64,
-    /// Streams held open for the memory figure.
-    #[arg(long, default_value_t = 2_000)]
+    /// Streams held open for the memory figure; fewer where the limit of open files demands it.
+    #[arg(long, default_value_t = 10_000)]
     open_streams: usize,
     /// Core of the gateway and of nginx.
     #[arg(long, default_value_t = 0)]
@@ -51,7 +51,7 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let plan = Plan {
         window: Duration::from_secs_f64(arguments.seconds),
-        open_streams: arguments.open_streams,
+        open_streams: arguments.open_streams.min(most_streams()?),
         proxy_core: arguments.proxy_core,
         nginx: arguments.nginx,
     };
@@ -62,4 +62,10 @@ fn main() -> Result<()> {
         std::fs::write(&out, json + "\n").with_context(|| format!("writing {}", out.display()))?;
     }
     report.verdict()
+}
+
+/// Each stream is a file here and one in the gateway, which inherits the limit; some are needed for everything else.
+fn most_streams() -> Result<usize> {
+    let (soft, _hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    Ok(usize::try_from(soft)?.saturating_sub(1_000).max(1))
 }

@@ -22,11 +22,16 @@ use crate::upstream;
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Connections of the whole-answer figures; the budgets of DESIGN section 8 name both.
 const CONNECTIONS: [usize; 2] = [64, 256];
+/// Stand-ins of the CPU figures: enough slots for every connection, and some to choose from.
+const NODES: usize = 6;
 /// Streams at once, in the stream figures.
 const STREAMS: usize = 64;
 /// Content events of a whole answer, and of a stream.
 const SHORT: u32 = 8;
 const LONG: u32 = 200;
+/// Content events of a stream at an engine's pace, and that pace (50 tokens per second).
+const PACED: u32 = 20;
+const PACE_MS: u32 = 20;
 
 /// What to measure, and where.
 pub struct Plan {
@@ -53,6 +58,8 @@ struct Stage {
     key: String,
     user: String,
     holder: String,
+    nodes: usize,
+    tasks: Tasks,
 }
 
 /// Runs everything.
@@ -80,7 +87,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
         for peer in &peers {
             let script = Script { events: SHORT, pace_ms: 0, hold: false };
             let question = Question::chat(peer.address, &stage.key, script, false);
-            let (figure, count) = figure(plan, peer, &question, connections).await?;
+            let (figure, count) = figure(plan, peer, &question, connections, Duration::ZERO).await?;
             report.whole.push(figure);
             answers += if peer.name == gateway.name { count } else { 0 };
         }
@@ -88,16 +95,16 @@ pub async fn run(plan: &Plan) -> Result<Report> {
     for peer in &peers {
         let script = Script { events: LONG, pace_ms: 0, hold: false };
         let question = Question::chat(peer.address, &stage.key, script, true);
-        let (figure, count) = figure(plan, peer, &question, STREAMS).await?;
+        let (figure, count) = figure(plan, peer, &question, STREAMS, Duration::ZERO).await?;
         report.streamed.push(figure);
         answers += if peer.name == gateway.name { count } else { 0 };
     }
     // Streams at the pace of an engine: here the time to the first token is not that of a queue.
     let direct = Peer { name: "direct", address: plain, pid: std::process::id() };
     for peer in std::iter::once(&direct).chain(peers) {
-        let script = Script { events: 20, pace_ms: 20, hold: false };
+        let script = Script { events: PACED, pace_ms: PACE_MS, hold: false };
         let question = Question::chat(peer.address, &stage.key, script, true);
-        let (figure, count) = figure(plan, peer, &question, STREAMS).await?;
+        let (figure, count) = figure(plan, peer, &question, STREAMS, Duration::from_millis((PACED * PACE_MS).into())).await?;
         report.paced.push(figure);
         answers += if peer.name == gateway.name { count } else { 0 };
     }
@@ -109,9 +116,15 @@ pub async fn run(plan: &Plan) -> Result<Report> {
 }
 
 /// Takes one figure: the load runs on while the window is measured, so that its beginning and end do not count.
-async fn figure(plan: &Plan, peer: &Peer, question: &Question, connections: usize) -> Result<(Figure, u64)> {
-    let load = Load::start(question, connections);
-    tokio::time::sleep(WARM_UP).await;
+async fn figure(
+    plan: &Plan,
+    peer: &Peer,
+    question: &Question,
+    connections: usize,
+    spread: Duration,
+) -> Result<(Figure, u64)> {
+    let load = Load::start(question, connections, spread);
+    tokio::time::sleep(WARM_UP + spread).await;
     let (began, cpu) = (Instant::now(), cost::cpu(peer.pid)?);
     let (answers, events) =
         (load.tally.answers.load(Ordering::Relaxed), load.tally.events.load(Ordering::Relaxed));
@@ -139,7 +152,6 @@ impl Stage {
         let mut house = House::plan(folder, None)?;
         house.set("CXMPUTE_SERVER_WORKERS", "1");
         house.set("CXMPUTE_SERVER_CONNECTIONS_PER_ADDRESS", "60000");
-        house.set("CXMPUTE_RELAY_SLOTS_CAP", &node::SLOTS.to_string());
         house.set("CXMPUTE_LOG_LEVEL", "warn");
         house.start_gateway().await?;
         cost::pin(house.gateway()?.pid(), plan.proxy_core)?;
@@ -148,16 +160,22 @@ impl Stage {
         for account in [&user, &holder] {
             house.grant_credits(account, 1_000_000_000_000)?;
         }
-        let nodes = plan.open_streams.div_ceil(node::SLOTS as usize).max(1);
-        for number in 0..nodes {
-            let grant = house.enrol_grant(&house.create_user(&format!("owner{number}@example.com"))?)?;
-            node::start(house.address, &format!("stand-in-{number}"), &grant, tasks).await?;
-        }
-        house.routable(CHAT_MODEL, nodes as u64).await?;
         let key = house.create_key(&user)?;
-        let stage = Self { key, user, holder, house };
+        let mut stage = Self { key, user, holder, house, nodes: 0, tasks: tasks.clone() };
+        stage.staff(NODES).await?;
         stage.ask_once().await?;
         Ok(stage)
+    }
+
+    /// Starts stand-ins until there are so many, and waits until they get work.
+    async fn staff(&mut self, nodes: usize) -> Result<()> {
+        while self.nodes < nodes {
+            let owner = self.house.create_user(&format!("owner{}@example.com", self.nodes))?;
+            let grant = self.house.enrol_grant(&owner)?;
+            node::start(self.house.address, &format!("stand-in-{}", self.nodes), &grant, &self.tasks).await?;
+            self.nodes += 1;
+        }
+        self.house.routable(CHAT_MODEL, self.nodes as u64).await
     }
 
     async fn ask_once(&self) -> Result<()> {
@@ -175,8 +193,9 @@ impl Stage {
         Ok(())
     }
 
-    async fn memory(&self, plan: &Plan, gateway: &Peer, idle: u64) -> Result<Memory> {
+    async fn memory(&mut self, plan: &Plan, gateway: &Peer, idle: u64) -> Result<Memory> {
         let key = self.house.create_key(&self.holder)?;
+        self.staff(plan.open_streams.div_ceil(node::SLOTS as usize) + 1).await?;
         let before = cost::resident_bytes(gateway.pid)?;
         let script = Script { events: 1, pace_ms: 0, hold: true };
         let held = hold(&Question::chat(gateway.address, &key, script, true), plan.open_streams).await?;

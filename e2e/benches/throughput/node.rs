@@ -1,25 +1,31 @@
 //! The stand-in node: the tunnel crate's node end, enrolled and signed, that answers at once with prepared events.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
+use cxmpute_e2e::house::models_dir;
+use cxmpute_e2e::money::TINY_FILE;
 use cxmpute_e2e::stand_in::Identity;
 use cxmpute_runtime::Tasks;
+use cxmpute_tokens::TokenCounter;
 use cxmpute_tunnel::{ControlPair, DialConfig, Incoming, NodeEnd, Roots, WorkRequest, dial};
 use cxmpute_wire::control::{
     Desired, FromNode, Heartbeat, ObservedService, OwnerState, ServiceState, ToNode,
 };
 use cxmpute_wire::{Bytes as Size, Epoch, Generation, ServiceKind};
+use parking_lot::Mutex;
 
 use crate::load::Script;
 
 /// Rhythm of the heartbeat; like the product's nodes.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Pieces of work at once.
-pub const SLOTS: u32 = 4096;
+/// Pieces of work at once; more than these the gateway believes no node.
+pub const SLOTS: u32 = 64;
 
 /// First content event.
 const FIRST: &str = "data: {\"id\":\"chatcmpl-stand-in\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"cxm-tiny\",\
@@ -63,6 +69,32 @@ pub fn script(body: &[u8]) -> Script {
     script
 }
 
+/// An honest node claims what the prompt really holds; counted once per script, since the load repeats itself.
+struct Claims {
+    counter: TokenCounter,
+    known: Mutex<HashMap<(u32, u32, bool), u64>>,
+}
+
+impl Claims {
+    fn load() -> Result<Self> {
+        let counter = TokenCounter::from_gguf(&models_dir().join(TINY_FILE))?;
+        Ok(Self { counter, known: Mutex::default() })
+    }
+
+    /// Tokens of the prompt; 0 when it cannot be counted. The gateway's own checks all differ and are counted anew.
+    fn prompt(&self, script: Script, body: &[u8]) -> u64 {
+        let count = || {
+            let request = serde_json::from_slice(body).ok()?;
+            Some(self.counter.count_prompt(&request).ok()?.0)
+        };
+        if script.events == 3 {
+            return count().unwrap_or(0);
+        }
+        let key = (script.events, script.pace_ms, script.hold);
+        *self.known.lock().entry(key).or_insert_with(|| count().unwrap_or(0))
+    }
+}
+
 /// Enrols a provision and serves with it until the process ends; dials again when its tunnel ends.
 ///
 /// # Errors
@@ -74,10 +106,11 @@ pub async fn start(gateway: SocketAddr, name: &str, grant: &str, tasks: &Tasks) 
     let mut config = DialConfig::new(format!("http://{gateway}"), identity.signer(), Roots::new(None)?);
     config.capacity = SLOTS;
     let running = tasks.clone();
+    let claims = Arc::new(Claims::load()?);
     tasks.spawn("stand-in", async move {
         while !running.soft().is_cancelled() {
             match dial(&config, &running).await {
-                Ok(end) => serve(end, &running).await,
+                Ok(end) => serve(end, &claims, &running).await,
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         }
@@ -85,7 +118,7 @@ pub async fn start(gateway: SocketAddr, name: &str, grant: &str, tasks: &Tasks) 
     Ok(())
 }
 
-async fn serve(mut end: NodeEnd, tasks: &Tasks) {
+async fn serve(mut end: NodeEnd, claims: &Arc<Claims>, tasks: &Tasks) {
     let stop = tasks.soft();
     loop {
         let incoming = tokio::select! { incoming = end.next() => incoming, () = stop.cancelled() => return };
@@ -94,14 +127,14 @@ async fn serve(mut end: NodeEnd, tasks: &Tasks) {
                 tasks.spawn("stand-in-control", control(pair, end.epoch));
             }
             Some(Incoming::Work(request)) => {
-                tasks.spawn("stand-in-work", answer(request));
+                tasks.spawn("stand-in-work", answer(request, claims.clone()));
             }
             None => return,
         }
     }
 }
 
-async fn answer(mut request: WorkRequest) {
+async fn answer(mut request: WorkRequest, claims: Arc<Claims>) {
     let Ok(body) = request.body(1 << 20).await else { return };
     let script = script(&body);
     let streamed = body.windows(13).any(|window| window == b"\"stream\":true");
@@ -111,10 +144,12 @@ async fn answer(mut request: WorkRequest) {
         responder.cancelled().await;
         return;
     }
+    let prompt = claims.prompt(script, &body);
     let usage = format!(
         "data: {{\"id\":\"chatcmpl-stand-in\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"cxm-tiny\",\"choices\":[],\
-         \"usage\":{{\"prompt_tokens\":1000,\"completion_tokens\":{0},\"total_tokens\":{0}}}}}\n\n",
-        script.events
+         \"usage\":{{\"prompt_tokens\":{prompt},\"completion_tokens\":{0},\"total_tokens\":{1}}}}}\n\n",
+        script.events,
+        prompt + u64::from(script.events)
     );
     if !streamed || script.events <= 8 {
         // A short answer leaves in one piece.

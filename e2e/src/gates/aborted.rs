@@ -145,7 +145,8 @@ const EVENT_BYTES: usize = 128;
 async fn settled(account: &Account, request_id: &str, deadline: Duration) -> Result<Value> {
     until("the settlement", deadline, async || {
         let reply = account.client.call("GET", &format!("/v1/generation?id={request_id}"), None).await?;
-        Ok((reply.status == 200).then(|| reply.json()["data"].clone()))
+        let data = reply.json()["data"].clone();
+        Ok((reply.status == 200 && data["outcome"] != "running").then_some(data))
     })
     .await
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::client::{Event, content};
 use crate::ground::until;
 use crate::settings::Setting;
-use crate::stand_in::Mood;
+use crate::stand_in::{Mood, StandIn};
 use crate::verdict::Verdict;
 use crate::world::{Account, CHAT_MODEL, World};
 
@@ -40,7 +40,7 @@ async fn one(setting: Setting, mood: Mood, verdict: &mut Verdict) -> Result<()> 
     for _ in 0..40 {
         let seen = bad.notes().len();
         verdict.count += 1;
-        request(&world, &account, mood, verdict).await?;
+        request(&world, &account, &bad, mood, verdict).await?;
         if bad.notes().len() > seen {
             break;
         }
@@ -54,7 +54,7 @@ async fn one(setting: Setting, mood: Mood, verdict: &mut Verdict) -> Result<()> 
     world.finish(verdict).await
 }
 
-async fn request(world: &World, account: &Account, mood: Mood, verdict: &mut Verdict) -> Result<()> {
+async fn request(world: &World, account: &Account, bad: &StandIn, mood: Mood, verdict: &mut Verdict) -> Result<()> {
     let body = json!({"model": CHAT_MODEL, "stream": true, "max_tokens": 32, "messages": [{"role": "user", "content": "say 9"}]});
     let mut conversation = account.client.open("POST", "/v1/chat/completions", Some(&body)).await?;
     let request_id = conversation.header("x-request-id").unwrap_or_default().to_owned();
@@ -70,12 +70,19 @@ async fn request(world: &World, account: &Account, mood: Mood, verdict: &mut Ver
             Event::Data(value) if value.get("error").is_some() => {
                 error = value["error"]["code"].as_str().map(str::to_owned)
             }
-            Event::Data(value) => text.push_str(content(&value).unwrap_or_default()),
+            Event::Data(value) => {
+                text.push_str(content(&value).unwrap_or_default());
+                // Only once the client has seen the five tokens, so that the loss is one after the first byte.
+                if text == crate::stand_in::text(5) {
+                    bad.lose_now();
+                }
+            }
         }
     }
     let generation = until("the settlement", Duration::from_secs(8), async || {
         let reply = account.client.call("GET", &format!("/v1/generation?id={request_id}"), None).await?;
-        Ok((reply.status == 200).then(|| reply.json()["data"].clone()))
+        let data = reply.json()["data"].clone();
+        Ok((reply.status == 200 && data["outcome"] != "running").then_some(data))
     })
     .await?;
     let cost = world.cost_of(&generation)?;

@@ -3,6 +3,7 @@
 
 mod clean;
 mod house;
+mod node;
 #[cfg(feature = "sabotage")]
 mod sabotaged;
 mod storm;

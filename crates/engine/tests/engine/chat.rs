@@ -132,6 +132,24 @@ async fn completions_answer_every_prompt_in_order() {
     assert_eq!(events[events.len() - 1], "[DONE]");
 }
 
+/// Long prompts are read in several steps; the last turn must not notice.
+#[tokio::test]
+async fn a_long_conversation_is_read_whole() {
+    let engine = Program::start(&[]).await;
+    let mut messages = Vec::new();
+    for (country, city) in
+        [("France", "Paris"), ("Japan", "Tokyo"), ("Peru", "Lima"), ("Kenya", "Nairobi")].repeat(5)
+    {
+        messages.push(json!({"role": "user", "content": format!("What is the capital of {country}?")}));
+        messages
+            .push(json!({"role": "assistant", "content": format!("The capital of {country} is {city}.")}));
+    }
+    messages.push(json!({"role": "user", "content": "What is 2 plus 2?"}));
+    let answer = engine.connect().await.post(CHAT, &with(greedy(""), &json!({"messages": messages}))).await;
+    assert!(answer.json()["usage"]["prompt_tokens"].as_u64().unwrap() > 300);
+    assert_eq!(answer.content(), "2 plus 2 is 4.");
+}
+
 #[tokio::test]
 async fn a_declared_tool_is_called() {
     let engine = Program::start(&[]).await;

@@ -21,9 +21,10 @@ impl Fleet {
         let Some(row) = parts.db.find_provision(provision.as_str()).await? else { return Ok(None) };
         let services = match row.state {
             ProvisionState::Suspended | ProvisionState::Retired => Vec::new(),
-            ProvisionState::Enrolled | ProvisionState::Online | ProvisionState::Offline | ProvisionState::Ended => {
-                plan_row(&row, &parts.catalogue)
-            }
+            ProvisionState::Enrolled
+            | ProvisionState::Online
+            | ProvisionState::Offline
+            | ProvisionState::Ended => plan_row(&row, &parts.catalogue),
         };
         let text = serde_json::to_string(&services).unwrap_or_else(|_| "[]".to_owned());
         let generation = parts.db.set_desired(&row.id, &text, parts.clock.now()).await?;

@@ -24,7 +24,8 @@ const TOKENS: u64 = 8;
 /// Most bytes of the answer that are read.
 const BYTES: usize = 256 * 1024;
 /// Questions by turns: a small model may answer one of them with nothing.
-const QUESTIONS: [&str; 4] = ["Say hello.", "What is your name?", "Tell me a short story.", "Count to three."];
+const QUESTIONS: [&str; 4] =
+    ["Say hello.", "What is your name?", "Tell me a short story.", "Count to three."];
 
 /// Why a check failed; the text is for the log.
 #[derive(Debug, thiserror::Error)]
@@ -190,7 +191,10 @@ fn judge_chat(pieces: VecDeque<Piece>, prompt: Option<u64>) -> Result<(), Failed
             Piece::Tools { .. } => return Err(Failed::new("a tool call nobody asked for")),
             Piece::Finish { .. } => finished = true,
             Piece::Failed { code } => {
-                return Err(Failed(format!("the engine failed ({})", code.map_or("?", |code| code.as_str()))));
+                return Err(Failed(format!(
+                    "the engine failed ({})",
+                    code.map_or("?", |code| code.as_str())
+                )));
             }
             Piece::Claim { prompt: claimed, completion } => {
                 let prompt_off = prompt.is_some_and(|exact| claimed.abs_diff(exact) > (exact / 4).max(8));
@@ -213,7 +217,9 @@ fn judge_chat(pieces: VecDeque<Piece>, prompt: Option<u64>) -> Result<(), Failed
 fn judge_embedding(body: &[u8], dimensions: Option<u64>) -> Result<(), Failed> {
     let list: EmbeddingList = serde_json::from_slice(body).map_err(|_| Failed::new("no embedding list"))?;
     let [item] = list.data.as_slice() else { return Err(Failed::new("not one vector")) };
-    let EmbeddingValue::Float(vector) = &item.embedding else { return Err(Failed::new("not a list of numbers")) };
+    let EmbeddingValue::Float(vector) = &item.embedding else {
+        return Err(Failed::new("not a list of numbers"));
+    };
     let right_length = dimensions.is_none_or(|length| vector.len() as u64 == length);
     if vector.is_empty() || !right_length || vector.iter().any(|number| !number.is_finite()) {
         return Err(Failed::new("the vector has a wrong length or no finite numbers"));

@@ -15,6 +15,8 @@ use super::registry::Fleet;
 const OPENING: Duration = Duration::from_secs(10);
 /// Time for the last words of a tunnel that is being closed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time for a node to hear the last words.
+const HEARING: Duration = Duration::from_millis(250);
 /// A plan that could not be read is tried again after this.
 const PLAN_AGAIN: Duration = Duration::from_secs(5);
 
@@ -52,18 +54,23 @@ async fn drained(fleet: &Fleet) {
 pub(super) fn refuse_stale(fleet: &Fleet, node: Arc<Node>) {
     fleet.parts().tasks.spawn("node-stale", async move {
         if let Ok(Ok((mut sender, _receiver))) = tokio::time::timeout(LAST_WORDS, node.link.control()).await {
-            say_stale(&mut sender).await;
+            say_stale(&mut sender, &node).await;
         }
         node.link.close(Code::EpochStale);
     });
 }
 
-async fn say_stale(sender: &mut Sender) {
+/// Says it, and leaves the node a moment to hear it and to close by itself: what is still on its way when a
+/// connection is closed may never be read.
+async fn say_stale(sender: &mut Sender, node: &Node) {
     let closing = ToNode::Closing {
         code: Code::EpochStale,
         message: "A newer tunnel of this provision is active; this one ends.".to_owned(),
     };
-    let _ = tokio::time::timeout(LAST_WORDS, sender.send(&closing)).await;
+    let said = tokio::time::timeout(LAST_WORDS, sender.send(&closing)).await;
+    if matches!(said, Ok(Ok(()))) {
+        let _ = tokio::time::timeout(HEARING, node.link.closed()).await;
+    }
 }
 
 async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
@@ -85,7 +92,7 @@ async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
         tokio::select! {
             biased;
             () = node.superseded.cancelled() => {
-                say_stale(&mut sender).await;
+                say_stale(&mut sender, node).await;
                 return close(node, Code::EpochStale, "a newer tunnel took over");
             }
             () = soft.cancelled(), if !told_draining => {

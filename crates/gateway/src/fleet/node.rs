@@ -152,7 +152,12 @@ pub(super) struct MemberState {
 }
 
 impl Member {
-    pub(super) fn new(node: Arc<Node>, service: ServiceId, health: Arc<Mutex<Health>>, now: Duration) -> Self {
+    pub(super) fn new(
+        node: Arc<Node>,
+        service: ServiceId,
+        health: Arc<Mutex<Health>>,
+        now: Duration,
+    ) -> Self {
         let state = MemberState {
             state: ServiceState::Absent,
             slots: 0,
@@ -167,10 +172,9 @@ impl Member {
     pub(super) fn observe(&self, observed: &ObservedService, queued: u32, slots_cap: u32, now: Duration) {
         let mut state = self.state.lock();
         let other_engine = observed.pid.is_some() && state.pid.is_some() && observed.pid != state.pid;
-        if observed.state != ServiceState::Ready || other_engine {
-            if !matches!(state.check, Check::Running { .. }) {
-                state.check = Check::Due { at: now, tries: 0 };
-            }
+        let checkable = !matches!(state.check, Check::Running { .. });
+        if checkable && (observed.state != ServiceState::Ready || other_engine) {
+            state.check = Check::Due { at: now, tries: 0 };
         }
         state.state = observed.state;
         state.pid = observed.pid;

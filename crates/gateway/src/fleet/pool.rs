@@ -65,7 +65,8 @@ impl Pool {
         chance: [u64; 2],
     ) -> Result<Seat, Nobody> {
         let members = self.members.lock();
-        let mut known: Vec<f64> = members.iter().filter_map(|m| m.health.lock().latency.measured_ms()).collect();
+        let mut known: Vec<f64> =
+            members.iter().filter_map(|m| m.health.lock().latency.measured_ms()).collect();
         known.sort_by(f64::total_cmp);
         let median_ms = known.get(known.len() / 2).copied();
         let candidates: Vec<Candidate> =
@@ -92,7 +93,10 @@ impl Pool {
         members.iter().map(|member| member.state.lock().state).find(|state| {
             matches!(
                 state,
-                ServiceState::Queued | ServiceState::Downloading | ServiceState::Verifying | ServiceState::Loading
+                ServiceState::Queued
+                    | ServiceState::Downloading
+                    | ServiceState::Verifying
+                    | ServiceState::Loading
             )
         })
     }

@@ -3,7 +3,7 @@
 
 use cxmpute_store::{Db, DbError, ServiceRow};
 use cxmpute_wire::control::{Heartbeat, ServiceState};
-use cxmpute_wire::{Timestamp, ProvisionId};
+use cxmpute_wire::{ProvisionId, Timestamp};
 
 /// The stored name of a service's state: the wire's.
 #[must_use]

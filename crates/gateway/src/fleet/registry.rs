@@ -51,11 +51,14 @@ pub struct Fleet {
     inner: Arc<Inner>,
 }
 
+/// Outlives the tunnels of a provision.
+type SharedHealth = Arc<Mutex<Health>>;
+
 struct Inner {
     parts: FleetParts,
     nodes: RwLock<HashMap<ProvisionId, Arc<Node>>>,
     pools: RwLock<HashMap<ServiceId, Arc<Pool>>>,
-    health: Mutex<HashMap<(ProvisionId, ServiceId), Arc<Mutex<Health>>>>,
+    health: Mutex<HashMap<(ProvisionId, ServiceId), SharedHealth>>,
     /// Provisions whose tunnel ended, and when; until they come back or are planned around.
     away: Mutex<HashMap<ProvisionId, Duration>>,
     retries: Mutex<RetryBudget>,
@@ -331,7 +334,10 @@ impl Fleet {
                     live.offline = true;
                     drop(live);
                     tracing::warn!(provision = %node.session.provision_id, "a node is silent and counts as offline");
-                    self.inner.away.lock().insert(node.session.provision_id.clone(), now.saturating_sub(silent));
+                    self.inner
+                        .away
+                        .lock()
+                        .insert(node.session.provision_id.clone(), now.saturating_sub(silent));
                 } else if !live.offline {
                     drop(live);
                     self.inner.away.lock().remove(&node.session.provision_id);

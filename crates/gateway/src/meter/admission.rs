@@ -118,7 +118,10 @@ impl Meter {
         }
     }
 
-    #[cfg_attr(not(feature = "sabotage"), expect(clippy::unused_async, reason = "the sabotaged variant awaits"))]
+    #[cfg_attr(
+        not(feature = "sabotage"),
+        expect(clippy::unused_async, reason = "the sabotaged variant awaits")
+    )]
     async fn operation(&self, admission: Admission) -> Result<LedgerOp, AdmitError> {
         let hold = Box::new(NewHold {
             request_id: admission.request_id,
@@ -138,7 +141,12 @@ impl Meter {
         });
         #[cfg(feature = "sabotage")]
         if self.inner.sabotaged(crate::sabotage::Sabotage::CheckThenDebit) {
-            let balance = self.inner.db.balance(&hold.user_id).await.map_err(|_| AdmitError::StoreUnavailable(MeterError::StoreUnavailable))?;
+            let balance = self
+                .inner
+                .db
+                .balance(&hold.user_id)
+                .await
+                .map_err(|_| AdmitError::StoreUnavailable(MeterError::StoreUnavailable))?;
             return Ok(LedgerOp::AdmitUnguarded(hold, balance.available));
         }
         Ok(LedgerOp::Admit(hold))

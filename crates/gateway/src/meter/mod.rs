@@ -62,6 +62,7 @@ pub struct Meter {
 
 /// What holds and the meter share.
 struct Inner {
+    #[cfg(feature = "sabotage")]
     db: Db,
     clock: Clock,
     config: MeterConfig,
@@ -130,6 +131,7 @@ impl Meter {
         lease::start(&db, &clock, &replica, &gauges, tasks);
         let inner = Inner {
             replica_name: replica.id.as_str().into(),
+            #[cfg(feature = "sabotage")]
             db,
             clock,
             config,

@@ -67,6 +67,8 @@ pub(super) struct Writer {
     queue: mpsc::UnboundedReceiver<Job>,
     /// Settlements that wait for the store to come back.
     waiting: Vec<Resolution>,
+    /// Resolutions that the last batch made necessary.
+    next: Vec<Resolution>,
     retry: Duration,
     soft: CancellationToken,
     hard: CancellationToken,
@@ -81,54 +83,77 @@ impl Writer {
         tasks: &Tasks,
     ) -> Self {
         let (soft, hard) = (tasks.soft(), tasks.hard());
-        Self { db, gauges, batch: batch.max(1), queue, waiting: Vec::new(), retry: RETRY_FIRST, soft, hard }
+        Self {
+            db,
+            gauges,
+            batch: batch.max(1),
+            queue,
+            waiting: Vec::new(),
+            next: Vec::new(),
+            retry: RETRY_FIRST,
+            soft,
+            hard,
+        }
     }
 
     pub(super) async fn run(mut self) {
-        loop {
-            let mut jobs = Vec::new();
-            let room = self.batch.saturating_sub(self.waiting.len()).max(1);
-            tokio::select! {
-                biased;
-                () = self.hard.cancelled() => break,
-                received = self.queue.recv_many(&mut jobs, room), if self.waiting.is_empty() => {
-                    if received == 0 {
-                        break;
-                    }
-                }
-                () = tokio::time::sleep(self.retry), if !self.waiting.is_empty() => {
-                    // Whatever came meanwhile goes along.
-                    while jobs.len() < room {
-                        let Ok(job) = self.queue.try_recv() else { break };
-                        jobs.push(job);
-                    }
-                }
-                () = idle(&self.soft), if self.waiting.is_empty() => {
-                    if self.gauges.open.load(Ordering::Relaxed) <= 0 && self.queue.is_empty() {
-                        break;
-                    }
-                    continue;
-                }
-            }
-            let waiting = std::mem::take(&mut self.waiting);
-            jobs.extend(waiting.into_iter().map(Job::Resolve));
+        while let Some(mut jobs) = self.gather().await {
+            jobs.extend(std::mem::take(&mut self.next).into_iter().map(Job::Resolve));
+            jobs.extend(std::mem::take(&mut self.waiting).into_iter().map(Job::Resolve));
             self.write(jobs).await;
             self.gauges.away.store(!self.waiting.is_empty(), Ordering::Relaxed);
         }
         self.finish().await;
     }
 
+    /// Waits for something to do and takes all of it, up to the size of a batch; `None` when the writer ends.
+    async fn gather(&mut self) -> Option<Vec<Job>> {
+        let mut jobs = Vec::new();
+        if !self.next.is_empty() {
+            self.take_queued(&mut jobs);
+            return Some(jobs);
+        }
+        loop {
+            tokio::select! {
+                biased;
+                () = self.hard.cancelled() => return None,
+                received = self.queue.recv_many(&mut jobs, self.batch), if self.waiting.is_empty() => {
+                    return (received > 0).then_some(jobs);
+                }
+                () = tokio::time::sleep(self.retry), if !self.waiting.is_empty() => {
+                    self.take_queued(&mut jobs);
+                    return Some(jobs);
+                }
+                () = idle(&self.soft), if self.waiting.is_empty() => {
+                    if self.gauges.open.load(Ordering::Relaxed) <= 0 && self.queue.is_empty() {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What has queued up, without waiting.
+    fn take_queued(&mut self, jobs: &mut Vec<Job>) {
+        let room = self.batch.saturating_sub(self.waiting.len() + self.next.len());
+        while jobs.len() < room {
+            let Ok(job) = self.queue.try_recv() else { break };
+            jobs.push(job);
+        }
+    }
+
     /// The last try for what is left at a hard stop. What fails now is resolved by recovery at the next start.
     async fn finish(&mut self) {
         self.queue.close();
         let mut jobs: Vec<Job> = std::mem::take(&mut self.waiting).into_iter().map(Job::Resolve).collect();
+        jobs.extend(std::mem::take(&mut self.next).into_iter().map(Job::Resolve));
         while let Ok(job) = self.queue.try_recv() {
             jobs.push(job);
         }
         if !jobs.is_empty() {
             self.write(jobs).await;
         }
-        let left = self.waiting.len();
+        let left = self.waiting.len() + self.next.len();
         if left > 0 {
             tracing::error!(left, "settlements are left for the recovery at the next start");
         }
@@ -141,7 +166,9 @@ impl Writer {
         let jobs = coalesce(jobs);
         match self.commit(&jobs).await {
             Ok(replies) => self.answer(jobs, &replies),
-            Err(BatchError::Undone(error)) if !error.is_transient() && jobs.len() > 1 && !error.is_fatal() => {
+            Err(BatchError::Undone(error))
+                if !error.is_transient() && jobs.len() > 1 && !error.is_fatal() =>
+            {
                 tracing::error!(%error, jobs = jobs.len(), "a batch failed; its operations are written one by one");
                 for job in jobs {
                     match self.commit(std::slice::from_ref(&job)).await {
@@ -186,7 +213,7 @@ impl Writer {
                     // The caller left while it waited: nobody will resolve the hold but us.
                     if answer.send(Ok(*reply)).is_err() && *reply == LedgerReply::Done {
                         self.gauges.open.fetch_add(1, Ordering::Relaxed);
-                        self.waiting.push(Resolution { end: give_back, reply: None, uncertain: false });
+                        self.next.push(Resolution { end: give_back, reply: None, uncertain: false });
                     }
                 }
                 Prepared::Resolve(resolution) => self.resolved(resolution, *reply),
@@ -200,7 +227,7 @@ impl Writer {
             // An extension of unknown outcome was kept after all.
             LedgerReply::HeldDiffers { held } if held != resolution.end.held => {
                 resolution.end.held = held;
-                self.waiting.push(resolution);
+                self.next.push(resolution);
                 return;
             }
             other => other,
@@ -242,13 +269,17 @@ impl Writer {
                     progress.queued.store(false, Ordering::Release);
                 }
                 Prepared::Extend(op, answer) => {
-                    let reply = if unknown { self.again(op).await } else { Err(MeterError::StoreUnavailable) };
+                    let reply =
+                        if unknown { self.again(op).await } else { Err(MeterError::StoreUnavailable) };
                     let _ = answer.send(reply);
                 }
                 Prepared::Admit(op, answer, give_back) => {
                     let kept = if unknown { self.is_kept(op.request_id()).await } else { Some(false) };
-                    let reply =
-                        if kept == Some(true) { Ok(LedgerReply::Done) } else { Err(MeterError::StoreUnavailable) };
+                    let reply = if kept == Some(true) {
+                        Ok(LedgerReply::Done)
+                    } else {
+                        Err(MeterError::StoreUnavailable)
+                    };
                     let told = answer.send(reply).is_ok();
                     if kept.is_none() || (kept == Some(true) && !told) {
                         self.gauges.open.fetch_add(1, Ordering::Relaxed);
@@ -343,7 +374,10 @@ pub(super) async fn bill_attempts(db: &Db, end: &ResolveHold) {
     let Ok(bill) = end.bill() else { return };
     for attempt in end.attempts.iter().rev().skip(1) {
         let lines = [
-            (Account::of(&end.user_id, AccountKind::UserAvailable), cxmpute_wire::MicroCredits(-bill.posted.0)),
+            (
+                Account::of(&end.user_id, AccountKind::UserAvailable),
+                cxmpute_wire::MicroCredits(-bill.posted.0),
+            ),
             (Account::system(AccountKind::PlatformFee), bill.posted),
         ];
         let Ok(postings) = Postings::new(lines) else { return };

@@ -48,14 +48,17 @@ pub(super) async fn admit(app: &App, caller: &Caller, job: Job) -> ApiResult<(Ar
                 let exact = prompt.exact.then_some(Tokens(prompt.tokens));
                 return Ok((job, Admitted { hold, covered, prompt: exact }));
             }
-            Err(AdmitError::Insufficient { required, available }) => (required, available, Code::InsufficientCredits),
+            Err(AdmitError::Insufficient { required, available }) => {
+                (required, available, Code::InsufficientCredits)
+            }
             Err(AdmitError::Budget { required, available }) => (required, available, Code::BudgetExceeded),
             Err(other) => return Err(refusal(other)),
         };
         if prompt.exact || job.counter.is_none() {
             return Err(payment_required(&job, prompt.tokens, refused));
         }
-        let owned = Arc::try_unwrap(job).map_err(|_| ApiError::internal(anyhow::anyhow!("the job is shared")))?;
+        let owned =
+            Arc::try_unwrap(job).map_err(|_| ApiError::internal(anyhow::anyhow!("the job is shared")))?;
         let (back, exact) = count_exactly(owned).await?;
         job = Arc::new(back);
         prompt = Prompt { tokens: exact.0, exact: true };
@@ -86,7 +89,10 @@ async fn count_exactly(job: Job) -> ApiResult<(Job, Tokens)> {
         Ok(count) => Ok((job, count)),
         Err(error) if error.is_request_fault() => {
             let param = if matches!(job.ask, super::job::Ask::Chat(_)) { "messages" } else { "prompt" };
-            Err(ApiError::invalid_parameter(param, "The model's chat template does not take this conversation."))
+            Err(ApiError::invalid_parameter(
+                param,
+                "The model's chat template does not take this conversation.",
+            ))
         }
         Err(error) => Err(ApiError::internal(error)),
     }

@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use cxmpute_wire::openai::{
-    ChatChoice, ChatChunk, ChatResponse, ChunkChoice, CompletionChoice, CompletionResponse, Delta, ErrorEnvelope,
-    FinishReason, FunctionCall, ResponseMessage, Role, ToolCall, ToolCallDelta, Usage,
+    ChatChoice, ChatChunk, ChatResponse, ChunkChoice, CompletionChoice, CompletionResponse, Delta,
+    ErrorEnvelope, FinishReason, FunctionCall, ResponseMessage, Role, ToolCall, ToolCallDelta, Usage,
 };
 use serde::Serialize;
 
@@ -42,7 +42,8 @@ impl Writer {
             json(&model)
         );
         let usage = if with_usage && dialect == Dialect::Chat { ",\"usage\":null" } else { "" };
-        let text_tail = format!(",\"finish_reason\":null,\"logprobs\":null}}]{usage},\"system_fingerprint\":null}}\n\n");
+        let text_tail =
+            format!(",\"finish_reason\":null,\"logprobs\":null}}]{usage},\"system_fingerprint\":null}}\n\n");
         Self {
             dialect,
             id,
@@ -265,7 +266,10 @@ mod tests {
             index: 0,
             id: id.map(str::to_owned),
             kind: None,
-            function: Some(FunctionDelta { name: name.map(str::to_owned), arguments: Some(arguments.to_owned()) }),
+            function: Some(FunctionDelta {
+                name: name.map(str::to_owned),
+                arguments: Some(arguments.to_owned()),
+            }),
         };
         let mut output = Output::default();
         output.add_calls(&[part(Some("call_1"), Some("sum"), "{\"a\"")]);

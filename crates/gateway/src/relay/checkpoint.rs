@@ -77,7 +77,9 @@ impl Checkpoints {
             .upto
             .iter()
             .enumerate()
-            .map(|(choice, from)| whole_words(so_far.segment(choice, *from, outlet.handed(choice))).to_owned())
+            .map(|(choice, from)| {
+                whole_words(so_far.segment(choice, *from, outlet.handed(choice))).to_owned()
+            })
             .collect();
         if segments.iter().all(String::is_empty) {
             return;

@@ -195,7 +195,10 @@ impl Body for DeliveryBody {
     type Data = Bytes;
     type Error = ReaderStalled;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReaderStalled>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ReaderStalled>>> {
         let body = self.get_mut();
         if body.presence.account.cut.load(Ordering::Acquire) {
             return Poll::Ready(Some(Err(ReaderStalled)));

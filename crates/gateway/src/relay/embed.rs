@@ -139,7 +139,10 @@ async fn admit(app: &App, caller: &Caller, job: EmbedJob) -> ApiResult<(Arc<Embe
     let mut exact = None;
     loop {
         if units.embedding.0 > TOTAL_TOKENS && exact.is_some() {
-            let message = format!("The inputs have {} tokens; at most {TOTAL_TOKENS} fit one request.", units.embedding);
+            let message = format!(
+                "The inputs have {} tokens; at most {TOTAL_TOKENS} fit one request.",
+                units.embedding
+            );
             return Err(ApiError::invalid_parameter("input", message));
         }
         if units.embedding.0 <= TOTAL_TOKENS {
@@ -358,12 +361,14 @@ impl Embed {
         })?;
         let hard = self.app.tasks.hard();
         let exchange = async {
-            let accepted = match tokio::time::timeout(self.app.config.relay.accept(), stream.accepted()).await {
+            let accepted = match tokio::time::timeout(self.app.config.relay.accept(), stream.accepted()).await
+            {
                 Ok(Ok(accepted)) => accepted,
                 Ok(Err(error)) => return Err(Stop::Fault(super::forward::before_accept(&error))),
                 Err(_) => return Err(Stop::Fault(super::forward::not_accepted(seat))),
             };
-            let ours = accepted.request_id == head.request_id && accepted.epoch == head.epoch && seat.is_current();
+            let ours =
+                accepted.request_id == head.request_id && accepted.epoch == head.epoch && seat.is_current();
             #[cfg(feature = "sabotage")]
             let ours = ours || self.app.sabotage == Some(crate::sabotage::Sabotage::NoOwnerCheck);
             if !ours {
@@ -433,7 +438,11 @@ struct NodeVector {
 fn read(body: &[u8], texts: usize, dimensions: Option<u64>) -> Result<Vectors, Fault> {
     let answer: NodeAnswer = serde_json::from_slice(body).map_err(|_| Fault::Protocol)?;
     if let Some(error) = answer.error {
-        let code = error.code.as_ref().and_then(serde_json::Value::as_str).and_then(|code| code.parse::<Code>().ok());
+        let code = error
+            .code
+            .as_ref()
+            .and_then(serde_json::Value::as_str)
+            .and_then(|code| code.parse::<Code>().ok());
         return Err(code.filter(|code| code.status() == 400).map_or(Fault::Engine, Fault::BadRequest));
     }
     let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); texts];

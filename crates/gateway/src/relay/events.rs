@@ -92,7 +92,11 @@ impl EventCutter {
         line: &[u8],
         each: &mut impl FnMut(&str) -> Result<(), EventFault>,
     ) -> Result<(), EventFault> {
-        let line = if std::mem::take(&mut self.at_start) { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
+        let line = if std::mem::take(&mut self.at_start) {
+            line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line)
+        } else {
+            line
+        };
         if line.is_empty() {
             if std::mem::take(&mut self.has_data) {
                 let text = std::str::from_utf8(&self.data).map_err(|_| EventFault::NotUtf8)?;
@@ -348,7 +352,12 @@ mod tests {
 
     #[test]
     fn an_impossible_claim_is_no_claim() {
-        for usage in ["{}", "7", r#"{"prompt_tokens":-1,"completion_tokens":2}"#, r#"{"prompt_tokens":1e99,"completion_tokens":2}"#] {
+        for usage in [
+            "{}",
+            "7",
+            r#"{"prompt_tokens":-1,"completion_tokens":2}"#,
+            r#"{"prompt_tokens":1e99,"completion_tokens":2}"#,
+        ] {
             assert_eq!(read(Dialect::Chat, &format!(r#"{{"choices":[],"usage":{usage}}}"#)).unwrap(), []);
         }
     }

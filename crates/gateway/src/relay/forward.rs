@@ -109,7 +109,13 @@ impl Run {
         Err(Stop::Fault(Fault::Foreign))
     }
 
-    async fn pump(&mut self, seat: &mut Seat, mut stream: WorkStream, began: Duration, max_bytes: u64) -> Result<(), Stop> {
+    async fn pump(
+        &mut self,
+        seat: &mut Seat,
+        mut stream: WorkStream,
+        began: Duration,
+        max_bytes: u64,
+    ) -> Result<(), Stop> {
         let relay = &self.app.config.relay;
         let mut watchdog = Watchdog::new(relay.first_token(), relay.gap(), self.total);
         let mut cutter = EventCutter::new(relay.event_bytes);
@@ -317,7 +323,12 @@ pub(super) fn before_accept(error: &WorkError) -> Fault {
         WorkError::Refused { status, code, .. } => {
             let wrong_request = matches!(
                 code,
-                Some(Code::InvalidJson | Code::InvalidParameter | Code::UnsupportedParameter | Code::ContextLengthExceeded)
+                Some(
+                    Code::InvalidJson
+                        | Code::InvalidParameter
+                        | Code::UnsupportedParameter
+                        | Code::ContextLengthExceeded
+                )
             );
             match code {
                 Some(code) if wrong_request => Fault::BadRequest(*code),

@@ -36,7 +36,8 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     let (job, Admitted { hold, covered, prompt }) = admit(&app, &caller, job).await?;
     let body = job.node_body()?;
     let relay = &app.config.relay;
-    let (outlet, delivery_body) = delivery(relay.headers_held(), std::time::Duration::from_millis(app.config.server.write_stall_ms));
+    let (outlet, delivery_body) =
+        delivery(relay.headers_held(), std::time::Duration::from_millis(app.config.server.write_stall_ms));
     let (head, told) = oneshot::channel();
     let total = Instant::now() + relay.total();
     let run = Run {
@@ -45,7 +46,13 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         body,
         gone: outlet.gone(),
         outlet,
-        writer: Writer::new(job.dialect(), job.answer_id(), job.created, job.model_name.clone(), job.wants_usage()),
+        writer: Writer::new(
+            job.dialect(),
+            job.answer_id(),
+            job.created,
+            job.model_name.clone(),
+            job.wants_usage(),
+        ),
         head: Some(head),
         total,
         trail: Trail::default(),
@@ -115,7 +122,13 @@ async fn answer_whole(
 }
 
 /// A whole JSON answer.
-pub(super) fn whole(app: &App, id: &str, arrived: std::time::Duration, bytes: Bytes, meta: &Meta) -> Response {
+pub(super) fn whole(
+    app: &App,
+    id: &str,
+    arrived: std::time::Duration,
+    bytes: Bytes,
+    meta: &Meta,
+) -> Response {
     let mut response = Response::new(Body::from(bytes));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -38,7 +38,13 @@ impl Fault {
             Self::BadRequest(_) => false,
             Self::Refused(code) => !matches!(
                 code,
-                Some(Code::QueueFull | Code::CapacityFull | Code::RateLimited | Code::Draining | Code::NotReady)
+                Some(
+                    Code::QueueFull
+                        | Code::CapacityFull
+                        | Code::RateLimited
+                        | Code::Draining
+                        | Code::NotReady
+                )
             ),
             _ => true,
         }
@@ -208,7 +214,9 @@ mod tests {
 
     #[test]
     fn time_outs_and_engine_errors_are_retried_twice_within_the_budget() {
-        for fault in [Fault::AcceptTimeout, Fault::FirstTokenTimeout, Fault::Engine, Fault::Protocol, Fault::Empty] {
+        for fault in
+            [Fault::AcceptTimeout, Fault::FirstTokenTimeout, Fault::Engine, Fault::Protocol, Fault::Empty]
+        {
             let mut trail = Trail::default();
             assert_eq!(fail(&mut trail, "a", fault, true), Next::After(Duration::from_millis(250)));
             assert!(matches!(fail(&mut trail, "b", fault, true), Next::After(_)));
@@ -249,8 +257,9 @@ mod tests {
     #[test]
     fn no_request_goes_round_for_ever() {
         let mut trail = Trail::default();
-        let many = (0..100)
-            .take_while(|n| fail(&mut trail, &format!("n{n}"), Fault::Refused(Some(Code::NotReady)), true) != Next::GiveUp);
+        let many = (0..100).take_while(|n| {
+            fail(&mut trail, &format!("n{n}"), Fault::Refused(Some(Code::NotReady)), true) != Next::GiveUp
+        });
         assert!(many.count() < 20);
     }
 }

@@ -195,7 +195,8 @@ impl Run {
     }
 
     async fn find_seat(&mut self, until: Instant) -> Result<Seat, NoSeat> {
-        let seeker = Seeker { service: &self.job.model.service, payer: &self.user, own_nodes: self.job.own_nodes };
+        let seeker =
+            Seeker { service: &self.job.model.service, payer: &self.user, own_nodes: self.job.own_nodes };
         find_seat(&self.app.fleet, seeker, &mut self.trail, until, &self.gone).await
     }
 
@@ -208,7 +209,8 @@ impl Run {
             Next::After(_) => "retry",
             Next::GiveUp => "give_up",
         };
-        metrics::counter!("cxmpute_attempts_failed_total", "fault" => fault.label(), "next" => kind).increment(1);
+        metrics::counter!("cxmpute_attempts_failed_total", "fault" => fault.label(), "next" => kind)
+            .increment(1);
         next
     }
 

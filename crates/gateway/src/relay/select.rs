@@ -95,7 +95,9 @@ fn refusal(fleet: &Fleet, service: &ServiceId, nobody: Nobody) -> ApiError {
         return error.with("loading", serde_json::json!({ "state": state })).retry_after(5);
     }
     let message = match nobody {
-        Nobody::OwnNodes => "Only nodes of this account's owner serve this model, or none of them where only they may.",
+        Nobody::OwnNodes => {
+            "Only nodes of this account's owner serve this model, or none of them where only they may."
+        }
         Nobody::Tried => "Every node that serves this model failed for this request.",
         _ => "No node serves this model at the moment.",
     };

@@ -128,7 +128,8 @@ impl Run {
     fn settlement(&mut self, end: End, units: Units) -> Settlement {
         let claimed = self.so_far.claim.filter(|_| matches!(end, End::Finished | End::CreditsExhausted));
         let latency = self.app.clock.mono().saturating_sub(self.job.arrived);
-        metrics::histogram!("gen_ai_server_request_duration", "end" => end.as_str()).record(latency.as_secs_f64());
+        metrics::histogram!("gen_ai_server_request_duration", "end" => end.as_str())
+            .record(latency.as_secs_f64());
         metrics::counter!("gen_ai_client_token_usage", "type" => "input").increment(units.prompt.0);
         metrics::counter!("gen_ai_client_token_usage", "type" => "output").increment(units.completion.0);
         Settlement {
@@ -183,7 +184,9 @@ pub(super) fn store_error(error: MeterError) -> ApiError {
 fn in_stream_text(code: Code) -> &'static str {
     match code {
         Code::ProviderStalled => "The node stopped sending; this answer is incomplete and costs nothing.",
-        Code::ProviderProtocolError => "The node broke the protocol; this answer is incomplete and costs nothing.",
+        Code::ProviderProtocolError => {
+            "The node broke the protocol; this answer is incomplete and costs nothing."
+        }
         _ => "The node was lost; this answer is incomplete and costs nothing.",
     }
 }
@@ -195,10 +198,13 @@ pub(super) fn exhausted_error(fault: Fault) -> ApiError {
             ApiError::new(Code::ContextLengthExceeded, "Prompt and answer do not fit the model's context.")
                 .param("messages")
         }
-        Fault::BadRequest(_) => ApiError::new(Code::InvalidParameter, "The engine does not take this request."),
+        Fault::BadRequest(_) => {
+            ApiError::new(Code::InvalidParameter, "The engine does not take this request.")
+        }
         Fault::AcceptTimeout | Fault::FirstTokenTimeout | Fault::Stalled => {
             ApiError::new(Code::FirstTokenTimeout, "No node answered in time.").retry_after(1)
         }
-        _ => ApiError::new(Code::ProviderError, "Every node that was asked failed before it answered.").retry_after(1),
+        _ => ApiError::new(Code::ProviderError, "Every node that was asked failed before it answered.")
+            .retry_after(1),
     }
 }

@@ -160,7 +160,8 @@ mod tests {
     #[test]
     fn billed_text_is_cut_at_what_was_handed_out() {
         let mut so_far = SoFar::new(2);
-        let marks: Vec<usize> = ["hé", "llo", " 世界"].iter().map(|text| so_far.add_text(0, text, false)).collect();
+        let marks: Vec<usize> =
+            ["hé", "llo", " 世界"].iter().map(|text| so_far.add_text(0, text, false)).collect();
         so_far.add_text(1, "other", false);
         assert_eq!(so_far.billed(|choice| if choice == 0 { marks[1] } else { 0 }), ["héllo", ""]);
         assert_eq!(so_far.billed(|_| usize::MAX), ["héllo 世界", "other"]);
@@ -179,7 +180,9 @@ mod tests {
 
     #[test]
     fn only_whole_words_are_checkpointed() {
-        for (text, cut) in [("", ""), ("hel", ""), ("hello wor", "hello"), ("a b ", "a b"), ("é 世\n界", "é 世")] {
+        for (text, cut) in
+            [("", ""), ("hel", ""), ("hello wor", "hello"), ("a b ", "a b"), ("é 世\n界", "é 世")]
+        {
             assert_eq!(whole_words(text), cut, "{text}");
         }
     }

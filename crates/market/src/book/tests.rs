@@ -75,7 +75,12 @@ fn the_table_of_postings_is_reproduced() {
     let events = [
         Event::Deposit { key: "1".into(), user: payer.clone(), amount: MicroCredits(10_000_000) },
         Event::Reserve { request: "r".into(), user: payer.clone(), amount: MicroCredits(3_000) },
-        Event::Post { request: "r".into(), charge: MicroCredits(2_410), provider: provider.clone(), share_bp: 9000 },
+        Event::Post {
+            request: "r".into(),
+            charge: MicroCredits(2_410),
+            provider: provider.clone(),
+            share_bp: 9000,
+        },
         Event::Mature { key: "2".into(), provider: provider.clone(), amount: MicroCredits(2_169) },
     ];
     for event in &events {

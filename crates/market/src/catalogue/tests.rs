@@ -72,3 +72,16 @@ fn the_shipped_catalogue_loads() {
     assert!(catalogue.resolve("cxm-tiny").is_some());
     assert_eq!(catalogue.resolve("all-minilm").unwrap().dimensions, Some(384));
 }
+
+/// The model in the repository is the one the catalogue promises.
+#[test]
+fn the_tiny_model_is_the_file_that_the_catalogue_names() {
+    use sha2::Digest;
+    let text = include_str!("../../../../catalogue/models.toml");
+    let catalogue = Catalogue::parse(text, "catalogue/models.toml").unwrap();
+    let file = &catalogue.resolve("cxm-tiny").unwrap().files[0];
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/tiny-model/cxm-tiny-q8.gguf");
+    let bytes = std::fs::read(path).unwrap();
+    let digest: String = sha2::Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!((file.size.0, file.sha256.as_str()), (bytes.len() as u64, digest.as_str()));
+}

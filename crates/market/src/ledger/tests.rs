@@ -66,7 +66,10 @@ fn an_overrun_is_never_the_users() {
     // 50 over the hold at 9000 bp: the platform pays 45, as in the table of postings.
     let units = Units::chat(Tokens(50), Tokens(0));
     let got = bill(&price(), MicroCredits(0), &resolve(End::Finished, &units, None), false).unwrap();
-    assert_eq!((got.posted.0, got.platform_loss.0, got.provider_reward.0, got.platform_fee.0), (0, 45, 45, 0));
+    assert_eq!(
+        (got.posted.0, got.platform_loss.0, got.provider_reward.0, got.platform_fee.0),
+        (0, 45, 45, 0)
+    );
 }
 
 #[test]
@@ -79,10 +82,12 @@ fn own_traffic_earns_nothing_and_the_platform_keeps_the_charge() {
 #[test]
 fn a_low_claim_lowers_the_reward_and_not_the_bill() {
     let (counted, claim) = (Units::chat(Tokens(10), Tokens(9)), Units::chat(Tokens(10), Tokens(0)));
-    let got = bill(&price(), MicroCredits(1000), &resolve(End::Finished, &counted, Some(&claim)), false).unwrap();
+    let got =
+        bill(&price(), MicroCredits(1000), &resolve(End::Finished, &counted, Some(&claim)), false).unwrap();
     assert_eq!((got.posted.0, got.provider_reward.0, got.platform_fee.0), (100, 9, 91));
     let high = Units::chat(Tokens(u64::MAX), Tokens(u64::MAX));
-    let got = bill(&price(), MicroCredits(1000), &resolve(End::Finished, &counted, Some(&high)), false).unwrap();
+    let got =
+        bill(&price(), MicroCredits(1000), &resolve(End::Finished, &counted, Some(&high)), false).unwrap();
     assert_eq!((got.posted.0, got.provider_reward.0), (100, 90));
 }
 

@@ -28,7 +28,10 @@ pub fn measure(models_dir: &Path) -> Diagnostics {
             cores: System::physical_core_count().and_then(|n| u32::try_from(n).ok()).unwrap_or(threads),
             threads,
         },
-        memory: MemoryInfo { total: Bytes(system.total_memory()), available: Bytes(system.available_memory()) },
+        memory: MemoryInfo {
+            total: Bytes(system.total_memory()),
+            available: Bytes(system.available_memory()),
+        },
         disk: disk(models_dir),
         gpus: gpu::list(),
         net: NetInfo::default(),

@@ -53,13 +53,13 @@ impl Builtin {
                 return Err(AdapterError::ModelMissing(path.display().to_string()));
             }
         }
-        let file = desired
-            .files
-            .iter()
-            .find(|file| file.role == "model")
-            .ok_or_else(|| AdapterError::ModelMissing(format!("a model file of {}", desired.service_id)))?;
+        let file =
+            desired.files.iter().find(|file| file.role == "model").ok_or_else(|| {
+                AdapterError::ModelMissing(format!("a model file of {}", desired.service_id))
+            })?;
         let path = below(&models, file)?;
-        let slots = if desired.slots == 0 { config.engine.slots } else { fit(desired.slots, config.engine.slots) };
+        let slots =
+            if desired.slots == 0 { config.engine.slots } else { fit(desired.slots, config.engine.slots) };
         let socket = socket_path(&config.data_dir, desired.service_id.as_str());
         let mut arguments = vec![
             "--listen".to_owned(),
@@ -70,15 +70,15 @@ impl Builtin {
             config.engine.queue.to_string(),
             "--while-stdin-open".into(),
         ];
+        if let Some(context) = desired.context_length {
+            arguments.extend(["--context".into(), context.to_string()]);
+        }
         let weight_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
         if desired.kind == ServiceKind::Embeddings {
             let dir = path.parent().unwrap_or(&models);
             arguments.extend(["--embeddings".into(), format!("{}={}", desired.model, dir.display())]);
         } else {
             arguments.extend(["--model".into(), format!("{}={}", desired.model, path.display())]);
-            if let Some(context) = desired.context_length {
-                arguments.extend(["--context".into(), context.to_string()]);
-            }
             if let Some(pace) = config.engine.pace {
                 arguments.extend(["--pace".into(), pace.to_string()]);
             }
@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn a_plan_cannot_leave_the_model_directory() {
-        let file = |name: &str| DesiredFile { role: "model".into(), name: name.into(), sha256: None, size: None };
+        let file =
+            |name: &str| DesiredFile { role: "model".into(), name: name.into(), sha256: None, size: None };
         for bad in ["../x", "/etc/passwd", "a/../../x", "", "."] {
             assert!(below(Path::new("/models"), &file(bad)).is_err(), "{bad}");
         }

@@ -105,9 +105,9 @@ impl Endpoint {
                 io.set_nodelay(true).map_err(unreachable)?;
                 EngineLink::start(io, authority.clone(), base.clone(), key.clone(), tasks).await
             }
-            Self::Unusable(url) => {
-                Err(EngineError::Unreachable(format!("{url:?} is no http:// address; https is not spoken to engines")))
-            }
+            Self::Unusable(url) => Err(EngineError::Unreachable(format!(
+                "{url:?} is no http:// address; https is not spoken to engines"
+            ))),
         }
     }
 }
@@ -126,7 +126,8 @@ impl EngineLink {
         tasks: &Tasks,
     ) -> Result<Self, EngineError> {
         let broken = |error: hyper::Error| EngineError::Broken(error.to_string());
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
         let task = tasks.spawn_owned("engine-connection", async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "engine connection ended");
@@ -162,7 +163,8 @@ impl EngineLink {
     }
 
     async fn send(mut self, method: Method, path: &str, body: Bytes) -> Result<Reply, EngineError> {
-        let mut request = Request::builder().method(method).uri(path).header(http::header::HOST, &self.authority);
+        let mut request =
+            Request::builder().method(method).uri(path).header(http::header::HOST, &self.authority);
         if !body.is_empty() {
             request = request.header(http::header::CONTENT_TYPE, "application/json");
         }

@@ -26,7 +26,10 @@ impl ExternalEngine {
     pub fn new(external: &External, desired: &DesiredService) -> Self {
         let key = external.api_key_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
         Self {
-            endpoint: Endpoint::http(&external.base_url, key.map(|key| std::sync::Arc::new(Secret::new(key.trim().to_owned())))),
+            endpoint: Endpoint::http(
+                &external.base_url,
+                key.map(|key| std::sync::Arc::new(Secret::new(key.trim().to_owned()))),
+            ),
             model: external.model.clone().unwrap_or_else(|| desired.model.clone()),
             slots: external.slots.unwrap_or(DEFAULT_SLOTS).max(1),
         }

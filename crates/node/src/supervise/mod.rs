@@ -255,7 +255,11 @@ impl Keeper {
 
     /// Starts the engine, keeps it until it ends or we stop; gives how long it had been ready.
     async fn keep_process(&self, engine: crate::engines::builtin::Builtin) -> Option<Duration> {
-        let log = self.config.data_dir.join("logs").join(format!("{}.log", plain(self.desired.service_id.as_str())));
+        let log = self
+            .config
+            .data_dir
+            .join("logs")
+            .join(format!("{}.log", plain(self.desired.service_id.as_str())));
         if let Err(error) = make_dirs(&[log.parent(), engine.socket.parent()]) {
             self.fail(format!("a directory cannot be made: {error}"));
             return None;
@@ -295,7 +299,9 @@ impl Keeper {
         if let (Some(pinned), Some(found)) = (&engine.digest, &digest)
             && pinned != found
         {
-            self.fail(format!("the model file has the hash {found}, the catalogue pins {pinned}; fetch it again"));
+            self.fail(format!(
+                "the model file has the hash {found}, the catalogue pins {pinned}; fetch it again"
+            ));
             process.stop().await;
             return None;
         }
@@ -486,5 +492,7 @@ pub fn short_tag(path: &Path) -> String {
 
 fn make_dirs(dirs: &[Option<&Path>]) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    dirs.iter().flatten().try_for_each(|dir| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
+    dirs.iter()
+        .flatten()
+        .try_for_each(|dir| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
 }

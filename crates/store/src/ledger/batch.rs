@@ -75,7 +75,8 @@ impl Tx {
                 LedgerOp::Note(note) => self.note(note).await?,
                 LedgerOp::Resolve(end) => self.resolve(&mut book, end).await?,
                 LedgerOp::Extend { request_id, user_id, key_id, epoch, step, amount, now } => {
-                    let hold = Extension { request_id, user_id, key_id, epoch: *epoch, step: *step, now: *now };
+                    let hold =
+                        Extension { request_id, user_id, key_id, epoch: *epoch, step: *step, now: *now };
                     self.extend(&mut book, &hold, *amount).await?
                 }
                 #[cfg(feature = "sabotage")]
@@ -145,7 +146,12 @@ impl Tx {
     }
 
     /// Why money was not given, most basic reason first.
-    async fn refusal(&mut self, user: &UserId, key: &KeyId, available: &Account) -> Result<LedgerReply, DbError> {
+    async fn refusal(
+        &mut self,
+        user: &UserId,
+        key: &KeyId,
+        available: &Account,
+    ) -> Result<LedgerReply, DbError> {
         type Raw = (Option<i64>, Option<i64>, Option<i64>, i64, i64, i64);
         let row: Option<Raw> = on!(self, c =>
             sqlx::query_as(
@@ -199,7 +205,7 @@ impl Tx {
         }
         // The step makes a repeated extension find nothing to do.
         let sql = "UPDATE holds SET amount = amount + $3, extensions = extensions + $4
-                   WHERE request_id = $1 AND epoch = $2 AND state = 'held' AND extensions = $5";
+                   WHERE request_id = $1 AND epoch = $2 AND state = 'held' AND extensions = $5 AND amount <= $6";
         let done = on!(&mut *self, c =>
             sqlx::query(sql)
                 .bind(hold.request_id.as_str())
@@ -207,6 +213,7 @@ impl Tx {
                 .bind(amount.0)
                 .bind(1_i64)
                 .bind(hold.step - 1)
+                .bind(i64::MAX - amount.0)
                 .execute(c)
                 .await?
                 .rows_affected());
@@ -226,6 +233,7 @@ impl Tx {
                     .bind(-amount.0)
                     .bind(-1_i64)
                     .bind(hold.step)
+                    .bind(i64::MAX)
                     .execute(c)
                     .await?
                     .rows_affected());
@@ -244,7 +252,11 @@ impl Tx {
         Ok(LedgerReply::Done)
     }
 
-    pub(super) async fn resolve(&mut self, book: &mut Book, end: &ResolveHold) -> Result<LedgerReply, DbError> {
+    pub(super) async fn resolve(
+        &mut self,
+        book: &mut Book,
+        end: &ResolveHold,
+    ) -> Result<LedgerReply, DbError> {
         let bill = end.bill().map_err(|e| DbError::impossible("holds.price", e))?;
         let done = on!(&mut *self, c =>
             sqlx::query(

@@ -232,7 +232,8 @@ async fn move_balance(tx: &mut Tx, account: &Account, delta: i128) -> Result<(),
     if delta == 0 {
         return Ok(());
     }
-    let refused = || DbError::impossible("ledger_accounts", format!("{} cannot move by {delta}", account.id()));
+    let refused =
+        || DbError::impossible("ledger_accounts", format!("{} cannot move by {delta}", account.id()));
     let delta = i64::try_from(delta).map_err(|_| refused())?;
     let (least, most) = bounds(account, delta);
     let done = on!(tx, c =>

@@ -120,6 +120,16 @@ const RULES: &[(&str, &str)] = &[
          WHERE COALESCE(b.bound, 0) <> CASE WHEN h.state = 'held' THEN h.amount ELSE 0 END ORDER BY h.request_id",
     ),
     (
+        "a hold's amount is what its admission and extensions bound",
+        "SELECT h.request_id FROM holds h
+         LEFT JOIN (SELECT t.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT) AS bound
+                    FROM ledger_transactions t JOIN postings p ON p.tx = t.id
+                    JOIN ledger_accounts a ON a.id = p.account
+                    WHERE a.kind = 'user_held' AND t.kind IN ('hold', 'extend') GROUP BY t.request_id) b
+           ON b.request_id = h.request_id
+         WHERE h.amount <> COALESCE(b.bound, 0) ORDER BY h.request_id",
+    ),
+    (
         "a request's cost equals what its payer lost",
         "SELECT h.request_id FROM holds h JOIN requests r ON r.id = h.request_id
          LEFT JOIN (SELECT t.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT) AS paid
@@ -158,11 +168,14 @@ impl Db {
             sum: tx.number("SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM postings").await?,
             resolved: tx.number("SELECT COUNT(*) FROM holds WHERE state <> 'held'").await?,
             flags: tx.number("SELECT COUNT(*) FROM flags").await?,
-            open_holds: tx.ids("SELECT request_id FROM holds WHERE state = 'held' ORDER BY request_id").await?,
+            open_holds: tx
+                .ids("SELECT request_id FROM holds WHERE state = 'held' ORDER BY request_id")
+                .await?,
             ..LedgerReport::default()
         };
         report.value = i128::from(
-            tx.number("SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM holds WHERE state <> 'held'").await?,
+            tx.number("SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM holds WHERE state <> 'held'")
+                .await?,
         );
         report.value_explained = i128::from(
             tx.number(

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use cxmpute_market::ledger::{Bill, End, Funding, bill, resolve};
 use cxmpute_market::price::{PriceError, PriceRow, Units};
-use cxmpute_wire::{Epoch, KeyId, MicroCredits, Millis, ProvisionId, RequestId, ServiceId, Timestamp, UserId};
+use cxmpute_wire::{
+    Epoch, KeyId, MicroCredits, Millis, ProvisionId, RequestId, ServiceId, Timestamp, UserId,
+};
 
 pub use batch::BatchError;
 pub use check::{LedgerReport, Offence};
@@ -287,4 +289,3 @@ pub enum LedgerReply {
     /// The hold is unknown, or not in a state that allows this.
     NotHeld,
 }
-

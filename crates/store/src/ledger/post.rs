@@ -238,7 +238,15 @@ impl Db {
     ) -> Result<Posted, DbError> {
         let Some(postings) = transfer(from, to, amount) else { return Ok(Posted::Refused) };
         let reason = kind.as_str().to_owned();
-        let entry = Entry { kind, key: key.to_owned(), request_id: None, actor: "gateway".into(), reason, postings, at };
+        let entry = Entry {
+            kind,
+            key: key.to_owned(),
+            request_id: None,
+            actor: "gateway".into(),
+            reason,
+            postings,
+            at,
+        };
         self.post(&entry).await
     }
 
@@ -264,7 +272,10 @@ impl Db {
         Ok(Earnings { pending: of(AccountKind::ProviderPending), payable: of(AccountKind::ProviderPayable) })
     }
 
-    async fn balances_of(&self, owner: &UserId) -> Result<impl Fn(AccountKind) -> MicroCredits + use<>, DbError> {
+    async fn balances_of(
+        &self,
+        owner: &UserId,
+    ) -> Result<impl Fn(AccountKind) -> MicroCredits + use<>, DbError> {
         let rows: Vec<(String, i64)> = read!(self, e =>
             sqlx::query_as("SELECT kind, balance FROM ledger_accounts WHERE owner = $1")
                 .bind(owner.as_str())

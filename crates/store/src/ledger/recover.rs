@@ -43,7 +43,8 @@ struct RawHold {
 
 impl RawHold {
     fn end(self, expired: bool, now: Timestamp) -> Result<ResolveHold, DbError> {
-        let price: PriceRow = serde_json::from_str(&self.price).map_err(|e| DbError::impossible("holds.price", e))?;
+        let price: PriceRow =
+            serde_json::from_str(&self.price).map_err(|e| DbError::impossible("holds.price", e))?;
         let checkpoint: Option<Units> = self
             .checkpoint
             .map(|text| serde_json::from_str(&text).map_err(|e| DbError::impossible("holds.checkpoint", e)))
@@ -125,7 +126,8 @@ impl Db {
             tx.commit().await?;
             for (op, reply) in batch.iter().zip(replies) {
                 let LedgerReply::Resolved(settled) = reply else { continue };
-                let paid = settled.cost.0 > 0 || matches!(op, LedgerOp::Resolve(end) if end.counted.delivered());
+                let paid =
+                    settled.cost.0 > 0 || matches!(op, LedgerOp::Resolve(end) if end.counted.delivered());
                 let list = if paid { &mut recovery.settled } else { &mut recovery.voided };
                 list.push(op.request_id().clone());
             }

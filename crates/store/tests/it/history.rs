@@ -20,8 +20,8 @@ fn event() -> impl Strategy<Value = Event> {
     let provider = (0_u8..2).prop_map(|n| user_id(&format!("provider{n}")));
     let request = (0_u16..200).prop_map(|n| RequestId::from_tail(&format!("r{n}")).to_string());
     let key = (0_u16..300).prop_map(|n| format!("k{n}"));
-    (0_u8..9, key, request, payer, provider, amount).prop_map(|(kind, key, request, payer, provider, amount)| {
-        match kind {
+    (0_u8..9, key, request, payer, provider, amount).prop_map(
+        |(kind, key, request, payer, provider, amount)| match kind {
             0 => Event::Deposit { key, user: payer, amount },
             1 | 2 => Event::Reserve { request, user: payer, amount },
             3 => Event::Extend { request, step: 0, amount },
@@ -30,8 +30,8 @@ fn event() -> impl Strategy<Value = Event> {
             6 => Event::Refund { key, request, amount },
             7 => Event::Mature { key, provider, amount },
             _ => Event::Payout { key, provider, amount },
-        }
-    })
+        },
+    )
 }
 
 /// Plays events on a store.
@@ -58,14 +58,20 @@ impl Player {
             Event::Deposit { key, user, amount } => {
                 posted(db.grant_credits(user, *amount, "test", "deposit", key, NOW).await.unwrap())
             }
-            Event::Mature { key, provider, amount } => posted(db.mature(provider, *amount, key, NOW).await.unwrap()),
-            Event::Payout { key, provider, amount } => posted(db.payout(provider, *amount, key, NOW).await.unwrap()),
+            Event::Mature { key, provider, amount } => {
+                posted(db.mature(provider, *amount, key, NOW).await.unwrap())
+            }
+            Event::Payout { key, provider, amount } => {
+                posted(db.payout(provider, *amount, key, NOW).await.unwrap())
+            }
             Event::Refund { key, request, amount } => {
                 let request = request.parse().unwrap();
                 posted(db.refund(&request, *amount, "test", "refund", key, NOW).await.unwrap())
             }
             Event::Reserve { request, user, amount } => {
-                let LedgerOp::Admit(mut hold) = self.market.hold(request.trim_start_matches("req_"), amount.0) else {
+                let LedgerOp::Admit(mut hold) =
+                    self.market.hold(request.trim_start_matches("req_"), amount.0)
+                else {
                     return None;
                 };
                 hold.user_id = user.clone();
@@ -163,7 +169,12 @@ async fn random_histories_agree_with_the_ledger_as_a_value() {
             }
             let Some(stored) = player.play(&event).await else { continue };
             let wanted = book.apply(&event, Book::seen);
-            assert_eq!(stored == Applied::Entered, wanted == Applied::Entered, "{} {n}: {event:?}", fresh.name);
+            assert_eq!(
+                stored == Applied::Entered,
+                wanted == Applied::Entered,
+                "{} {n}: {event:?}",
+                fresh.name
+            );
             entered += usize::from(wanted == Applied::Entered);
             if n % 250 == 0 {
                 assert_eq!(fresh.db.balances().await.unwrap(), book.balances(), "{} {n}", fresh.name);
@@ -171,7 +182,8 @@ async fn random_histories_agree_with_the_ledger_as_a_value() {
         }
         assert_eq!(fresh.db.balances().await.unwrap(), book.balances(), "{}", fresh.name);
         assert_eq!(book.audit(), Ok(()));
-        let open = book.holds().values().filter(|hold| hold.state == cxmpute_market::book::HoldState::Held).count();
+        let open =
+            book.holds().values().filter(|hold| hold.state == cxmpute_market::book::HoldState::Held).count();
         player.market.assert_clean(open, fresh.name).await;
         assert!(entered > steps / 10, "only {entered} of {steps} events were entered");
     }

@@ -52,11 +52,21 @@ async fn a_refused_admission_says_why_and_disturbs_nobody() {
         let db = &fresh.db;
         let market = Market::new(db, 1000).await;
         let replies = db
-            .apply(&[market.hold("a", 600), market.hold("b", 600), market.hold("c", 400), market.hold("d", 0)])
+            .apply(&[
+                market.hold("a", 600),
+                market.hold("b", 600),
+                market.hold("c", 400),
+                market.hold("d", 0),
+            ])
             .await
             .unwrap();
         let poor = LedgerReply::Insufficient { available: MicroCredits(400) };
-        assert_eq!(replies, [LedgerReply::Done, poor, LedgerReply::Done, LedgerReply::Done], "{}", fresh.name);
+        assert_eq!(
+            replies,
+            [LedgerReply::Done, poor, LedgerReply::Done, LedgerReply::Done],
+            "{}",
+            fresh.name
+        );
         market.assert_clean(3, fresh.name).await;
         market.resolve(market.end("a", 600, End::Refused, chat(0, 0))).await;
         tamper(db, "UPDATE api_keys SET budget = 500 WHERE id = 'keypayer'").await.unwrap();
@@ -141,8 +151,11 @@ async fn recovery_pays_the_last_checkpoint_and_never_more() {
                 checkpoint,
             })
         };
-        let notes =
-            [note("accepted", None), note("streaming", Some(chat(10, 3))), note("streaming", Some(chat(10, 7)))];
+        let notes = [
+            note("accepted", None),
+            note("streaming", Some(chat(10, 3))),
+            note("streaming", Some(chat(10, 7))),
+        ];
         for op in notes {
             assert_eq!(market.one(op).await, LedgerReply::Done);
         }
@@ -158,7 +171,10 @@ async fn recovery_pays_the_last_checkpoint_and_never_more() {
         assert_eq!(recovery.voided.len(), 3);
         assert_eq!(db.balance(&market.payer).await.unwrap().available.0, 10_000 - 80);
         assert_eq!(db.earnings(&market.provider).await.unwrap().pending.0, 72);
-        assert_eq!(db.recover(&market.replica, NOW).await.unwrap(), cxmpute_store::ledger::Recovery::default());
+        assert_eq!(
+            db.recover(&market.replica, NOW).await.unwrap(),
+            cxmpute_store::ledger::Recovery::default()
+        );
         market.assert_clean(0, fresh.name).await;
     }
 }
@@ -185,7 +201,9 @@ async fn a_dead_replica_is_swept_when_its_lease_ends_in_database_time() {
         db.release_replica(&market.replica).await.unwrap();
         assert_eq!(db.recover(&other, NOW).await.unwrap().voided.len(), 1);
         let late = LedgerOp::Resolve(Box::new(market.end("a", 100, End::Finished, chat(50, 0))));
-        assert!(matches!(market.one(late).await, LedgerReply::AlreadyResolved(settled) if settled.cost.0 == 0));
+        assert!(
+            matches!(market.one(late).await, LedgerReply::AlreadyResolved(settled) if settled.cost.0 == 0)
+        );
         market.assert_clean(0, fresh.name).await;
     }
 }
@@ -195,20 +213,29 @@ async fn grants_and_refunds_happen_once_per_key() {
     for fresh in databases().await {
         let db = &fresh.db;
         let market = Market::new(db, 1000).await;
-        let again = db.grant_credits(&market.payer, MicroCredits(1000), "test", "again", "start", NOW).await.unwrap();
+        let again =
+            db.grant_credits(&market.payer, MicroCredits(1000), "test", "again", "start", NOW).await.unwrap();
         assert_eq!(again, Posted::Duplicate);
         for amount in [0, -5, i64::MAX] {
-            let bad = db.grant_credits(&market.payer, MicroCredits(amount), "test", "bad", "bad", NOW).await.unwrap();
+            let bad = db
+                .grant_credits(&market.payer, MicroCredits(amount), "test", "bad", "bad", NOW)
+                .await
+                .unwrap();
             assert_eq!(bad, Posted::Refused);
         }
         market.one(market.hold("a", 500)).await;
         market.resolve(market.end("a", 500, End::Finished, chat(400, 0))).await;
         let request = RequestId::from_tail("a");
-        let refund = |amount, key: &'static str| db.refund(&request, MicroCredits(amount), "test", "why", key, NOW);
+        let refund =
+            |amount, key: &'static str| db.refund(&request, MicroCredits(amount), "test", "why", key, NOW);
         assert_eq!(refund(30, "one").await.unwrap(), Posted::Entered);
         assert_eq!(refund(30, "one").await.unwrap(), Posted::Duplicate);
         assert_eq!(refund(371, "two").await.unwrap(), Posted::Refused, "never more than was charged");
-        assert_eq!(refund(20, "three").await.unwrap(), Posted::Refused, "the platform's fee holds 40, 30 are gone");
+        assert_eq!(
+            refund(20, "three").await.unwrap(),
+            Posted::Refused,
+            "the platform's fee holds 40, 30 are gone"
+        );
         assert_eq!(db.usage_totals(&market.payer, None).await.unwrap().cost.0, 370);
         assert_eq!(db.find_key(&market.key).await.unwrap().unwrap().spent.0, 370);
         assert_eq!(db.mature(&market.provider, MicroCredits(360), "m", NOW).await.unwrap(), Posted::Entered);
@@ -248,11 +275,21 @@ async fn postings_cannot_be_changed_and_the_check_names_what_was_tampered_with()
         ] {
             assert!(tamper(db, sql).await.is_err(), "{}: {sql}", fresh.name);
         }
-        assert!(tamper(db, "UPDATE ledger_accounts SET balance = -1 WHERE id = 'us_payer:user_available'").await.is_err());
+        assert!(
+            tamper(db, "UPDATE ledger_accounts SET balance = -1 WHERE id = 'us_payer:user_available'")
+                .await
+                .is_err()
+        );
         assert!(tamper(db, "UPDATE holds SET posted = amount + 1").await.is_err());
         market.assert_clean(0, fresh.name).await;
         let frauds = [
-            ("ledger_accounts SET balance = balance", "+ 7", "- 7", "WHERE kind = 'user_promo'", "us_payer:user_promo"),
+            (
+                "ledger_accounts SET balance = balance",
+                "+ 7",
+                "- 7",
+                "WHERE kind = 'user_promo'",
+                "us_payer:user_promo",
+            ),
             ("requests SET cost = cost", "- 1", "+ 1", "", "req_a"),
             ("requests SET provider_reward = provider_reward", "+ 1", "- 1", "", "req_a"),
             ("holds SET amount = amount", "+ 1", "- 1", "", "req_a"),
@@ -263,7 +300,11 @@ async fn postings_cannot_be_changed_and_the_check_names_what_was_tampered_with()
         for (what, fraud, undo, filter, id) in frauds {
             tamper(db, &format!("UPDATE {what} {fraud} {filter}")).await.unwrap();
             let report = db.check_ledger().await.unwrap();
-            assert!(report.offences.iter().any(|offence| offence.id == id), "{}: {what}: {report:?}", fresh.name);
+            assert!(
+                report.offences.iter().any(|offence| offence.id == id),
+                "{}: {what}: {report:?}",
+                fresh.name
+            );
             assert!(report.explained() < 1.0, "{}: {what}", fresh.name);
             tamper(db, &format!("UPDATE {what} {undo} {filter}")).await.unwrap();
             market.assert_clean(0, fresh.name).await;

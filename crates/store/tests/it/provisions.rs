@@ -46,7 +46,12 @@ async fn enrolment_is_idempotent_and_nobody_takes_a_row_over() {
         let other_owner = Enrolment { name: "stolen".into(), ..enrolment("a", Some(1), Some(b"bobs")) };
         let other_id = Enrolment { name: "stolen".into(), ..enrolment("z", Some(1), Some(b"bobs")) };
         for attack in [foreign, other_key, other_owner, other_id] {
-            assert_eq!(db.enrol_provision(&attack, NOW).await.unwrap(), EnrolOutcome::Conflict, "{}", fresh.name);
+            assert_eq!(
+                db.enrol_provision(&attack, NOW).await.unwrap(),
+                EnrolOutcome::Conflict,
+                "{}",
+                fresh.name
+            );
         }
         assert_eq!(db.find_provision("pv_a").await.unwrap().unwrap(), before, "the original is untouched");
         // The refused attempts gave the grant back.
@@ -65,7 +70,10 @@ async fn a_grant_works_once_and_only_in_its_time() {
         let db = &fresh.db;
         let (ada, _) = account(db, "ada").await;
         grant(db, b"one", &ada).await;
-        assert_eq!(db.enrol_provision(&enrolment("a", Some(1), None), NOW).await.unwrap(), EnrolOutcome::GrantMissing);
+        assert_eq!(
+            db.enrol_provision(&enrolment("a", Some(1), None), NOW).await.unwrap(),
+            EnrolOutcome::GrantMissing
+        );
         let unknown = enrolment("a", Some(1), Some(b"nope"));
         assert_eq!(db.enrol_provision(&unknown, NOW).await.unwrap(), EnrolOutcome::GrantInvalid);
         let late = Timestamp(NOW.0 + 1000);
@@ -75,7 +83,9 @@ async fn a_grant_works_once_and_only_in_its_time() {
             .map(|n| {
                 let db = db.clone();
                 tokio::spawn(async move {
-                    db.enrol_provision(&enrolment(&format!("n{n}"), Some(n), Some(b"one")), NOW).await.unwrap()
+                    db.enrol_provision(&enrolment(&format!("n{n}"), Some(n), Some(b"one")), NOW)
+                        .await
+                        .unwrap()
                 })
             })
             .collect();
@@ -97,7 +107,11 @@ async fn a_key_takes_over_a_provision_of_the_first_seed_by_its_alias() {
         let db = &fresh.db;
         let (ada, _) = account(db, "ada").await;
         let (bob, _) = account(db, "bob").await;
-        let seed = Enrolment { owner: Some(ada.clone()), alias: Some("uuid-1".into()), ..enrolment("seed", None, None) };
+        let seed = Enrolment {
+            owner: Some(ada.clone()),
+            alias: Some("uuid-1".into()),
+            ..enrolment("seed", None, None)
+        };
         assert_eq!(db.enrol_provision(&seed, NOW).await.unwrap(), EnrolOutcome::Created(ada.clone()));
         assert_eq!(db.enrol_provision(&seed, NOW).await.unwrap(), EnrolOutcome::Unchanged(ada.clone()));
         grant(db, b"bobs", &bob).await;
@@ -107,7 +121,10 @@ async fn a_key_takes_over_a_provision_of_the_first_seed_by_its_alias() {
             ..enrolment(id, Some(key), Some(grant))
         };
         assert_eq!(db.enrol_provision(&keyed(b"bobs", "b", 2), NOW).await.unwrap(), EnrolOutcome::Conflict);
-        assert_eq!(db.enrol_provision(&keyed(b"adas", "a", 1), NOW).await.unwrap(), EnrolOutcome::Created(ada));
+        assert_eq!(
+            db.enrol_provision(&keyed(b"adas", "a", 1), NOW).await.unwrap(),
+            EnrolOutcome::Created(ada)
+        );
         assert_eq!(db.find_provision("uuid-1").await.unwrap().unwrap().id.as_str(), "pv_a");
         let old = db.find_provision("pv_seed").await.unwrap().unwrap();
         assert_eq!(old.state, ProvisionState::Retired);

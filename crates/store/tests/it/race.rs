@@ -55,7 +55,9 @@ async fn mixed_batches_from_several_writers_all_settle() {
                         apply(&market, &holds).await;
                         let ends: Vec<_> = ids
                             .iter()
-                            .map(|id| LedgerOp::Resolve(Box::new(market.end(id, 100, End::Finished, chat(10, 1)))))
+                            .map(|id| {
+                                LedgerOp::Resolve(Box::new(market.end(id, 100, End::Finished, chat(10, 1))))
+                            })
                             .collect();
                         for reply in apply(&market, &ends).await {
                             assert!(matches!(reply, LedgerReply::Resolved(settled) if settled.cost.0 == 20));

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cxmpute_market::ledger::End;
 use cxmpute_market::price::{PriceRow, Units};
 use cxmpute_store::{
-    Db, KeyKind, LedgerOp, LedgerReply, NewHold, NewKey, NewUser, Posted, Replica, ResolveHold, Settled, UserCreated,
+    Db, KeyKind, LedgerOp, LedgerReply, NewHold, NewKey, NewUser, Posted, Replica, ResolveHold, Settled,
+    UserCreated,
 };
 use cxmpute_wire::{
     Epoch, KeyId, MicroCredits, ProvisionId, RequestId, ServiceId, ServiceKind, Timestamp, Tokens, UserId,
@@ -113,7 +114,8 @@ impl Market {
         let (payer, key) = account(db, "payer").await;
         let (provider, _) = account(db, "provider").await;
         if money > 0 {
-            let posted = db.grant_credits(&payer, MicroCredits(money), "test", "start", "start", NOW).await.unwrap();
+            let posted =
+                db.grant_credits(&payer, MicroCredits(money), "test", "start", "start", NOW).await.unwrap();
             assert_eq!(posted, Posted::Entered);
         }
         let replica = db.claim_replica("gateway").await.unwrap();

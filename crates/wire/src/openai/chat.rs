@@ -369,7 +369,9 @@ mod present {
     }
 
     #[expect(clippy::option_option, reason = "absent and null differ")]
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Usage>>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Option<Usage>>, D::Error> {
         Option::<Usage>::deserialize(deserializer).map(Some)
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ProviderPreferences, FinishReason, Stop, StreamOptions, Unknown, Usage, UsageOptions};
+use super::{FinishReason, ProviderPreferences, Stop, StreamOptions, Unknown, Usage, UsageOptions};
 
 /// `prompt`: one text or several.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,13 +11,15 @@ mod usage;
 
 pub use chat::{
     ChatChoice, ChatChunk, ChatMessage, ChatRequest, ChatResponse, ChunkChoice, Content, ContentPart, Delta,
-    FinishReason, FunctionCall, FunctionDelta, FunctionSpec, ImageUrl, ResponseFormat, ResponseMessage, Role, Tool,
-    ToolCall, ToolCallDelta,
+    FinishReason, FunctionCall, FunctionDelta, FunctionSpec, ImageUrl, ResponseFormat, ResponseMessage, Role,
+    Tool, ToolCall, ToolCallDelta,
 };
 pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, PromptInput};
-pub use embedding::{EmbeddingInput, EmbeddingItem, EmbeddingList, EmbeddingRequest, EmbeddingValue, EncodingFormat};
+pub use embedding::{
+    EmbeddingInput, EmbeddingItem, EmbeddingList, EmbeddingRequest, EmbeddingValue, EncodingFormat,
+};
 pub use error::{ErrorBody, ErrorEnvelope};
-pub use model::{Availability, Architecture, ModelList, ModelObject, Pricing, PricingMicro};
+pub use model::{Architecture, Availability, ModelList, ModelObject, Pricing, PricingMicro};
 pub use provider::{OwnNodes, ProviderPreferences};
 pub use usage::{CompletionDetails, PromptDetails, StreamOptions, Usage, UsageOptions};
 

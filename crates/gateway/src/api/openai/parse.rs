@@ -156,7 +156,9 @@ pub async fn resolve_model(
     let counter = app.counters.of(&entry).await;
     if counter.is_none() && entry.price.character.0 == 0 && !entry.price.free {
         // A route without a meter is no route (GR section 11).
-        return Err(ApiError::no_provider("This model cannot be metered here at the moment.").with("filter", "meter"));
+        return Err(
+            ApiError::no_provider("This model cannot be metered here at the moment.").with("filter", "meter")
+        );
     }
     Ok((entry, counter))
 }

@@ -42,12 +42,18 @@ pub fn check_chat(request: &ChatRequest) -> ApiResult<()> {
     if let (Some(new), Some(old)) = (request.max_completion_tokens, request.max_tokens)
         && new != old
     {
-        return refuse("max_tokens", "max_tokens and max_completion_tokens differ; give one, or the same twice.");
+        return refuse(
+            "max_tokens",
+            "max_tokens and max_completion_tokens differ; give one, or the same twice.",
+        );
     }
     match &request.response_format {
         None | Some(ResponseFormat::Text) => {}
         Some(ResponseFormat::JsonObject | ResponseFormat::JsonSchema { .. }) => {
-            return Err(ApiError::unsupported_parameter("response_format", "This model answers in plain text only."));
+            return Err(ApiError::unsupported_parameter(
+                "response_format",
+                "This model answers in plain text only.",
+            ));
         }
     }
     check_sampling(request.temperature, request.top_p, request.top_k)?;
@@ -81,7 +87,10 @@ pub fn check_embedding(request: &EmbeddingRequest, model: &ModelEntry) -> ApiRes
         return refuse("input", "input must not hold an empty text.");
     }
     if request.dimensions.is_some_and(|wanted| Some(wanted) != model.dimensions) {
-        return Err(ApiError::unsupported_parameter("dimensions", "This model's vectors have a fixed length."));
+        return Err(ApiError::unsupported_parameter(
+            "dimensions",
+            "This model's vectors have a fixed length.",
+        ));
     }
     Ok(())
 }

@@ -9,7 +9,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-
 /// No read of the suite waits longer than this: a hang is a failure, never a stuck run.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -256,21 +255,6 @@ impl Conversation {
         Ok(self.stream.shutdown().await?)
     }
 
-    /// Reads nothing until the other side has given up on this connection, then gives how long that took.
-    ///
-    /// # Errors
-    /// The other side never gave up.
-    pub async fn stall(&mut self) -> Result<Duration> {
-        let start = tokio::time::Instant::now();
-        let mut looks = tokio::time::interval(Duration::from_millis(20));
-        // The kernel knows that the peer reset or closed while its bytes still wait here.
-        while !peer_is_gone(&self.stream)? {
-            ensure!(start.elapsed() < PATIENCE, "the other side never gave up");
-            looks.tick().await;
-        }
-        Ok(start.elapsed())
-    }
-
     async fn piece(&mut self) -> Result<Option<Vec<u8>>> {
         if self.ended {
             return Ok(None);
@@ -343,24 +327,6 @@ pub fn content(event: &Value) -> Option<&str> {
     let choice = event.get("choices")?.get(0)?;
     let text = choice.get("delta").and_then(|delta| delta.get("content")).or_else(|| choice.get("text"))?;
     text.as_str().filter(|text| !text.is_empty())
-}
-
-/// Whether the other end of a connection sent FIN or RST, read from the kernel's table of connections.
-fn peer_is_gone(stream: &TcpStream) -> Result<bool> {
-    let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
-    let place = |address: SocketAddr| match address {
-        SocketAddr::V4(v4) => format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), v4.port()),
-        SocketAddr::V6(v6) => format!("{}:{:04X}", v6.ip(), v6.port()),
-    };
-    let (local, peer) = (place(local), place(peer));
-    let table = std::fs::read_to_string("/proc/net/tcp")?;
-    let state = table.lines().find_map(|line| {
-        let mut words = line.split_whitespace().skip(1);
-        (words.next() == Some(&local) && words.next() == Some(&peer))
-            .then(|| words.next().unwrap_or_default().to_owned())
-    });
-    // 01 is ESTABLISHED; a reset connection vanishes from the table, a closed one is 08 (CLOSE_WAIT).
-    Ok(state.as_deref() != Some("01"))
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {

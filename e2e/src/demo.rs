@@ -205,7 +205,11 @@ async fn ask(client: &Client, show: &Show) -> Result<Answer> {
     let mut conversation = client.open("POST", "/api/v1/chat/completions", Some(&body)).await?;
     if conversation.status != 200 {
         let body = conversation.rest().await?;
-        anyhow::bail!("the question was answered with {} {}", conversation.status, String::from_utf8_lossy(&body));
+        anyhow::bail!(
+            "the question was answered with {} {}",
+            conversation.status,
+            String::from_utf8_lossy(&body)
+        );
     }
     let request_id = conversation.header("x-request-id").unwrap_or_default().to_owned();
     let (mut text, mut events, mut usage, mut ended) = (String::new(), 0, Value::Null, false);

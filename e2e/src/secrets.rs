@@ -107,7 +107,9 @@ fn mixed(text: &str) -> bool {
 /// `RSA PRIVATE KEY-----` and its like: capitals only, so that code which looks for the marker is no hit.
 fn is_private_key(rest: &str) -> bool {
     let label = rest.split("-----").next().unwrap_or_default();
-    rest.len() > label.len() && label.ends_with("PRIVATE KEY") && run(label, |c| c.is_ascii_uppercase() || c == ' ') == label.len()
+    rest.len() > label.len()
+        && label.ends_with("PRIVATE KEY")
+        && run(label, |c| c.is_ascii_uppercase() || c == ' ') == label.len()
 }
 
 fn is_jwt(rest: &str) -> bool {

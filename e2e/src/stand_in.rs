@@ -129,6 +129,8 @@ pub struct Note {
     pub attempt: u32,
     /// Tokens handed to the tunnel.
     pub sent: u64,
+    /// When the last of them was.
+    pub last_sent: Option<Instant>,
     /// When it was accepted.
     pub accepted: Option<Instant>,
     /// When the gateway cancelled it.

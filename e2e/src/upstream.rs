@@ -87,12 +87,10 @@ fn stream(answer: &str) -> String {
             json!({"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "anything", "choices": choices})
         )
     };
-    let usage = json!({"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "anything", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}});
     [
         chunk(json!({"role": "assistant", "content": ""}), Value::Null),
         chunk(json!({"content": answer}), Value::Null),
         chunk(json!({}), json!("stop")),
-        format!("data: {usage}\n\n"),
         "data: [DONE]\n\n".to_owned(),
     ]
     .concat()

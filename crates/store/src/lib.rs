@@ -6,6 +6,7 @@ mod audit;
 mod db;
 mod dialect;
 pub mod enrol;
+mod epochs;
 mod error;
 pub mod keys;
 pub mod ledger;

@@ -104,7 +104,8 @@ pub async fn run(plan: &Plan) -> Result<Report> {
     for peer in std::iter::once(&direct).chain(peers) {
         let script = Script { events: PACED, pace_ms: PACE_MS, hold: false };
         let question = Question::chat(peer.address, &stage.key, script, true);
-        let (figure, count) = figure(plan, peer, &question, STREAMS, Duration::from_millis((PACED * PACE_MS).into())).await?;
+        let (figure, count) =
+            figure(plan, peer, &question, STREAMS, Duration::from_millis((PACED * PACE_MS).into())).await?;
         report.paced.push(figure);
         answers += if peer.name == gateway.name { count } else { 0 };
     }

@@ -131,8 +131,11 @@ impl Report {
         let mut table = String::new();
         let _ = writeln!(table, "| figure | nginx | cxmpute | ratio | budget |\n|---|---|---|---|---|");
         let mut row = |figure: &str, unit: &str, nginx: Option<f64>, ours: Option<f64>, budget: &str| {
-            let show =
-                |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.*}{unit}", if value.abs() < 10.0 { 2 } else { 1 }));
+            let show = |value: Option<f64>| {
+                value.map_or("–".to_owned(), |value| {
+                    format!("{value:.*}{unit}", if value.abs() < 10.0 { 2 } else { 1 })
+                })
+            };
             let ratio = match (nginx, ours) {
                 (Some(nginx), Some(ours)) if nginx > 0.0 => format!("{:.2} ×", ours / nginx),
                 _ => "–".to_owned(),
@@ -160,8 +163,15 @@ impl Report {
         row(per_event, " µs", nginx.map(Figure::us_per_event), ours.map(Figure::us_per_event), "≤ 1.25 ×");
         let direct = self.paced.iter().find(|figure| figure.peer == "direct");
         let (nginx, ours) = pair(&self.paced, 64);
-        let added = |figure: &Figure| figure.first_ms(0.5) - direct.map_or(0.0, |direct| direct.first_ms(0.5));
-        row("added time to first token, 64 streams, median", " ms", nginx.map(added), ours.map(added), "≤ 1.5 ×");
+        let added =
+            |figure: &Figure| figure.first_ms(0.5) - direct.map_or(0.0, |direct| direct.first_ms(0.5));
+        row(
+            "added time to first token, 64 streams, median",
+            " ms",
+            nginx.map(added),
+            ours.map(added),
+            "≤ 1.5 ×",
+        );
         let late = |figure: &Figure| figure.first_ms(0.99);
         row("time to first token, 64 streams, p99", " ms", nginx.map(late), ours.map(late), "–");
         if let Some(memory) = &self.memory {

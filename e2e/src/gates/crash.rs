@@ -169,7 +169,9 @@ impl Traffic {
                     } else {
                         // The gateway is being restarted: look again until it answers.
                         let mut looks = tokio::time::interval(Duration::from_millis(10));
-                        while !stop.load(Ordering::SeqCst) && client.call("GET", "/readyz", None).await.is_err() {
+                        while !stop.load(Ordering::SeqCst)
+                            && client.call("GET", "/readyz", None).await.is_err()
+                        {
                             looks.tick().await;
                         }
                     }

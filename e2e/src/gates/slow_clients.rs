@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cxmpute_wire::MicroCredits;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -11,7 +11,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::client::Client;
+use crate::client::{Client, Conversation};
+use crate::ground::until;
 use crate::settings::Setting;
 use crate::verdict::Verdict;
 use crate::world::{CHAT_MODEL, World};
@@ -25,6 +26,9 @@ const TIMER: Duration = Duration::from_secs(1);
 /// Deadlines are asserted at four times their value.
 const FREED_WITHIN: Duration = Duration::from_secs(4);
 
+/// Clients that read nothing of an endless stream.
+const STALLED: usize = 5;
+
 /// A laptop's noise: latencies below this are not compared.
 const NOISE: Duration = Duration::from_millis(50);
 
@@ -37,7 +41,7 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     let sockets = setting.counts.pick(200, 2_000);
     verdict.count = sockets;
     let world = World::plan(setting).slow_client_timers(TIMER).start().await?;
-    let _node = world.stand_in("node").await?;
+    let node = world.stand_in("node").await?;
     let account = world.account("reader@example.org", MicroCredits(1_000_000_000)).await?;
     let quiet = p99(&account.client, 50).await?;
 
@@ -50,12 +54,12 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
                 let head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n{";
                 ("slow bodies are freed", dripping(address, head).await)
             }),
-            _ if number % 40 == 3 => {
-                let client = account.client.clone();
-                slow.spawn(async move { ("slow readers are cut", stalled(client).await) })
-            }
             _ => slow.spawn(async move { ("silent connections are freed", dripping(address, b"").await) }),
         };
+    }
+    let mut stalling = Vec::new();
+    for _ in 0..STALLED {
+        stalling.push(stalled(&account.client).await?);
     }
     let loud = p99(&account.client, 200).await?;
     verdict.check(
@@ -77,6 +81,20 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
         let held = matches!(freed, Ok(after) if after <= FREED_WITHIN);
         verdict.check(name, held, format!("{freed:?}"));
     }
+    let cut = until("the slow readers to be cut", Duration::from_secs(60), async || {
+        let notes = node.notes();
+        let cut: Vec<Duration> =
+            notes.iter().filter_map(|note| Some(note.cancelled? - note.last_sent?)).collect();
+        Ok((cut.len() == STALLED).then_some(cut))
+    })
+    .await;
+    let longest = cut.as_ref().map(|cut| cut.iter().max().copied().unwrap_or_default());
+    verdict.check(
+        "slow readers are cut",
+        longest.as_ref().is_ok_and(|longest| *longest <= FREED_WITHIN),
+        format!("{longest:?}"),
+    );
+    drop(stalling);
     world.finish(&mut verdict).await?;
     Ok(verdict)
 }
@@ -106,13 +124,11 @@ async fn dripping(address: SocketAddr, beginning: &[u8]) -> Result<Duration> {
     }
 }
 
-/// Asks for an endless stream and reads nothing; gives how long the gateway kept it beyond the first byte.
-async fn stalled(client: Client) -> Result<Duration> {
-    let body = json!({"model": CHAT_MODEL, "stream": true, "max_tokens": 200_000, "messages": [{"role": "user", "content": "endless"}]});
-    let mut conversation =
-        client.open("POST", "/v1/chat/completions", Some(&body)).await.context("opening")?;
-    let peer = conversation.stall().await?;
-    Ok(peer)
+/// Asks for an endless stream and reads nothing, for as long as the test lasts.
+async fn stalled(client: &Client) -> Result<Conversation> {
+    let prompt = json!([{"role": "user", "content": "endless"}]);
+    let body = json!({"model": CHAT_MODEL, "stream": true, "max_tokens": 200_000, "messages": prompt});
+    client.send("POST", "/v1/chat/completions", Some(&body)).await
 }
 
 async fn p99(client: &Client, count: usize) -> Result<Duration> {

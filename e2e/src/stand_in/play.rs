@@ -59,6 +59,7 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
             request_id: request.head.request_id.to_string(),
             attempt: request.head.attempt,
             sent: 0,
+            last_sent: None,
             accepted: None,
             cancelled: None,
             finished: None,
@@ -76,7 +77,11 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
     let Ok(mut responder) = request.accept() else { return };
     let write = |change: &dyn Fn(&mut Note)| change(&mut stage.state.lock().notes[note]);
     write(&|note| note.accepted = Some(Instant::now()));
-    let sent = |count: u64| stage.state.lock().notes[note].sent = count;
+    let sent = |count: u64| {
+        let mut state = stage.state.lock();
+        state.notes[note].sent = count;
+        state.notes[note].last_sent = Some(Instant::now());
+    };
     let ended = match (mood, script) {
         (Mood::Failing, _) => {
             let error =

@@ -40,7 +40,8 @@ impl Scene {
     }
 
     async fn answer(&self) -> u16 {
-        let body = json!({"model": CHAT_MODEL, "messages": [{"role": "user", "content": "What is 3 plus 4?"}]});
+        let body =
+            json!({"model": CHAT_MODEL, "messages": [{"role": "user", "content": "What is 3 plus 4?"}]});
         let client = Client::with_key(self.house.address, &self.key);
         client.call("POST", "/v1/chat/completions", Some(&body)).await.map_or(0, |reply| reply.status)
     }
@@ -80,23 +81,30 @@ async fn a_killed_engine_is_replaced_and_answers_again() {
         Ok(scene.engine().filter(|pid| *pid != first && runs(*pid)))
     });
     assert_ne!(second.await.unwrap(), first);
-    until("an answer", ANSWERS_AGAIN_WITHIN, async || Ok((scene.answer().await == 200).then_some(()))).await.unwrap();
+    until("an answer", ANSWERS_AGAIN_WITHIN, async || Ok((scene.answer().await == 200).then_some(())))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_node_leaves_no_engine_and_comes_back_without_a_grant() {
     let _alone = alone().unwrap();
     let mut scene = scene().await;
-    let pids: Vec<u32> = scene.services().iter().filter_map(|s| u32::try_from(s["pid"].as_u64()?).ok()).collect();
+    let pids: Vec<u32> =
+        scene.services().iter().filter_map(|s| u32::try_from(s["pid"].as_u64()?).ok()).collect();
     assert!(!pids.is_empty() && pids.iter().all(|pid| runs(*pid)));
     // Only the node dies; its engines must notice by themselves.
     kill(scene.node.pid());
-    until("the engines to end", Duration::from_secs(20), async || Ok((!pids.iter().any(|pid| runs(*pid))).then_some(())))
-        .await
-        .unwrap();
+    until("the engines to end", Duration::from_secs(20), async || {
+        Ok((!pids.iter().any(|pid| runs(*pid))).then_some(()))
+    })
+    .await
+    .unwrap();
     let _ = scene.node.kill_hard();
     scene.node = scene.house.start_node("node", None, scene.house.address, &[]).unwrap();
-    until("an answer", ANSWERS_AGAIN_WITHIN, async || Ok((scene.answer().await == 200).then_some(()))).await.unwrap();
+    until("an answer", ANSWERS_AGAIN_WITHIN, async || Ok((scene.answer().await == 200).then_some(())))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,7 +128,8 @@ async fn status_and_stop_talk_to_the_running_node() {
     .unwrap();
     drop(second);
 
-    let engines: Vec<u32> = scene.services().iter().filter_map(|s| u32::try_from(s["pid"].as_u64()?).ok()).collect();
+    let engines: Vec<u32> =
+        scene.services().iter().filter_map(|s| u32::try_from(s["pid"].as_u64()?).ok()).collect();
     ask(&scene.dir(), "stop").unwrap();
     assert!(!scene.node.alive(), "stop returns when the node has ended");
     assert!(engines.iter().all(|pid| !runs(*pid)), "no engine is left");
@@ -145,7 +154,11 @@ fn bad_starts_end_with_a_sentence_and_a_documented_code() {
         (&["start", "--data-dir", &fresh], 10, &["not enrolled", "enrol --grant-file"]),
         (&["start", "--data-dir", "/proc/nowhere"], 5, &["/proc/nowhere", "--data-dir"]),
         (&["start", "--config", &config], 3, &["node.toml", "engine.slots", "many"]),
-        (&["enrol", "--data-dir", &fresh, "--api-url", "http://127.0.0.1:1"], 1, &["127.0.0.1:1", "cannot be reached"]),
+        (
+            &["enrol", "--data-dir", &fresh, "--api-url", "http://127.0.0.1:1"],
+            1,
+            &["127.0.0.1:1", "cannot be reached"],
+        ),
         (&["enrol", "--data-dir", &fresh, "--api-url", "http://192.0.2.1"], 1, &["192.0.2.1", "https"]),
         (&["dance"], 2, &["dance"]),
     ];

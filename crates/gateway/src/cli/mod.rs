@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use cxmpute_runtime::exit::{self, ExitError};
 use cxmpute_runtime::telemetry;
 use toml::{Table, Value};
 
@@ -89,13 +90,13 @@ impl Cli {
             Command::Serve(args) => {
                 args.flags(&mut flags);
                 let config = Config::load(self.shared.config, flags)?;
-                telemetry::init(&config.log.telemetry())?;
+                start_logs(&config.log)?;
                 serve::run(config, &output)
             }
             Command::Dev(args) => {
                 args.serve.flags(&mut flags);
                 let config = Config::load(self.shared.config, flags)?;
-                telemetry::init(&config.log.telemetry())?;
+                start_logs(&config.log)?;
                 dev::run(config, args, &output)
             }
             Command::Admin(command) => {
@@ -132,8 +133,12 @@ fn set(flags: &mut Table, section: &str, key: &str, value: Option<String>) {
 fn quiet(file: Option<PathBuf>, flags: Table) -> anyhow::Result<Config> {
     let config = Config::load(file, flags)?;
     let log = LogConfig { level: "warn".to_owned(), ..config.log.clone() };
-    telemetry::init(&log.telemetry())?;
+    start_logs(&log)?;
     Ok(config)
+}
+
+fn start_logs(log: &LogConfig) -> Result<(), ExitError> {
+    telemetry::init(&log.telemetry()).map_err(|error| ExitError::new(exit::CONFIG, error.to_string()))
 }
 
 fn in_one_thread(future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ mod book;
 mod check;
 mod post;
 mod recover;
+mod resolve;
 
 use std::sync::Arc;
 

@@ -14,12 +14,14 @@ use crate::world::{Market, NOW, account, chat, databases, user_id};
 /// Steps per history; `CXMPUTE_TEST_STEPS` asks for more.
 const STEPS: usize = 1500;
 
-fn event() -> impl Strategy<Value = Event> {
+/// Pools grow with the history, so that duplicates stay common and new things stay possible.
+fn event(steps: usize) -> impl Strategy<Value = Event> {
+    let (requests, keys) = (steps / 7 + 1, steps / 5 + 1);
     let amount = prop_oneof![10 => 0_i64..5_000, 1 => -5_i64..0, 1 => Just(i64::MAX)].prop_map(MicroCredits);
     let payer = (0_u8..3).prop_map(|n| user_id(&format!("payer{n}")));
     let provider = (0_u8..2).prop_map(|n| user_id(&format!("provider{n}")));
-    let request = (0_u16..200).prop_map(|n| RequestId::from_tail(&format!("r{n}")).to_string());
-    let key = (0_u16..300).prop_map(|n| format!("k{n}"));
+    let request = (0..requests).prop_map(|n| RequestId::from_tail(&format!("r{n}")).to_string());
+    let key = (0..keys).prop_map(|n| format!("k{n}"));
     (0_u8..9, key, request, payer, provider, amount).prop_map(
         |(kind, key, request, payer, provider, amount)| match kind {
             0 => Event::Deposit { key, user: payer, amount },
@@ -148,7 +150,7 @@ async fn random_histories_agree_with_the_ledger_as_a_value() {
         let mut player = Player { market, holds: BTreeMap::new() };
         let mut book = Book::default();
         let mut runner = proptest::test_runner::TestRunner::deterministic();
-        let strategy = event();
+        let strategy = event(steps);
         let mut entered = 0;
         for n in 0..steps {
             let mut event = strategy.new_tree(&mut runner).unwrap().current();

@@ -311,13 +311,10 @@ impl Conversation {
     }
 
     async fn fill(&mut self) -> Result<bool> {
-        let mut part = [0_u8; 16 * 1024];
-        let Ok(read) = timeout(PATIENCE, self.stream.read(&mut part)).await else {
+        let Ok(read) = timeout(PATIENCE, self.stream.read_buf(&mut self.buffer)).await else {
             bail!("nothing arrived for {PATIENCE:?}");
         };
-        let count = read?;
-        self.buffer.extend_from_slice(&part[..count]);
-        Ok(count > 0)
+        Ok(read? > 0)
     }
 }
 

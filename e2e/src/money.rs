@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use cxmpute_market::catalogue::Catalogue;
+use cxmpute_market::ledger::End;
 use cxmpute_market::price::{PriceRow, Units, cost};
 use cxmpute_store::Db;
 use cxmpute_tokens::TokenCounter;
@@ -107,6 +108,15 @@ impl Money {
             .filter(|posting| is_payer(&posting.account))
             .map(|posting| posting.amount.0)
             .sum::<i64>())
+    }
+
+    /// Whether a request of this user ended by itself as one whole answer, not as a stream.
+    ///
+    /// # Errors
+    /// The store failed, or there is no such request.
+    pub async fn is_whole_answer(&self, request: &str, user: &str) -> Result<bool> {
+        let row = self.db.generation(&id(request)?, &user.parse()?).await?.context("no such request")?;
+        Ok(!row.streamed && row.end == Some(End::Finished))
     }
 
     /// Generations that run now.

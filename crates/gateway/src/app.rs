@@ -173,7 +173,8 @@ impl App {
     /// Reads the tokenizers before the first request needs one, off the async threads.
     async fn read_tokenizers(&self) {
         let (counters, catalogue) = (self.counters.clone(), self.catalogue.clone());
-        let missing = tokio::task::spawn_blocking(move || counters.load(&catalogue)).await.unwrap_or_default();
+        let missing =
+            tokio::task::spawn_blocking(move || counters.load(&catalogue)).await.unwrap_or_default();
         if !missing.is_empty() {
             tracing::info!(models = ?missing, "no tokenizer in catalogue.models_dir; these models are not counted by tokens");
         }
@@ -201,10 +202,11 @@ impl Listeners {
     /// Opens the configured addresses.
     pub async fn bind(config: &Config) -> Result<Self, ExitError> {
         let api = listen::bind(config.server.bind, "server.bind").await?;
-        let metrics = match config.metrics.address().map_err(|message| ExitError::new(exit::CONFIG, message))? {
-            Some(address) => Some(listen::bind(address, "metrics.bind").await?),
-            None => None,
-        };
+        let metrics =
+            match config.metrics.address().map_err(|message| ExitError::new(exit::CONFIG, message))? {
+                Some(address) => Some(listen::bind(address, "metrics.bind").await?),
+                None => None,
+            };
         Ok(Self { api, metrics })
     }
 
@@ -252,7 +254,9 @@ fn unusable(error: DbError) -> ExitError {
         _ => exit::DATABASE,
     };
     let message = match &error {
-        DbError::Unavailable(_) => "The database does not answer; is it running, and is store.url right?".to_owned(),
+        DbError::Unavailable(_) => {
+            "The database does not answer; is it running, and is store.url right?".to_owned()
+        }
         other => {
             let text = other.to_string();
             match text.strip_prefix("the ") {
@@ -271,7 +275,10 @@ fn load_catalogue(path: Option<&Path>) -> anyhow::Result<Catalogue> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         ExitError::caused(
             exit::MODEL_MISSING,
-            format!("The catalogue {} (catalogue.path) cannot be read; correct the key or leave it out.", path.display()),
+            format!(
+                "The catalogue {} (catalogue.path) cannot be read; correct the key or leave it out.",
+                path.display()
+            ),
             error,
         )
     })?;

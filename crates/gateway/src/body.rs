@@ -49,7 +49,8 @@ impl Pace {
 
 /// Reads a whole body.
 pub async fn read(body: Body, headers: &HeaderMap, limit: usize, pace: Option<Pace>) -> ApiResult<Bytes> {
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let announced =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if headers.contains_key(header::EXPECT) && announced.is_some_and(|length| length > limit as u64) {
         // The client waits for permission to send; it gets the refusal instead.
         return Err(ApiError::body_too_large(limit));
@@ -60,7 +61,8 @@ pub async fn read(body: Body, headers: &HeaderMap, limit: usize, pace: Option<Pa
         // The usual case: one frame, no copy.
         return Ok(first);
     }
-    let mut whole = BytesMut::with_capacity(announced.map_or(first.len(), |length| length.min(limit as u64) as usize));
+    let mut whole =
+        BytesMut::with_capacity(announced.map_or(first.len(), |length| length.min(limit as u64) as usize));
     let mut next = Some(first);
     while let Some(chunk) = next {
         if whole.len() + chunk.len() > limit {
@@ -84,12 +86,15 @@ impl Reader {
     async fn next(&mut self) -> ApiResult<Option<Bytes>> {
         loop {
             let frame = match self.pace {
-                Some(pace) => timeout_at(self.since + pace.window, self.body.frame()).await.map_err(|_| too_slow(pace))?,
+                Some(pace) => timeout_at(self.since + pace.window, self.body.frame())
+                    .await
+                    .map_err(|_| too_slow(pace))?,
                 None => self.body.frame().await,
             };
             let Some(frame) = frame else { return Ok(None) };
             let frame = frame.map_err(|error| {
-                ApiError::new(Code::ClientClosed, "The body ended before its announced length.").caused_by(error)
+                ApiError::new(Code::ClientClosed, "The body ended before its announced length.")
+                    .caused_by(error)
             })?;
             let Ok(data) = frame.into_data() else { continue };
             self.arrived += data.len() as u64;
@@ -126,7 +131,8 @@ impl FromRequest<Arc<App>> for RawBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
-        let limit = request.extensions().get::<Matched>().map_or(JSON_LIMIT, |matched| matched.route().body_limit);
+        let limit =
+            request.extensions().get::<Matched>().map_or(JSON_LIMIT, |matched| matched.route().body_limit);
         let (parts, body) = request.into_parts();
         let bytes = read(body, &parts.headers, limit, Pace::of(app)).await?;
         #[cfg(feature = "sabotage")]

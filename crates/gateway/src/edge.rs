@@ -135,14 +135,23 @@ fn refuse_early(app: &App, request: &Request<Body>, found: Option<usize>) -> Opt
 fn check_head(uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
     let address = uri.path_and_query().map_or(0, |text| text.as_str().len());
     if address > URI_LIMIT {
-        return Err(ApiError::new(Code::UriTooLong, format!("The address is longer than {URI_LIMIT} bytes.")));
+        return Err(ApiError::new(
+            Code::UriTooLong,
+            format!("The address is longer than {URI_LIMIT} bytes."),
+        ));
     }
     if headers.len() > FIELDS_LIMIT {
-        return Err(ApiError::new(Code::HeadTooLarge, format!("The head has more than {FIELDS_LIMIT} fields.")));
+        return Err(ApiError::new(
+            Code::HeadTooLarge,
+            format!("The head has more than {FIELDS_LIMIT} fields."),
+        ));
     }
     let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if size + address > HEAD_LIMIT {
-        return Err(ApiError::new(Code::HeadTooLarge, format!("The head is larger than {HEAD_LIMIT} bytes.")));
+        return Err(ApiError::new(
+            Code::HeadTooLarge,
+            format!("The head is larger than {HEAD_LIMIT} bytes."),
+        ));
     }
     Ok(())
 }

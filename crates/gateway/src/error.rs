@@ -165,8 +165,11 @@ impl ApiError {
     /// 404: no such model.
     pub fn model_not_found(model: &str) -> Self {
         let shown: String = model.chars().take(128).collect();
-        Self::new(Code::ModelNotFound, format!("The model `{shown}` does not exist; GET /v1/models lists all."))
-            .param("model")
+        Self::new(
+            Code::ModelNotFound,
+            format!("The model `{shown}` does not exist; GET /v1/models lists all."),
+        )
+        .param("model")
     }
 
     /// 404: missing and foreign objects look the same.
@@ -176,13 +179,19 @@ impl ApiError {
 
     /// 413.
     pub fn body_too_large(limit: usize) -> Self {
-        Self::new(Code::BodyTooLarge, format!("The body is larger than the {limit} bytes that this route takes."))
+        Self::new(
+            Code::BodyTooLarge,
+            format!("The body is larger than the {limit} bytes that this route takes."),
+        )
     }
 
     /// 500 for faults of our own. Never for anything a client sent.
     pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
-        Self::new(Code::InternalError, "The gateway failed; the request id helps the operator to find out why.")
-            .caused_by(cause)
+        Self::new(
+            Code::InternalError,
+            "The gateway failed; the request id helps the operator to find out why.",
+        )
+        .caused_by(cause)
     }
 
     /// 503: the store is away. Never a 401 (GR section 10).
@@ -249,7 +258,10 @@ impl ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         // What is left of an oversized or stuck request is not read, so the connection cannot be used again.
-        if matches!(self.code, Code::BodyTooLarge | Code::HeadTooLarge | Code::UriTooLong | Code::RequestTimeout) {
+        if matches!(
+            self.code,
+            Code::BodyTooLarge | Code::HeadTooLarge | Code::UriTooLong | Code::RequestTimeout
+        ) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -294,7 +306,8 @@ mod tests {
 
     #[test]
     fn the_envelope_has_openai_s_fields_and_no_cause() {
-        let error = ApiError::invalid_parameter("n", "n must be 1 to 8.").caused_by(anyhow::anyhow!("secret inside"));
+        let error =
+            ApiError::invalid_parameter("n", "n must be 1 to 8.").caused_by(anyhow::anyhow!("secret inside"));
         let id = RequestId::from_tail("0197");
         let text = serde_json::to_string(&error.envelope(Some(&id))).unwrap();
         assert_eq!(
@@ -322,7 +335,9 @@ mod tests {
 
     #[test]
     fn the_seed_s_shape_is_flat() {
-        let error = ApiError::new(Code::NodeUnknown, "Provision not found.").with("action", "enrol").shape(Shape::Seed);
+        let error = ApiError::new(Code::NodeUnknown, "Provision not found.")
+            .with("action", "enrol")
+            .shape(Shape::Seed);
         let text = serde_json::to_string(&error.seed_body(None)).unwrap();
         assert_eq!(text, r#"{"error":"Provision not found.","code":"node_unknown","action":"enrol"}"#);
     }

@@ -26,10 +26,9 @@ pub fn check(bytes: &[u8]) -> ApiResult<()> {
         return Err(ApiError::invalid_json("The body is empty; this route takes a JSON object."));
     }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    Strict { depth: 0 }
-        .deserialize(&mut reader)
-        .and_then(|()| reader.end())
-        .map_err(|error| ApiError::invalid_json(format!("The body is not acceptable JSON: {}.", cut(&error.to_string()))))
+    Strict { depth: 0 }.deserialize(&mut reader).and_then(|()| reader.end()).map_err(|error| {
+        ApiError::invalid_json(format!("The body is not acceptable JSON: {}.", cut(&error.to_string())))
+    })
 }
 
 /// An error of a type that was given acceptable JSON: some field is wrong or missing.
@@ -39,7 +38,8 @@ pub fn data_error(error: &serde_json::Error) -> ApiError {
     let text = text.strip_suffix(&place).unwrap_or(&text);
     let named = text.strip_prefix("missing field `").or_else(|| text.strip_prefix("unknown field `"));
     let field = named.and_then(|rest| rest.split('`').next());
-    let error = ApiError::new(cxmpute_wire::Code::InvalidParameter, format!("The body does not fit: {}.", cut(text)));
+    let error =
+        ApiError::new(cxmpute_wire::Code::InvalidParameter, format!("The body does not fit: {}.", cut(text)));
     match field {
         Some(field) => error.param(field),
         None => error,
@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn ordinary_bodies_pass() {
-        for body in [r#"{"a":[1,2.5,-3,"x",null,true,{"a":1}],"b":{"a":2}}"#, "[]", "1e3", r#"{"A":1,"a":2}"#] {
+        for body in [r#"{"a":[1,2.5,-3,"x",null,true,{"a":1}],"b":{"a":2}}"#, "[]", "1e3", r#"{"A":1,"a":2}"#]
+        {
             assert_eq!(code(body), None, "{body}");
         }
     }

@@ -88,7 +88,10 @@ pub fn load_tls(config: &ServerConfig) -> Result<Option<TlsAcceptor>, ExitError>
         return Ok(None);
     }
     let (Some(certificate), Some(key)) = (&config.tls_certificate, &config.tls_key) else {
-        return Err(ExitError::new(exit::CONFIG, "server.tls = \"files\" needs server.tls_certificate and server.tls_key."));
+        return Err(ExitError::new(
+            exit::CONFIG,
+            "server.tls = \"files\" needs server.tls_certificate and server.tls_key.",
+        ));
     };
     let wrong = |file: &Path, what: &str, error: String| {
         ExitError::caused(exit::CONFIG, format!("{} holds no usable {what} in PEM.", file.display()), error)
@@ -99,7 +102,8 @@ pub fn load_tls(config: &ServerConfig) -> Result<Option<TlsAcceptor>, ExitError>
     if chain.is_empty() {
         return Err(wrong(certificate, "certificate", "the file has none".to_owned()));
     }
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, "private key", error.to_string()))?;
+    let secret =
+        PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, "private key", error.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -120,7 +124,8 @@ async fn accept(app: Arc<App>, listener: TcpListener, front: Front) {
         match accepted {
             Ok((stream, peer)) => admit(&app, stream, peer.ip().to_canonical(), &peers, front.clone()),
             // The client is gone already.
-            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
             Err(error) => {
                 // Out of file descriptors or memory: running connections free some soon.
                 tracing::error!(%error, "cannot accept connections");

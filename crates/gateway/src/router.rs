@@ -86,8 +86,12 @@ const fn probe(path: &'static str, handler: Handler) -> Route {
 /// The table.
 pub static ROUTES: &[Route] = &[
     // For users: OpenAI's shapes.
-    route(Method::POST, "/chat/completions", Access::Key, Cost::Work, || post(openai::chat::create_chat_completion)),
-    route(Method::POST, "/completions", Access::Key, Cost::Work, || post(openai::completion::create_completion)),
+    route(Method::POST, "/chat/completions", Access::Key, Cost::Work, || {
+        post(openai::chat::create_chat_completion)
+    }),
+    route(Method::POST, "/completions", Access::Key, Cost::Work, || {
+        post(openai::completion::create_completion)
+    }),
     route(Method::POST, "/embeddings", Access::Key, Cost::Work, || post(openai::embedding::create_embedding)),
     route(Method::GET, "/models", Access::Public, Cost::Cheap, || get(openai::model::list_models)),
     route(Method::GET, "/models/{*id}", Access::Public, Cost::Cheap, || get(openai::model::get_model)),
@@ -104,13 +108,21 @@ pub static ROUTES: &[Route] = &[
         get(provider::provision::get_provision)
     }),
     // For programs written for the first seed (DESIGN D7).
-    route(Method::POST, "/providers/new", Access::ProviderKey, Cost::Store, || post(provider::seed::enrol_device)),
-    route(Method::POST, "/providers/start", Access::ProviderKey, Cost::Store, || post(provider::seed::start_device)),
+    route(Method::POST, "/providers/new", Access::ProviderKey, Cost::Store, || {
+        post(provider::seed::enrol_device)
+    }),
+    route(Method::POST, "/providers/start", Access::ProviderKey, Cost::Store, || {
+        post(provider::seed::start_device)
+    }),
     route(Method::POST, "/providers/start/callback", Access::ProviderKey, Cost::Store, || {
         post(provider::seed::report_started)
     }),
-    route(Method::POST, "/providers/end", Access::ProviderKey, Cost::Store, || post(provider::seed::end_services)),
-    route(Method::POST, "/providers/delete", Access::ProviderKey, Cost::Store, || post(provider::seed::retire_device)),
+    route(Method::POST, "/providers/end", Access::ProviderKey, Cost::Store, || {
+        post(provider::seed::end_services)
+    }),
+    route(Method::POST, "/providers/delete", Access::ProviderKey, Cost::Store, || {
+        post(provider::seed::retire_device)
+    }),
     route(Method::DELETE, "/providers/delete", Access::ProviderKey, Cost::Store, || {
         delete(provider::seed::retire_device)
     }),
@@ -173,7 +185,8 @@ impl RouteIndex {
     /// Position of the request's row in [`ROUTES`].
     #[must_use]
     pub fn find(&self, method: &Method, path: &str) -> Option<usize> {
-        let below = PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix).filter(|rest| rest.starts_with('/')));
+        let below =
+            PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix).filter(|rest| rest.starts_with('/')));
         let wanted = below.unwrap_or(path);
         // HEAD is served by the GET routes.
         let method = if method == Method::HEAD { &Method::GET } else { method };

@@ -8,7 +8,10 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{StatusCode, header};
-use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use crate::app::App;
@@ -45,7 +48,10 @@ impl Telemetry {
         describe_histogram!("cxmpute_http_request_seconds", "Time to the head of an answer.");
         describe_gauge!("cxmpute_connections", "Open connections of clients and nodes.");
         describe_counter!("cxmpute_refused_connections_total", "Connections closed at once, by reason.");
-        describe_counter!("cxmpute_enrolment_conflicts_total", "Enrolments refused because of another owner or key.");
+        describe_counter!(
+            "cxmpute_enrolment_conflicts_total",
+            "Enrolments refused because of another owner or key."
+        );
         describe_counter!("cxmpute_leaked_keys_total", "Keys that were sent in an address.");
         describe_counter!("cxmpute_meter_commits_total", "Durable commits of the group-commit writer.");
         describe_counter!("cxmpute_meter_operations_total", "Holds, settlements and notes in those commits.");

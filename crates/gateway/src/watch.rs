@@ -78,7 +78,11 @@ impl Activity {
             return None;
         }
         match self.head_since.load(Ordering::Acquire) {
-            0 => Some(self.start + Duration::from_millis(self.idle_since.load(Ordering::Acquire)) + spans.keep_alive?),
+            0 => Some(
+                self.start
+                    + Duration::from_millis(self.idle_since.load(Ordering::Acquire))
+                    + spans.keep_alive?,
+            ),
             since => Some(self.start + Duration::from_millis(since - 1) + spans.head?),
         }
     }
@@ -120,7 +124,10 @@ impl http_body::Body for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         Pin::new(&mut self.inner).poll_frame(cx)
     }
 
@@ -148,7 +155,15 @@ pub struct Watched<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     /// Watches a socket.
     pub fn new(io: T, activity: Arc<Activity>, spans: Spans) -> Self {
-        Self { io, prefix: Bytes::new(), activity, spans, read_sleep: None, write_sleep: None, stalled: false }
+        Self {
+            io,
+            prefix: Bytes::new(),
+            activity,
+            spans,
+            read_sleep: None,
+            write_sleep: None,
+            stalled: false,
+        }
     }
 
     /// Whether the client begins with the preface of HTTP/2. The bytes stay readable.
@@ -184,16 +199,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
             sleep.as_mut().reset(Instant::now() + span);
         }
         match sleep.as_mut().poll(cx) {
-            Poll::Ready(()) => {
-                Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the client does not take what it asked for")))
-            }
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
+                ErrorKind::TimedOut,
+                "the client does not take what it asked for",
+            ))),
             Poll::Pending => Poll::Pending,
         }
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.prefix.has_remaining() {
             let length = this.prefix.len().min(buffer.remaining());
@@ -213,7 +233,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
             sleep.as_mut().reset(deadline);
         }
         match sleep.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the client sends nothing"))),
+            Poll::Ready(()) => {
+                Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the client sends nothing")))
+            }
             Poll::Pending => Poll::Pending,
         }
     }

@@ -1,19 +1,22 @@
 //! The command line of `cxmpute-provider`.
 
+mod show;
+
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use cxmpute_runtime::exit::{self, ExitError};
-use cxmpute_runtime::{Clock, Secret, Tasks, lifecycle, telemetry};
+use cxmpute_runtime::{Clock, Secret, Tasks, telemetry};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
-use crate::agent::{self, Node};
+use crate::agent::{self, Deps, Node, NodeView};
 use crate::config::NodeConfig;
-use crate::local::{self, Question, StatusAnswer};
+use crate::local::{self, Question};
 use crate::output::{self, Output};
 use crate::{enrol, identity};
 
@@ -32,7 +35,8 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 5 data directory not \
 writable, 10 a new grant is needed, 14 revoked or suspended, 15 another copy of this node is active, 17 this program is \
-too old.\nEvery key of the configuration can be set as CXMPUTE_SECTION_KEY too.";
+too old.\nSignals of a running node: the first SIGTERM or SIGINT drains it (30 s at most), the second shortens that to 10 s, the \
+third stops at once.\nEvery key of the configuration can be set as CXMPUTE_SECTION_KEY too.";
 
 #[derive(Debug, Args)]
 struct Global {
@@ -108,7 +112,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no failures.
-            let code = if error.use_stderr() { exit::USAGE } else { exit::OK };
+            let code = if error.use_stderr() {
+                exit::USAGE
+            } else {
+                exit::OK
+            };
             let _ = error.print();
             return ExitCode::from(code);
         }
@@ -123,28 +131,34 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let output = if cli.global.json { Output::Json } else { Output::Human };
+    let output = if cli.global.json {
+        Output::Json
+    } else {
+        Output::Human
+    };
     let config = NodeConfig::read(cli.global.config.clone(), flags(&cli.global))?;
-    telemetry::init(&config.log).map_err(|error| ExitError::new(exit::CONFIG, error.to_string()))?;
-    // Two workers are plenty for relaying; engines have processes of their own.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    telemetry::init(&config.log)
+        .map_err(|error| ExitError::new(exit::CONFIG, error.to_string()))?;
+    // One thread relays for less than several would; engines have processes of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async move {
         match cli.command {
             Command::Enrol { grant, alias } => enrol_node(&config, &grant, alias, output).await,
             Command::Start { grant } => start(config, &grant, output).await,
             Command::Stop => stop(&config, output).await,
-            Command::Status => {
-                let answer = local::ask(&config.data_dir, Question::Status).await?;
-                output.result(&answer, &describe(&answer));
-                Ok(())
-            }
+            Command::Status => status(&config, output).await,
             Command::Services => {
                 let answer = local::ask(&config.data_dir, Question::Status).await?;
                 for service in &answer.services {
-                    output.result(service, &service_line(service));
+                    output.result(service, &show::service_line(service));
                 }
                 if answer.services.is_empty() && output == Output::Human {
-                    output.result(&(), "No services yet: the gateway has not planned any for this machine.");
+                    output.result(
+                        &(),
+                        "No services yet: the gateway has not planned any for this machine.",
+                    );
                 }
                 Ok(())
             }
@@ -155,7 +169,10 @@ fn run(cli: Cli) -> Result<()> {
 fn flags(global: &Global) -> toml::Table {
     let mut flags = toml::Table::new();
     if let Some(dir) = &global.data_dir {
-        flags.insert("data_dir".into(), toml::Value::String(dir.display().to_string()));
+        flags.insert(
+            "data_dir".into(),
+            toml::Value::String(dir.display().to_string()),
+        );
     }
     if let Some(url) = &global.api_url {
         let api = toml::Table::from_iter([("url".to_owned(), toml::Value::String(url.clone()))]);
@@ -172,12 +189,23 @@ async fn enrol_node(
 ) -> Result<()> {
     let identity = identity::load_or_create(&config.data_dir)?;
     let grant = grant.read()?;
-    let done = enrol::enrol(config, &identity, grant.as_ref(), alias, &Clock::system()).await?;
+    let done = Box::pin(enrol::enrol(
+        config,
+        &identity,
+        grant.as_ref(),
+        alias,
+        &Clock::system(),
+    ))
+    .await?;
     let value = json!({
         "provision_id": done.answer.provision_id, "owner": done.answer.owner, "state": done.answer.state,
         "created": done.created, "control_plane": config.api.url,
     });
-    let how = if done.created { "Enrolled" } else { "Already enrolled" };
+    let how = if done.created {
+        "Enrolled"
+    } else {
+        "Already enrolled"
+    };
     let text = format!(
         "{how} with {}\n  provision  {}\n  owner      {}\n  state      {}\nNext: cxmpute-provider start",
         config.api.url, done.answer.provision_id, done.answer.owner, done.answer.state
@@ -189,22 +217,105 @@ async fn enrol_node(
 async fn start(config: NodeConfig, grant: &GrantSource, output: Output) -> Result<()> {
     let (clock, tasks) = (Clock::system(), Tasks::new());
     let identity = identity::load_or_create(&config.data_dir)?;
-    agent::ensure_enrolled(&config, &identity, grant.read()?, &clock).await?;
+    if let Ok(other) = local::ask(&config.data_dir, Question::Status).await {
+        bail!(
+            "A node already runs in {} (pid {}).",
+            config.data_dir.display(),
+            other.pid
+        );
+    }
+    let grant = grant.read()?;
+    agent::ensure_enrolled(&config, &identity, grant.as_ref(), &clock).await?;
     let data_dir = config.data_dir.clone();
     let api = config.api.url.clone();
-    let node = Node::build(config, clock, tasks.clone())?;
-    local::open(&data_dir, node.running(), identity.provision_id.clone(), &tasks).await?;
-    lifecycle::signals(&tasks)?;
+    let mut deps = Deps::new(clock, tasks.clone());
+    deps.grant = grant;
+    let node = Node::build(config, deps)?;
+    let socket = local::open(&data_dir, node.view(), &tasks).await?;
+    listen_to_signals(&tasks, node.view())?;
     let value = json!({"event": "started", "pid": std::process::id(), "provision_id": identity.provision_id});
     let text = format!(
         "Node {} is starting and dials {api}. Ctrl-C drains and stops it; see it with: cxmpute-provider status",
         identity.provision_id
     );
     output.result(&value, &text);
-    let result = node.run().await;
+    let follower = tasks.spawn_owned("follow", show::follow(node.view(), output));
+    let result = Box::pin(node.run()).await;
+    drop((follower, socket));
     tasks.stop(Duration::from_secs(2)).await;
     output.result(&json!({"event": "stopped"}), "Node stopped.");
     result
+}
+
+/// First signal: drain. Second: drain for ten seconds at most. Third: stop at once (NR26).
+fn listen_to_signals(tasks: &Tasks, view: NodeView) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let own = tasks.clone();
+    tasks.spawn("signals", async move {
+        let hard = own.hard();
+        for count in 1u8.. {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                () = hard.cancelled() => return,
+            }
+            match count {
+                1 => {
+                    tracing::info!("draining; a second signal shortens that to 10 s");
+                    own.soft().cancel();
+                }
+                2 => {
+                    tracing::warn!("stopping within 10 s; a third signal stops at once");
+                    view.hurry.cancel();
+                }
+                _ => {
+                    tracing::warn!("stopping at once");
+                    own.hard().cancel();
+                    return;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// The running node's word; without one, what is known of it here and at its server.
+async fn status(config: &NodeConfig, output: Output) -> Result<()> {
+    if let Ok(answer) = local::ask(&config.data_dir, Question::Status).await {
+        output.result(&answer, &show::describe(&answer));
+        return Ok(());
+    }
+    let identity = identity::load(&config.data_dir)?;
+    let state = identity::read_state(&config.data_dir)?;
+    let enrolled = identity.filter(|_| state.api_url.is_some());
+    let Some(identity) = enrolled else {
+        let message = "Not enrolled. Get a grant from the operator and run: cxmpute-provider enrol --grant-file FILE";
+        let value =
+            json!({"running": false, "reason": {"code": "not_enrolled", "message": message}});
+        output.result(&value, "Node       not enrolled");
+        return Err(ExitError::new(exit::OTHER, message).into());
+    };
+    let server = enrol::ask_server(config, &identity, &Clock::system()).await;
+    let word = match &server {
+        Ok(known) => known["state"].as_str().unwrap_or("unknown").to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    let message = format!(
+        "No node runs in {}; start it with: cxmpute-provider start",
+        config.data_dir.display()
+    );
+    let value = json!({
+        "running": false, "provision_id": identity.provision_id, "owner": state.owner, "server": server.ok(),
+        "reason": {"code": "not_running", "message": message},
+    });
+    let text = format!(
+        "Node       {} (not running)\nServer     {word}",
+        identity.provision_id
+    );
+    output.result(&value, &text);
+    // The result is complete; the exit code tells scripts that nothing runs.
+    Err(ExitError::new(exit::OTHER, message).into())
 }
 
 async fn stop(config: &NodeConfig, output: Output) -> Result<()> {
@@ -215,9 +326,15 @@ async fn stop(config: &NodeConfig, output: Output) -> Result<()> {
             looks.tick().await;
         }
     };
-    tokio::time::timeout(STOP_WITHIN, ended).await.with_context(|| {
-        format!("The node (pid {}) did not end within {} s", answer.pid, STOP_WITHIN.as_secs())
-    })?;
+    tokio::time::timeout(STOP_WITHIN, ended)
+        .await
+        .with_context(|| {
+            format!(
+                "The node (pid {}) did not end within {} s",
+                answer.pid,
+                STOP_WITHIN.as_secs()
+            )
+        })?;
     output.result(
         &json!({"event": "stopped", "pid": answer.pid}),
         &format!("Node (pid {}) stopped.", answer.pid),
@@ -229,51 +346,11 @@ async fn stop(config: &NodeConfig, output: Output) -> Result<()> {
 fn lives(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in brackets may hold anything; the state follows the last bracket.
-    let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.trim_start().chars().next());
     state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
-}
-
-fn describe(answer: &StatusAnswer) -> String {
-    let server = answer.server.as_ref().map_or("no word from the server yet", |status| status.state.as_str());
-    let mut text = format!(
-        "Node       {} (pid {})\nServer     {server}\nTunnel     {} (epoch {}, plan {})\n",
-        answer.provision_id,
-        answer.pid,
-        if answer.connected { "up" } else { "down" },
-        answer.epoch,
-        answer.generation,
-    );
-    match &answer.reason {
-        Some(reason) => text.push_str(&format!("Earning    no: {reason}\n")),
-        None => text.push_str("Earning    yes, as work comes\n"),
-    }
-    for (at, service) in answer.services.iter().enumerate() {
-        text.push_str(if at == 0 { "Services   " } else { "           " });
-        text.push_str(&service_line(service));
-        text.push('\n');
-    }
-    if answer.services.is_empty() {
-        text.push_str("Services   -\n");
-    }
-    text.trim_end().to_owned()
-}
-
-fn service_line(service: &cxmpute_wire::control::ObservedService) -> String {
-    let state = serde_json::to_value(service.state)
-        .ok()
-        .and_then(|v| v.as_str().map(str::to_owned))
-        .unwrap_or_default();
-    let engine = match (service.engine.as_str(), service.pid) {
-        ("", _) => "-".to_owned(),
-        (engine, Some(pid)) => format!("{engine}, pid {pid}"),
-        (engine, None) => engine.to_owned(),
-    };
-    let load = format!("{}/{} busy", service.in_flight, service.slots);
-    let line = format!("{:<28} {state:<9} {load:<11} {engine}", service.service_id.as_str());
-    match &service.detail {
-        Some(detail) => format!("{line}\n           {detail}"),
-        None => line,
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use cxmpute_wire::{Code, RequestId};
 use http::Method;
 
 use crate::config::NodeConfig;
+use crate::diagnose;
 use crate::identity::{self, Identity};
 
 /// How an enrolment went.
@@ -35,6 +36,9 @@ pub async fn enrol(
     clock: &Clock,
 ) -> Result<Enrolled> {
     let roots = Roots::new(config.api.ca_file.as_deref())?;
+    let client = HttpClient::new(roots);
+    let mut diagnostics = diagnose::measure(&config.models_dir());
+    diagnostics.net = diagnose::net::reach(&client, &config.api.url, clock).await;
     let signer = Signer::new(identity.key.clone(), clock.clone());
     let run = data_encoding::HEXLOWER.encode(&cxmpute_runtime::random::bytes::<8>());
     let request = EnrolRequest {
@@ -47,13 +51,13 @@ pub async fn enrol(
             state: config.location.state.clone(),
             city: config.location.city.clone(),
         },
-        diagnostics: crate::diagnose::measure(&config.models_dir()),
+        diagnostics,
         software: software(),
         alias,
     };
     let path = format!("/api/v1/provisions/{}", identity.provision_id);
     let body = Bytes::from(serde_json::to_vec(&request)?);
-    let answer = HttpClient::new(roots)
+    let answer = client
         .signed(&signer, &config.api.url, Method::PUT, &path, body)
         .await
         .with_context(|| format!("The control plane at {} cannot be reached", config.api.url))?;
@@ -72,6 +76,25 @@ pub async fn enrol(
     Ok(Enrolled { answer, created })
 }
 
+/// What the server knows of this node.
+///
+/// # Errors
+/// It cannot be reached, or does not know this node.
+pub async fn ask_server(
+    config: &NodeConfig,
+    identity: &Identity,
+    clock: &Clock,
+) -> Result<serde_json::Value> {
+    let client = HttpClient::new(Roots::new(config.api.ca_file.as_deref())?);
+    let signer = Signer::new(identity.key.clone(), clock.clone());
+    let path = format!("/api/v1/provisions/{}", identity.provision_id);
+    let answer = client
+        .signed(&signer, &config.api.url, Method::GET, &path, Bytes::new())
+        .await?;
+    anyhow::ensure!(answer.status.is_success(), "{}", answer.message());
+    Ok(answer.json())
+}
+
 fn software() -> Software {
     Software {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -82,17 +105,23 @@ fn software() -> Software {
 
 fn refusal(code: Option<Code>, message: &str, status: u16) -> ExitError {
     let (exit_code, hint) = match code {
-        Some(Code::GrantInvalid | Code::GrantSpent | Code::GrantExpired) => {
-            (exit::GRANT, "Ask the operator for a new grant (`cxmpute admin grant create`).")
-        }
+        Some(Code::GrantInvalid | Code::GrantSpent | Code::GrantExpired) => (
+            exit::GRANT,
+            "Ask the operator for a new grant (`cxmpute admin grant create USER`).",
+        ),
         Some(Code::NodeConflict) => (
             exit::GRANT,
             "This id belongs to another owner or key: move the data directory away to begin as a new node.",
         ),
-        Some(Code::NodeRevoked | Code::AccountSuspended) => (exit::REVOKED, "Ask the operator why."),
+        Some(Code::NodeRevoked | Code::AccountSuspended) => {
+            (exit::REVOKED, "Ask the operator why.")
+        }
         Some(Code::VersionTooOld) => (exit::VERSION_TOO_OLD, "Update this program."),
         _ => (exit::OTHER, "Try again; if it stays, ask the operator."),
     };
     let code = code.map_or_else(|| format!("status {status}"), |code| code.to_string());
-    ExitError::new(exit_code, format!("Enrolment was refused ({code}): {message} {hint}"))
+    ExitError::new(
+        exit_code,
+        format!("Enrolment was refused ({code}): {message} {hint}"),
+    )
 }

@@ -1,20 +1,21 @@
-//! The socket that `status`, `services` and `stop` talk to: one JSON line asks, one JSON line answers. It lies in the
-//! private data directory; no other user can reach it.
+//! The socket that `status`, `services` and `stop` talk to: one JSON line asks, one JSON line answers. It lies in a
+//! private directory; no other user can reach it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use cxmpute_runtime::Tasks;
+use cxmpute_runtime::lifecycle::OwnedTask;
 use cxmpute_wire::control::{NodeStatus, ObservedService};
 use cxmpute_wire::{Epoch, Generation, ProvisionId};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::agent::Running;
-use crate::engines::builtin::socket_path;
+use crate::agent::NodeView;
+use crate::place;
+use crate::standing::{Facts, Reason, why_idle};
 
 /// Longest question that is read.
 const QUESTION_LIMIT_BYTES: u64 = 4096;
@@ -34,6 +35,8 @@ pub enum Question {
 /// A running node's answer.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct StatusAnswer {
+    /// True; a node that does not run answers nothing.
+    pub running: bool,
     /// Process id of the node.
     pub pid: u32,
     /// The provision.
@@ -48,103 +51,105 @@ pub struct StatusAnswer {
     pub server: Option<NodeStatus>,
     /// What runs.
     pub services: Vec<ObservedService>,
+    /// Requests being worked on.
+    pub in_flight: u32,
     /// Whether it is leaving.
     pub draining: bool,
     /// The one reason for not earning now; absent while work can come.
-    pub reason: Option<String>,
-}
-
-/// Path of the socket of a data directory.
-#[must_use]
-pub fn path(data_dir: &Path) -> PathBuf {
-    socket_path(data_dir, "node")
+    pub reason: Option<Reason>,
 }
 
 /// What the node would say of itself now.
 #[must_use]
-pub fn answer(running: &Running, provision_id: &ProvisionId) -> StatusAnswer {
-    let seen = running.seen();
-    let services = running.observed();
-    let draining = running.is_draining();
-    let reason = if draining {
-        Some("draining: the node is leaving".to_owned())
-    } else if !seen.connected {
-        Some(format!("tunnel_down: {}", seen.trouble.as_deref().unwrap_or("dialling")))
-    } else if let Some(reason) = seen.status.as_ref().and_then(|status| status.reason.clone()) {
-        Some(reason)
-    } else if seen.status.is_none() {
-        Some("starting: waiting for the gateway's first word".to_owned())
-    } else {
-        None
+pub fn answer(view: &NodeView) -> StatusAnswer {
+    let seen = view.seen.borrow().clone();
+    let (generation, services) = view.services.observed();
+    let draining = view.services.is_draining();
+    let facts = Facts {
+        draining,
+        connected: seen.connected,
+        trouble: seen.trouble.as_deref(),
+        server: seen.status.as_ref(),
+        services: &services,
     };
     StatusAnswer {
+        running: true,
         pid: std::process::id(),
-        provision_id: provision_id.clone(),
+        provision_id: view.provision_id.clone(),
         connected: seen.connected,
         epoch: seen.epoch,
-        generation: seen.generation,
+        generation,
+        reason: why_idle(facts),
+        in_flight: services.iter().map(|service| service.in_flight).sum(),
         server: seen.status,
         services,
         draining,
-        reason,
     }
 }
 
-/// Opens the socket and answers until the process stops. A second node in the same directory is refused.
+/// An open socket; dropping it closes it and removes its file.
+#[derive(Debug)]
+pub struct LocalSocket {
+    path: PathBuf,
+    _task: OwnedTask,
+}
+
+impl Drop for LocalSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Opens the socket. A second node in the same directory is refused.
 ///
 /// # Errors
 /// Another node runs in this directory, or the socket cannot be made.
-pub async fn open(
-    data_dir: &Path,
-    running: Arc<Running>,
-    provision_id: ProvisionId,
-    tasks: &Tasks,
-) -> Result<()> {
-    let path = path(data_dir);
+pub async fn open(data_dir: &Path, view: NodeView, tasks: &Tasks) -> Result<LocalSocket> {
+    let path = place::node_socket(data_dir);
     if let Some(dir) = path.parent() {
-        crate::identity::prepare(dir)?;
+        place::make_private(dir).with_context(|| format!("making {}", dir.display()))?;
     }
-    if ask(data_dir, Question::Status).await.is_ok() {
-        anyhow::bail!("A node already runs in {}; see it with: cxmpute-provider status", data_dir.display());
+    if let Ok(other) = ask(data_dir, Question::Status).await {
+        bail!(
+            "A node already runs in {} (pid {}); see it with: cxmpute-provider status",
+            data_dir.display(),
+            other.pid
+        );
     }
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).with_context(|| format!("opening {}", path.display()))?;
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("opening {}", path.display()))?;
     let own = tasks.clone();
-    tasks.spawn("local-socket", async move {
-        let hard = own.hard();
-        let soft = own.soft();
+    let task = tasks.spawn_owned("local-socket", async move {
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = hard.cancelled() => break,
-                // During the drain the socket stays silent: asking again tells that the node is on its way out.
-                () = soft.cancelled() => break,
-            };
-            let Ok((stream, _)) = accepted else { continue };
-            let (running, provision_id, tasks) = (running.clone(), provision_id.clone(), own.clone());
-            own.spawn("local-question", async move {
-                let _ = tokio::time::timeout(TIMEOUT, reply(stream, &running, &provision_id, &tasks)).await;
-            });
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let (view, tasks) = (view.clone(), own.clone());
+                    own.spawn("local-question", async move {
+                        let _ = tokio::time::timeout(TIMEOUT, reply(stream, &view, &tasks)).await;
+                    });
+                }
+                // No free file descriptors: less of a pause would burn a core.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
         }
-        let _ = std::fs::remove_file(&path);
     });
-    Ok(())
+    Ok(LocalSocket { path, _task: task })
 }
 
-async fn reply(
-    stream: UnixStream,
-    running: &Running,
-    provision_id: &ProvisionId,
-    tasks: &Tasks,
-) -> Result<()> {
+async fn reply(stream: UnixStream, view: &NodeView, tasks: &Tasks) -> Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
-    (&mut stream).take(QUESTION_LIMIT_BYTES).read_line(&mut line).await?;
+    (&mut stream)
+        .take(QUESTION_LIMIT_BYTES)
+        .read_line(&mut line)
+        .await?;
     let question: Question = serde_json::from_str(&line)?;
-    let mut text = serde_json::to_string(&answer(running, provision_id))?;
+    let mut text = serde_json::to_string(&answer(view))?;
     text.push('\n');
     stream.get_mut().write_all(text.as_bytes()).await?;
     if question == Question::Stop {
+        tracing::info!("asked to stop by `cxmpute-provider stop`");
         tasks.soft().cancel();
     }
     Ok(())
@@ -156,7 +161,7 @@ async fn reply(
 /// None runs there.
 pub async fn ask(data_dir: &Path, question: Question) -> Result<StatusAnswer> {
     let exchange = async {
-        let mut stream = BufReader::new(UnixStream::connect(path(data_dir)).await?);
+        let mut stream = BufReader::new(UnixStream::connect(place::node_socket(data_dir)).await?);
         let mut line = serde_json::to_string(&question)?;
         line.push('\n');
         stream.get_mut().write_all(line.as_bytes()).await?;
@@ -165,7 +170,13 @@ pub async fn ask(data_dir: &Path, question: Question) -> Result<StatusAnswer> {
         Ok::<_, anyhow::Error>(serde_json::from_str(&answer)?)
     };
     let answered = tokio::time::timeout(TIMEOUT, exchange).await;
-    answered.context("no answer within 5 s").and_then(|answer| answer).with_context(|| {
-        format!("No node runs in {}; start it with: cxmpute-provider start", data_dir.display())
-    })
+    answered
+        .context("no answer within 5 s")
+        .and_then(|answer| answer)
+        .with_context(|| {
+            format!(
+                "No node runs in {}; start it with: cxmpute-provider start",
+                data_dir.display()
+            )
+        })
 }

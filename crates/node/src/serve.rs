@@ -1,127 +1,180 @@
 //! Work: from the tunnel to an engine and back. The engine's headers never leave this machine; its bytes do, and the
 //! gateway parses every one of them.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use cxmpute_runtime::Tasks;
+use cxmpute_runtime::{Clock, Tasks};
 use cxmpute_tunnel::{WorkPath, WorkRequest, WorkResponder};
 use cxmpute_wire::Code;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use crate::agent::Running;
 use crate::engines::{EngineError, Reply};
+use crate::events::EventGate;
+use crate::services::Services;
 use crate::supervise::Place;
 
 /// Largest request body that is taken.
 const BODY_LIMIT_BYTES: usize = 24 * 1024 * 1024;
-/// Most of an engine's error that is read.
-const ERROR_LIMIT_BYTES: usize = 8 * 1024;
+/// Most of an engine's refusal that is read.
+const REFUSAL_LIMIT_BYTES: usize = 8 * 1024;
+/// Time the engine gets to refuse before the node accepts for it; the gateway waits 2 s for either (NR17).
+const REFUSAL_TIME: Duration = Duration::from_millis(1200);
+/// Longest sentence of an engine that is handed on.
+const MESSAGE_LIMIT_CHARS: usize = 500;
 
 /// Serves one piece of work to its end, or refuses it.
-pub async fn serve(mut work: WorkRequest, running: Arc<Running>, tasks: Tasks) {
-    let place = match running.enter(&work.head.service) {
+pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, tasks: Tasks) {
+    let deadline = Instant::now() + work.head.deadline.duration();
+    let decide_by = Instant::now() + REFUSAL_TIME;
+    let place = match services.enter(&work.head.service, work.head.generation) {
         Ok(place) => place,
         Err(code) => return work.refuse(code, refusal_text(code)),
     };
-    if running.is_draining() {
-        return work.refuse(Code::Draining, refusal_text(Code::Draining));
-    }
-    let body = match work.body(BODY_LIMIT_BYTES).await {
-        Ok(body) => body,
-        Err(cxmpute_tunnel::BodyError::TooLarge) => {
+    let body = match tokio::time::timeout_at(deadline, work.body(BODY_LIMIT_BYTES)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(cxmpute_tunnel::BodyError::TooLarge)) => {
             return work.refuse(Code::BodyTooLarge, "the request is too large");
         }
-        Err(cxmpute_tunnel::BodyError::Gone) => return,
+        Ok(Err(cxmpute_tunnel::BodyError::Gone)) | Err(_) => return,
     };
-    let Some(body) = with_model(&body, &place.model) else {
-        return work.refuse(Code::InvalidJson, "the request is no JSON object");
+    let planned = work.head.service.model().unwrap_or_default();
+    let body = match place.adapter.renames(planned) {
+        None => body,
+        Some(model) => match with_model(&body, model) {
+            Some(body) => body,
+            None => return work.refuse(Code::InvalidJson, "the request is no JSON object"),
+        },
     };
-    // The connection comes before the promise: an engine that just died costs the user nothing but a redirect.
-    let link = match place.endpoint.connect(&tasks).await {
-        Ok(link) => link,
-        Err(error) => {
-            tracing::debug!(%error, service = %work.head.service, "engine not reachable");
-            return work.refuse(Code::NotReady, "the engine cannot be reached");
-        }
-    };
-    let deadline = work.head.deadline.duration();
     let path = work.head.path;
-    let limit = usize::try_from(work.head.max_bytes).unwrap_or(usize::MAX);
-    let Ok(mut responder) = work.accept() else { return };
-    let answer = tokio::select! {
-        reply = link.post(path.as_str(), body) => reply,
-        () = responder.cancelled() => return,
-        () = tokio::time::sleep(deadline) => return report(responder, path, Code::DeadlineExceeded, "the engine was too slow", 504).await,
+    let adapter = place.adapter.clone();
+    let mut asking = std::pin::pin!(adapter.ask(path.as_str(), body, &tasks));
+    // Nothing is promised before the engine has had its say: what it refuses costs the user only a redirect.
+    let early = tokio::select! {
+        answer = &mut asking => Some(answer),
+        () = work.cancelled() => return,
+        () = tokio::time::sleep_until(decide_by) => None,
+    };
+    let (answer, responder) = match early {
+        Some(Ok(reply)) if reply.status().is_success() => {
+            let Ok(responder) = work.accept() else { return };
+            (Ok(reply), responder)
+        }
+        Some(Ok(reply)) => {
+            let (code, message) = engine_refusal(reply).await;
+            return work.refuse(code, &message);
+        }
+        Some(Err(error)) => {
+            tracing::debug!(%error, service = %work.head.service, "the engine did not answer");
+            if matches!(error, EngineError::Unreachable(_)) {
+                place.unreachable();
+                return work.refuse(Code::NotReady, "the engine cannot be reached");
+            }
+            return work.refuse(Code::EngineFailed, broken_text(&error));
+        }
+        None => {
+            let Ok(mut responder) = work.accept() else {
+                return;
+            };
+            let answer = tokio::select! {
+                answer = asking => answer,
+                () = responder.cancelled() => return,
+                () = tokio::time::sleep_until(deadline) => {
+                    return report(responder, path, Code::DeadlineExceeded, "the engine was too slow").await;
+                }
+            };
+            (answer, responder)
+        }
     };
     match answer {
-        Ok(reply) if reply.status.is_success() => {
-            relay(reply, responder, &place, limit, path, deadline).await
+        Ok(reply) if reply.status().is_success() => {
+            let relayed = relay(reply, responder, &place, &clock, path, deadline);
+            // A gateway that neither reads nor cancels does not hold a slot for ever.
+            let _ = tokio::time::timeout_at(deadline + REFUSAL_TIME, relayed).await;
         }
         Ok(reply) => {
-            let status = reply.status.as_u16();
-            let (code, message) = engine_error(reply, status).await;
-            report(responder, path, code, &message, status).await;
+            let (code, message) = engine_refusal(reply).await;
+            report(responder, path, code, &message).await;
         }
-        Err(error) => report(responder, path, Code::EngineFailed, broken_text(&error), 502).await,
+        Err(error) => report(responder, path, Code::EngineFailed, broken_text(&error)).await,
     }
 }
 
-/// Hands the engine's bytes on until its end, the gateway's loss of interest, the byte limit or the deadline.
+/// Hands the engine's answer on until its end, the gateway's loss of interest, the byte limit or the deadline.
 async fn relay(
     mut reply: Reply,
     mut responder: WorkResponder,
     place: &Place,
-    limit: usize,
+    clock: &Clock,
     path: WorkPath,
-    deadline: std::time::Duration,
+    deadline: Instant,
 ) {
-    let mut sent = 0usize;
-    let late = tokio::time::sleep(deadline);
+    let limit = responder.head.max_bytes;
+    let late = tokio::time::sleep_until(deadline);
     let mut late = std::pin::pin!(late);
+    let mut gate = (path != WorkPath::Embeddings).then(EventGate::default);
+    let mut sent = 0u64;
     loop {
         let chunk = tokio::select! {
             chunk = reply.chunk() => chunk,
             // Dropping the reply hangs up on the engine, which stops generating.
             () = responder.cancelled() => return,
             () = &mut late => {
-                return report(responder, path, Code::DeadlineExceeded, "the time for this request is over", 504).await;
+                return report(responder, path, Code::DeadlineExceeded, "the time for this request is over").await;
             }
         };
-        match chunk {
-            Some(Ok(bytes)) => {
-                sent = sent.saturating_add(bytes.len());
-                if sent > limit {
+        let (bytes, ended) = match (chunk, &mut gate) {
+            (Some(Err(error)), _) => {
+                return report(responder, path, Code::EngineFailed, broken_text(&error)).await;
+            }
+            (Some(Ok(bytes)), None) => (bytes, false),
+            (None, None) => (Bytes::new(), true),
+            (Some(Ok(bytes)), Some(gate)) => match gate.push(bytes) {
+                Ok(events) => (events, gate.is_done()),
+                Err(_) => {
                     return report(
                         responder,
                         path,
                         Code::EngineFailed,
-                        "the engine's answer is too long",
-                        502,
+                        "the engine sent no events",
                     )
                     .await;
                 }
-                if responder.send(bytes).await.is_err() {
-                    return;
+            },
+            (None, Some(gate)) => match gate.end() {
+                Some(events) => (events, true),
+                None => {
+                    return report(responder, path, Code::EngineFailed, "the engine broke off")
+                        .await;
                 }
-            }
-            Some(Err(error)) => {
-                return report(responder, path, Code::EngineFailed, broken_text(&error), 502).await;
-            }
-            None => {
-                place.succeeded();
-                return responder.finish();
-            }
+            },
+        };
+        sent = sent.saturating_add(bytes.len() as u64);
+        if sent > limit {
+            return report(
+                responder,
+                path,
+                Code::EngineFailed,
+                "the engine's answer is too long",
+            )
+            .await;
+        }
+        if responder.send(bytes).await.is_err() {
+            return;
+        }
+        if ended {
+            place.succeeded(clock);
+            return responder.finish();
         }
     }
 }
 
 /// An error after ACCEPT: one event of a stream, or the whole body.
-async fn report(mut responder: WorkResponder, path: WorkPath, code: Code, message: &str, status: u16) {
-    let error = serde_json::json!({"error": {"code": code, "message": message, "status": status}});
+async fn report(mut responder: WorkResponder, path: WorkPath, code: Code, message: &str) {
+    let error = json!({"error": {"code": code, "message": message, "status": code.status()}});
     let text = match path {
-        // The blank line in front ends an event that may have been cut in the middle.
-        WorkPath::ChatCompletions | WorkPath::Completions => format!("\n\ndata: {error}\n\n"),
+        WorkPath::ChatCompletions | WorkPath::Completions => format!("data: {error}\n\n"),
         WorkPath::Embeddings => error.to_string(),
     };
     if responder.send(Bytes::from(text)).await.is_ok() {
@@ -129,23 +182,35 @@ async fn report(mut responder: WorkResponder, path: WorkPath, code: Code, messag
     }
 }
 
-async fn engine_error(reply: Reply, status: u16) -> (Code, String) {
-    let body = reply.whole(ERROR_LIMIT_BYTES).await.unwrap_or_default();
+/// What an engine's refusal means to the gateway. Only faults of the request itself are blamed on the request.
+async fn engine_refusal(reply: Reply) -> (Code, String) {
+    let status = reply.status().as_u16();
+    let body = tokio::time::timeout(REFUSAL_TIME, reply.whole(REFUSAL_LIMIT_BYTES)).await;
+    let body = body.ok().and_then(Result::ok).unwrap_or_default();
     let error: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let message = error["error"]["message"].as_str().unwrap_or("the engine refused the request");
-    let given = error["error"]["code"].as_str().and_then(|code| code.parse().ok());
-    let code = given.unwrap_or(match status {
-        400..=499 if status == 429 => Code::QueueFull,
-        400..=499 => Code::InvalidParameter,
+    let given = error["error"]["code"]
+        .as_str()
+        .and_then(|code| code.parse::<Code>().ok());
+    let code = match status {
+        400 | 413 | 422 => given
+            .filter(|code| code.status() < 500)
+            .unwrap_or(Code::InvalidParameter),
+        429 => Code::QueueFull,
+        503 => Code::NotReady,
         _ => Code::EngineFailed,
-    });
-    (code, message.chars().take(500).collect())
+    };
+    let message = error["error"]["message"]
+        .as_str()
+        .unwrap_or("the engine refused the request");
+    (code, message.chars().take(MESSAGE_LIMIT_CHARS).collect())
 }
 
 const fn broken_text(error: &EngineError) -> &'static str {
     match error {
         EngineError::Unreachable(_) => "the engine cannot be reached",
+        EngineError::NotReady(_) => "the engine is not ready",
         EngineError::Broken(_) => "the engine broke off",
+        EngineError::TooLong => "the engine's answer is too long",
     }
 }
 
@@ -153,6 +218,7 @@ const fn refusal_text(code: Code) -> &'static str {
     match code {
         Code::CapacityFull => "all slots are taken",
         Code::Draining => "this node is leaving",
+        Code::GenerationStale => "the work belongs to an older plan",
         _ => "the service is not ready on this node",
     }
 }
@@ -160,7 +226,9 @@ const fn refusal_text(code: Code) -> &'static str {
 /// The request under the engine's own name of the model.
 fn with_model(body: &[u8], model: &str) -> Option<Bytes> {
     let mut request: Value = serde_json::from_slice(body).ok()?;
-    request.as_object_mut()?.insert("model".to_owned(), Value::String(model.to_owned()));
+    request
+        .as_object_mut()?
+        .insert("model".to_owned(), Value::String(model.to_owned()));
     serde_json::to_vec(&request).ok().map(Bytes::from)
 }
 
@@ -170,8 +238,15 @@ mod tests {
 
     #[test]
     fn only_the_model_name_of_a_request_changes() {
-        let body = with_model(br#"{"messages":[],"model":"a","seed":18446744073709551615}"#, "b:c").unwrap();
-        assert_eq!(&body[..], br#"{"messages":[],"model":"b:c","seed":18446744073709551615}"#);
+        let body = with_model(
+            br#"{"messages":[],"model":"a","seed":18446744073709551615}"#,
+            "b:c",
+        )
+        .unwrap();
+        assert_eq!(
+            &body[..],
+            br#"{"messages":[],"model":"b:c","seed":18446744073709551615}"#
+        );
         assert!(with_model(b"[]", "b").is_none() && with_model(b"{", "b").is_none());
     }
 }

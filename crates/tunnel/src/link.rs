@@ -233,6 +233,12 @@ impl Link {
         self.inner.round_trip.quiet()
     }
 
+    /// Whether the node answered a ping within the last `span`. A tunnel that did not, for longer than the time
+    /// between pings, may have swallowed what was sent meanwhile.
+    pub fn answered_within(&self, span: Duration) -> bool {
+        self.inner.round_trip.answered_within(span)
+    }
+
     /// Work streams that are open now.
     pub fn open_streams(&self) -> usize {
         self.inner.open.load(Ordering::Relaxed)

@@ -23,9 +23,16 @@ impl Default for PingConfig {
     }
 }
 
-/// The last measured round trip, readable while the tunnel lives.
+/// The last measured round trip and the last sign of life, readable while the tunnel lives.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RoundTrip(Arc<AtomicU64>, Arc<parking_lot::Mutex<Option<Instant>>>);
+pub(crate) struct RoundTrip(Arc<AtomicU64>, Arc<parking_lot::Mutex<Signs>>);
+
+#[derive(Debug, Default)]
+struct Signs {
+    /// When the ping was sent whose answer is missing.
+    owed: Option<Instant>,
+    answered: Option<Instant>,
+}
 
 impl RoundTrip {
     fn set(&self, time: Duration) {
@@ -34,13 +41,22 @@ impl RoundTrip {
         self.0.store(us, Ordering::Relaxed);
     }
 
-    fn owed(&self, since: Option<Instant>) {
-        *self.1.lock() = since;
+    fn sent(&self, at: Instant) {
+        self.1.lock().owed = Some(at);
+    }
+
+    fn answered(&self, at: Instant) {
+        *self.1.lock() = Signs { owed: None, answered: Some(at) };
     }
 
     /// How long the other end has owed an answer to a ping; zero when it owes none.
     pub(crate) fn quiet(&self) -> Duration {
-        self.1.lock().map_or(Duration::ZERO, |since| since.elapsed())
+        self.1.lock().owed.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Whether a ping was answered within the last `span`.
+    pub(crate) fn answered_within(&self, span: Duration) -> bool {
+        self.1.lock().answered.is_some_and(|at| at.elapsed() <= span)
     }
 
     pub(crate) fn get(&self) -> Option<Duration> {
@@ -57,13 +73,13 @@ pub(crate) async fn watch(mut pings: PingPong, config: PingConfig, round_trip: R
     let mut last_answer = Instant::now();
     loop {
         let sent = Instant::now();
-        round_trip.owed(Some(sent));
+        round_trip.sent(sent);
         let dead_at = last_answer + config.timeout;
         match timeout_at(dead_at, pings.ping(Ping::opaque())).await {
             Ok(Ok(_)) => {
                 last_answer = Instant::now();
                 round_trip.set(last_answer - sent);
-                round_trip.owed(None);
+                round_trip.answered(last_answer);
             }
             Ok(Err(_)) => std::future::pending().await,
             Err(_) => return,

@@ -40,7 +40,7 @@ async fn one(setting: Setting, mood: Mood, verdict: &mut Verdict) -> Result<()> 
     for _ in 0..40 {
         let seen = bad.notes().len();
         verdict.count += 1;
-        request(&world, &account, &bad, mood, verdict).await?;
+        request(&world, &account, &bad, seen, mood, verdict).await?;
         if bad.notes().len() > seen {
             break;
         }
@@ -56,10 +56,9 @@ async fn one(setting: Setting, mood: Mood, verdict: &mut Verdict) -> Result<()> 
 
 async fn request(
     world: &World,
-    bad: &StandIn,
-    seen: usize,
     account: &Account,
     bad: &StandIn,
+    seen: usize,
     mood: Mood,
     verdict: &mut Verdict,
 ) -> Result<()> {

@@ -48,7 +48,8 @@ pub fn parse(text: &str) -> Option<(KeyKind, KeyId)> {
     let rest = &text[prefix(kind).len()..];
     let rest = rest.strip_prefix("live_").or_else(|| rest.strip_prefix("test_"))?;
     let (id, secret) = rest.split_once('_')?;
-    let plain = |part: &str, length: usize| part.len() == length && part.bytes().all(|b| b.is_ascii_alphanumeric());
+    let plain =
+        |part: &str, length: usize| part.len() == length && part.bytes().all(|b| b.is_ascii_alphanumeric());
     if !plain(id, ID_LENGTH) || !plain(secret, SECRET_LENGTH + CHECKSUM_LENGTH) {
         return None;
     }
@@ -106,7 +107,15 @@ mod tests {
 
     #[test]
     fn other_texts_are_no_keys() {
-        for text in ["", "cxk_", "cxk_live_", "sk-abc", "cxk_live_aaaaaaaaaaaa_", "cxk_live_äaaaaaaaaaa_ä", "Bearer x"] {
+        for text in [
+            "",
+            "cxk_",
+            "cxk_live_",
+            "sk-abc",
+            "cxk_live_aaaaaaaaaaaa_",
+            "cxk_live_äaaaaaaaaaa_ä",
+            "Bearer x",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

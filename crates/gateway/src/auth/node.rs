@@ -29,8 +29,10 @@ impl SignedNode {
         let claimed = claimed_key_id(&parts.headers).map_err(refusal)?;
         let known = app.db.provision_key(&claimed).await?;
         let Some((owner, key)) = known else { return Err(unknown(app, &claimed).await) };
-        let key = <[u8; 32]>::try_from(key.as_slice()).ok().and_then(|key| VerifyingKey::from_bytes(&key).ok());
-        let key = key.ok_or_else(|| ApiError::internal(anyhow::anyhow!("provision {claimed} has no usable key")))?;
+        let key =
+            <[u8; 32]>::try_from(key.as_slice()).ok().and_then(|key| VerifyingKey::from_bytes(&key).ok());
+        let key =
+            key.ok_or_else(|| ApiError::internal(anyhow::anyhow!("provision {claimed} has no usable key")))?;
         verify(app, parts, body, &key).await?;
         refuse_suspended(app, &owner).await?;
         Ok(Self { provision_id: claimed, owner })
@@ -53,11 +55,16 @@ pub async fn verify(app: &Arc<App>, parts: &Parts, body: &[u8], key: &VerifyingK
 /// The public key of an enrolment.
 pub fn public_key(text: &str) -> ApiResult<VerifyingKey> {
     let bytes = STANDARD.decode(text).or_else(|_| STANDARD_NO_PAD.decode(text)).ok();
-    let key = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok()).map(|bytes| VerifyingKey::from_bytes(&bytes));
+    let key = bytes
+        .and_then(|bytes| <[u8; 32]>::try_from(bytes).ok())
+        .map(|bytes| VerifyingKey::from_bytes(&bytes));
     match key {
         // A key of small order would verify signatures that nobody made.
         Some(Ok(key)) if !key.is_weak() => Ok(key),
-        _ => Err(ApiError::invalid_parameter("public_key", "public_key is not an Ed25519 public key in base64.")),
+        _ => Err(ApiError::invalid_parameter(
+            "public_key",
+            "public_key is not an Ed25519 public key in base64.",
+        )),
     }
 }
 
@@ -96,6 +103,9 @@ fn refusal(error: SignatureError) -> ApiError {
             ApiError::new(Code::ClockSkew, "The clock of this machine is more than 60 s from the server's.")
                 .with("server_time", server_time.0)
         }
-        other => ApiError::new(Code::InvalidSignature, format!("The request is not signed as it should be: {other}.")),
+        other => ApiError::new(
+            Code::InvalidSignature,
+            format!("The request is not signed as it should be: {other}."),
+        ),
     }
 }

@@ -20,7 +20,10 @@ impl Pepper {
         let unusable = |error: std::io::Error| {
             ExitError::caused(
                 exit::DIR_UNWRITABLE,
-                format!("The pepper file {} cannot be read or made; check that this user may write there.", file.display()),
+                format!(
+                    "The pepper file {} cannot be read or made; check that this user may write there.",
+                    file.display()
+                ),
                 error,
             )
         };

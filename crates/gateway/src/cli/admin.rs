@@ -155,7 +155,12 @@ struct ShownUser {
 
 impl From<UserRow> for ShownUser {
     fn from(row: UserRow) -> Self {
-        Self { id: row.id, email: row.email, created_at: row.created_at.0, suspended: row.suspended_at.is_some() }
+        Self {
+            id: row.id,
+            email: row.email,
+            created_at: row.created_at.0,
+            suspended: row.suspended_at.is_some(),
+        }
     }
 }
 
@@ -184,14 +189,19 @@ async fn user(db: &Db, command: UserCommand, output: &Output) -> anyhow::Result<
             let user = account::find(db, &account).await?;
             let changed = db.suspend_user(&user.id, &reason, Clock::system().now()).await?;
             let text = if changed { "suspended" } else { "was suspended before" };
-            output.show(&json!({"id": user.id, "suspended": true, "changed": changed}), format!("{} {text}", user.email))
+            output.show(
+                &json!({"id": user.id, "suspended": true, "changed": changed}),
+                format!("{} {text}", user.email),
+            )
         }
         UserCommand::Unsuspend { account } => {
             let user = account::find(db, &account).await?;
             let changed = db.unsuspend_user(&user.id).await?;
             let text = if changed { "active again" } else { "was not suspended" };
-            output
-                .show(&json!({"id": user.id, "suspended": false, "changed": changed}), format!("{} {text}", user.email))
+            output.show(
+                &json!({"id": user.id, "suspended": false, "changed": changed}),
+                format!("{} {text}", user.email),
+            )
         }
     }
 }
@@ -204,7 +214,8 @@ pub async fn create_user(db: &Db, email: &str) -> anyhow::Result<UserRow> {
         bail!("`{email}` is not an e-mail address.");
     }
     let id = UserId::from_tail(&data_encoding::BASE32_NOPAD.encode(&random::bytes::<15>()).to_lowercase());
-    let made = db.create_user(&NewUser { id, email: email.to_owned(), created_at: Clock::system().now() }).await?;
+    let made =
+        db.create_user(&NewUser { id, email: email.to_owned(), created_at: Clock::system().now() }).await?;
     match made {
         UserCreated::Created(row) | UserCreated::Exists(row) => Ok(row),
     }
@@ -296,7 +307,11 @@ async fn check_ledger(db: &Db, output: &Output) -> anyhow::Result<()> {
     if clean {
         Ok(())
     } else {
-        Err(ExitError::new(exit::OTHER, "The ledger does not explain every micro-credit; the offences are listed.").into())
+        Err(ExitError::new(
+            exit::OTHER,
+            "The ledger does not explain every micro-credit; the offences are listed.",
+        )
+        .into())
     }
 }
 

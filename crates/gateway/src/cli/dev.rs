@@ -71,7 +71,10 @@ async fn run_both(config: Config, program: &Path, output: &Output) -> anyhow::Re
         gateway_pid: std::process::id(),
         node_pid: node.id(),
     };
-    output.show(&ready, format_args!("base URL  {}\nAPI key   {}\nCtrl-C stops both.", ready.base_url, ready.api_key))?;
+    output.show(
+        &ready,
+        format_args!("base URL  {}\nAPI key   {}\nCtrl-C stops both.", ready.base_url, ready.api_key),
+    )?;
     let soft = gateway.tasks.soft();
     let ended = tokio::select! {
         () = soft.cancelled() => None,
@@ -145,7 +148,8 @@ fn settings_of(directory: &Path, origin: &str, config: &Config) -> anyhow::Resul
     settings.insert("api".to_owned(), toml::Table::from_iter([("url".to_owned(), origin.into())]).into());
     if let Some(models) = &config.catalogue.models_dir {
         let models = std::path::absolute(models)?;
-        settings.insert("models".to_owned(), toml::Table::from_iter([("dir".to_owned(), text(&models))]).into());
+        settings
+            .insert("models".to_owned(), toml::Table::from_iter([("dir".to_owned(), text(&models))]).into());
     }
     Ok(toml::to_string(&settings)?)
 }

@@ -103,7 +103,8 @@ pub async fn run(config: &Config, command: KeysCommand, output: &Output) -> anyh
             let user = account::find(&db, &account).await?;
             let rows = db.list_keys(&user.id).await?;
             let kind = kind_of(provider);
-            let rows: Vec<ListedKey> = rows.iter().filter(|row| row.kind == kind).map(ListedKey::from).collect();
+            let rows: Vec<ListedKey> =
+                rows.iter().filter(|row| row.kind == kind).map(ListedKey::from).collect();
             output.show_all(&rows, |row| {
                 let state = if row.revoked { "revoked" } else { "valid" };
                 let spent = MicroCredits(row.spent_micro).to_credits();
@@ -121,7 +122,10 @@ pub async fn run(config: &Config, command: KeysCommand, output: &Output) -> anyh
             }
             let revoked = db.revoke_key(&id, None, Clock::system().now()).await?;
             let text = if revoked { "revoked" } else { "was revoked before" };
-            output.show(&serde_json::json!({"id": id, "revoked": true, "changed": revoked}), format!("{id} {text}"))
+            output.show(
+                &serde_json::json!({"id": id, "revoked": true, "changed": revoked}),
+                format!("{id} {text}"),
+            )
         }
     }
 }

@@ -84,7 +84,12 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         let output = Output::new(self.shared.json);
         let mut flags = Table::new();
-        set(&mut flags, "store", "data_dir", self.shared.data_dir.as_ref().map(|path| path.display().to_string()));
+        set(
+            &mut flags,
+            "store",
+            "data_dir",
+            self.shared.data_dir.as_ref().map(|path| path.display().to_string()),
+        );
         set(&mut flags, "store", "url", self.shared.database.clone());
         match self.command {
             Command::Serve(args) => {
@@ -116,7 +121,12 @@ impl ServeArgs {
         set(flags, "server", "bind", self.bind.map(|address| address.to_string()));
         set(flags, "metrics", "bind", self.metrics_bind.clone());
         set(flags, "catalogue", "path", self.catalogue.as_ref().map(|path| path.display().to_string()));
-        set(flags, "catalogue", "models_dir", self.models_dir.as_ref().map(|path| path.display().to_string()));
+        set(
+            flags,
+            "catalogue",
+            "models_dir",
+            self.models_dir.as_ref().map(|path| path.display().to_string()),
+        );
         set(flags, "log", "level", self.log_level.clone());
     }
 }

@@ -23,7 +23,11 @@ pub fn run(config: Config, output: &Output) -> anyhow::Result<()> {
     };
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     // Counting and file work; each thread costs memory, and more of them would only queue for the same cores.
-    builder.worker_threads(workers).max_blocking_threads(workers.max(2) * 4).thread_name("cxmpute").enable_all();
+    builder
+        .worker_threads(workers)
+        .max_blocking_threads(workers.max(2) * 4)
+        .thread_name("cxmpute")
+        .enable_all();
     builder.build()?.block_on(listen(config, output))
 }
 
@@ -43,7 +47,8 @@ pub(super) fn parts() -> anyhow::Result<Parts> {
     #[cfg(feature = "sabotage")]
     if let Some(name) = cxmpute_runtime::config::env_var("CXMPUTE_SABOTAGE") {
         let sabotage = crate::sabotage::Sabotage::from_name(&name);
-        let sabotage = sabotage.ok_or_else(|| anyhow::anyhow!("CXMPUTE_SABOTAGE is {name}, which is no variant."))?;
+        let sabotage =
+            sabotage.ok_or_else(|| anyhow::anyhow!("CXMPUTE_SABOTAGE is {name}, which is no variant."))?;
         return Ok(Parts { sabotage: Some(sabotage), ..Parts::default() });
     }
     Ok(Parts::default())

@@ -22,10 +22,9 @@ impl MetricsConfig {
     pub fn address(&self) -> Result<Option<std::net::SocketAddr>, String> {
         match self.bind.as_str() {
             "off" => Ok(None),
-            text => text
-                .parse()
-                .map(Some)
-                .map_err(|_| format!("metrics.bind is \"{text}\", expected an address such as 127.0.0.1:9464, or off.")),
+            text => text.parse().map(Some).map_err(|_| {
+                format!("metrics.bind is \"{text}\", expected an address such as 127.0.0.1:9464, or off.")
+            }),
         }
     }
 }

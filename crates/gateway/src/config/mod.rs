@@ -92,7 +92,10 @@ mod tests {
     #[test]
     fn wrong_values_name_key_and_allowed_values() {
         let message = parsed("[server]\ntls = \"acme\"").unwrap_err().to_string();
-        assert!(message.contains("server.tls") && message.contains("off") && message.contains("files"), "{message}");
+        assert!(
+            message.contains("server.tls") && message.contains("off") && message.contains("files"),
+            "{message}"
+        );
         let message = parsed("[server]\ntrusted_proxies = [\"10.0.0.0/40\"]").unwrap_err().to_string();
         assert!(message.contains("trusted_proxies") && message.contains("10.0.0.0/40"), "{message}");
         let message = parsed("[relay]\ngap_ms = 0").unwrap_err().to_string();

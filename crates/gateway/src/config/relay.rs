@@ -82,10 +82,13 @@ impl RelayConfig {
             ("replan_ms", self.replan_ms),
         ];
         match spans.iter().find(|(_, value)| !(1..=86_400_000).contains(value)) {
-            Some((key, value)) => Err(format!("relay.{key} is {value}, expected 1 to 86400000 (milliseconds).")),
-            None if self.dead_ms <= self.ping_ms => {
-                Err(format!("relay.dead_ms is {}, expected more than relay.ping_ms = {}.", self.dead_ms, self.ping_ms))
+            Some((key, value)) => {
+                Err(format!("relay.{key} is {value}, expected 1 to 86400000 (milliseconds)."))
             }
+            None if self.dead_ms <= self.ping_ms => Err(format!(
+                "relay.dead_ms is {}, expected more than relay.ping_ms = {}.",
+                self.dead_ms, self.ping_ms
+            )),
             None => Ok(()),
         }
     }

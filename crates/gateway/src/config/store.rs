@@ -20,7 +20,12 @@ pub struct StoreConfig {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { data_dir: PathBuf::from("cxmpute-data"), url: None, pepper_file: None, replica: "gateway".to_owned() }
+        Self {
+            data_dir: PathBuf::from("cxmpute-data"),
+            url: None,
+            pepper_file: None,
+            replica: "gateway".to_owned(),
+        }
     }
 }
 

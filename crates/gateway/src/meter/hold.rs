@@ -1,6 +1,5 @@
 //! A hold as a guard: it is settled or voided exactly once, also when its owner panics or is dropped.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -229,25 +228,20 @@ impl Hold {
     ///
     /// # Errors
     /// Not durable within the configured wait; see [`MeterError`].
-    pub fn settle(
-        mut self,
-        settlement: Settlement,
-    ) -> impl Future<Output = Result<Settled, MeterError>> + Send + 'static {
-        async move {
-            #[cfg(feature = "sabotage")]
-            if let Some(early) = self.sabotage_settlement(&settlement).await {
-                return early;
-            }
-            let end = self.resolution(settlement);
-            self.armed = false;
-            let answer = self.resolve(end);
-            match tokio::time::timeout(self.inner.config.settle_wait, answer).await {
-                Ok(Ok(Ok(LedgerReply::Resolved(settled)))) => Ok(settled),
-                Ok(Ok(Ok(LedgerReply::AlreadyResolved(_)))) => Err(MeterError::AlreadyResolved),
-                Ok(Ok(Ok(_))) => Err(MeterError::Refused),
-                Ok(Ok(Err(error))) => Err(error),
-                Ok(Err(_)) | Err(_) => Err(MeterError::StoreUnavailable),
-            }
+    pub async fn settle(mut self, settlement: Settlement) -> Result<Settled, MeterError> {
+        #[cfg(feature = "sabotage")]
+        if let Some(early) = self.sabotage_settlement(&settlement).await {
+            return early;
+        }
+        let end = self.resolution(settlement);
+        self.armed = false;
+        let answer = self.resolve(end);
+        match tokio::time::timeout(self.inner.config.settle_wait, answer).await {
+            Ok(Ok(Ok(LedgerReply::Resolved(settled)))) => Ok(settled),
+            Ok(Ok(Ok(LedgerReply::AlreadyResolved(_)))) => Err(MeterError::AlreadyResolved),
+            Ok(Ok(Ok(_))) => Err(MeterError::Refused),
+            Ok(Ok(Err(error))) => Err(error),
+            Ok(Err(_)) | Err(_) => Err(MeterError::StoreUnavailable),
         }
     }
 

@@ -287,7 +287,7 @@ impl Embed {
                 Ok(seat) => seat,
                 Err(NoSeat::Gone) => return Ended::Gone,
                 Err(NoSeat::Nobody(error)) => {
-                    return match self.trail.last.filter(|fault| !fault.is_lack_of_room()) {
+                    return match self.trail.failure(&error) {
                         Some(fault) => Ended::Failed(End::ProviderFailed, exhausted_error(fault)),
                         None => Ended::Failed(End::Refused, error),
                     };
@@ -365,7 +365,12 @@ impl Embed {
             {
                 Ok(Ok(accepted)) => accepted,
                 Ok(Err(error)) => return Err(Stop::Fault(super::forward::before_accept(&error))),
-                Err(_) => return Err(Stop::Fault(super::forward::not_accepted(seat))),
+                Err(_) => {
+                    return Err(Stop::Fault(super::forward::not_accepted(
+                        seat,
+                        self.app.config.relay.accept(),
+                    )));
+                }
             };
             let ours =
                 accepted.request_id == head.request_id && accepted.epoch == head.epoch && seat.is_current();

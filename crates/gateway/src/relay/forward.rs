@@ -8,7 +8,7 @@ use cxmpute_wire::openai::FinishReason;
 use cxmpute_wire::{Code, Millis};
 use tokio::time::Instant;
 
-use super::delivery::Chunk;
+use super::delivery::{Chunk, Undelivered};
 use super::events::{EventCutter, Piece, read_event};
 use super::retry::Fault;
 use super::run::{Run, Served, Stop};
@@ -16,9 +16,6 @@ use super::so_far::SoFar;
 use super::watchdog::{Late, Watchdog};
 use crate::error::ApiError;
 use crate::fleet::Seat;
-
-/// A tunnel that owes an answer to a ping for this long, and then does not accept work in time, counts as lost.
-const SILENT: Duration = Duration::from_millis(1500);
 
 impl Run {
     /// Sends the work to the node of `seat` and relays its answer to the end.
@@ -81,7 +78,7 @@ impl Run {
         let hard = self.app.tasks.hard();
         let answer = tokio::select! {
             biased;
-            () = self.gone.cancelled() => return Err(Stop::Client(super::delivery::Undelivered::Gone)),
+            () = self.gone.cancelled() => return Err(Stop::Client(Undelivered::Gone)),
             () = hard.cancelled() => return Err(Stop::Draining),
             () = tokio::time::sleep_until(self.total) => return Err(Stop::Deadline),
             answer = tokio::time::timeout(self.app.config.relay.accept(), stream.accepted()) => answer,
@@ -89,7 +86,7 @@ impl Run {
         match answer {
             Ok(Ok(accepted)) => Ok(accepted),
             Ok(Err(error)) => Err(Stop::Fault(before_accept(&error))),
-            Err(_) => Err(Stop::Fault(not_accepted(seat))),
+            Err(_) => Err(Stop::Fault(not_accepted(seat, self.app.config.relay.accept()))),
         }
     }
 
@@ -126,14 +123,7 @@ impl Run {
         loop {
             let next = tokio::select! {
                 biased;
-                () = self.gone.cancelled() => {
-                    #[cfg(feature = "sabotage")]
-                    if self.app.sabotage == Some(crate::sabotage::Sabotage::MeterAtStreamEnd) {
-                        self.gone = cxmpute_runtime::CancellationToken::new();
-                        continue;
-                    }
-                    return Err(Stop::Client(super::delivery::Undelivered::Gone));
-                }
+                () = self.gone.cancelled() => return Err(Stop::Client(Undelivered::Gone)),
                 () = hard.cancelled() => return Err(Stop::Draining),
                 next = watchdog.guard(stream.chunk()) => next,
             };
@@ -254,11 +244,7 @@ impl Run {
     }
 
     async fn send(&mut self, chunk: Chunk) -> Result<(), Stop> {
-        match self.outlet.send(chunk).await {
-            #[cfg(feature = "sabotage")]
-            Err(_) if self.app.sabotage == Some(crate::sabotage::Sabotage::MeterAtStreamEnd) => Ok(()),
-            sent => sent.map_err(Stop::Client),
-        }
+        self.outlet.send(chunk).await.map_err(Stop::Client)
     }
 
     /// Keeps the answer within what was asked for and within what the hold covers (MR14, P1); true when that ended it.
@@ -302,9 +288,10 @@ impl Run {
     }
 }
 
-/// The node neither accepted nor refused in time. Work on a tunnel that does not even answer pings never arrived.
-pub(super) fn not_accepted(seat: &Seat) -> Fault {
-    if seat.link().quiet() >= SILENT { Fault::Lost } else { Fault::AcceptTimeout }
+/// The node neither accepted nor refused within `waited`. Work on a tunnel that has shown no life since the work was
+/// sent counts as never arrived.
+pub(super) fn not_accepted(seat: &Seat, waited: Duration) -> Fault {
+    if seat.link().answered_within(waited) { Fault::AcceptTimeout } else { Fault::Lost }
 }
 
 pub(super) fn after_accept(error: &WorkError) -> Fault {

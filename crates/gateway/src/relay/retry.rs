@@ -182,6 +182,12 @@ impl Trail {
         Next::After(Duration::from_millis(least + u64::try_from(span).unwrap_or(0)))
     }
 
+    /// The failure to tell when nobody was free for another attempt; none when the others were only busy.
+    #[must_use]
+    pub fn failure(&self, refusal: &crate::error::ApiError) -> Option<Fault> {
+        self.last.filter(|fault| !fault.is_lack_of_room() && refusal.code != Code::QueueFull)
+    }
+
     /// Lets nodes that only lacked room be asked again.
     pub fn forgive_full(&mut self) {
         for provision in std::mem::take(&mut self.full) {

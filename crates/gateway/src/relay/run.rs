@@ -138,8 +138,10 @@ impl Run {
                 Ok(seat) => seat,
                 Err(NoSeat::Gone) => return Ended::Client(Undelivered::Gone),
                 Err(NoSeat::Nobody(error)) => {
-                    let failed = self.trail.last.filter(|fault| !fault.is_lack_of_room());
-                    return failed.map_or(Ended::Refused(error), Ended::Exhausted);
+                    return match self.trail.failure(&error) {
+                        Some(fault) => Ended::Exhausted(fault),
+                        None => Ended::Refused(error),
+                    };
                 }
             };
             let began = Instant::now();

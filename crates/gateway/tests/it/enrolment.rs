@@ -13,7 +13,12 @@ use super::world::{Answer, World};
 async fn grant(world: &World, owner: &UserId, name: &str) -> String {
     let grant = format!("cxg_{name}");
     let now = world.app.clock.now();
-    world.app.db.create_grant(&world.app.keys.hash(&grant), owner, now, now.plus(Millis(60_000))).await.unwrap();
+    world
+        .app
+        .db
+        .create_grant(&world.app.keys.hash(&grant), owner, now, now.plus(Millis(60_000)))
+        .await
+        .unwrap();
     grant
 }
 
@@ -42,11 +47,22 @@ impl<'a> Signed<'a> {
         let path = format!("/api/v1/provisions/{id}");
         let authority = self.world.address.to_string();
         let created = self.world.app.clock.now().seconds() + self.skew_s;
-        let signed =
-            sign_request(self.key, &method, &authority, &path, None, Some(body.as_bytes()), created, &self.nonce);
-        let headers: Vec<(String, String)> =
-            signed.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let signed = sign_request(
+            self.key,
+            &method,
+            &authority,
+            &path,
+            None,
+            Some(body.as_bytes()),
+            created,
+            &self.nonce,
+        );
+        let headers: Vec<(String, String)> = signed
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+            .collect();
+        let headers: Vec<(&str, &str)> =
+            headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         self.world.call(method.as_str(), &path, &headers, body).await
     }
 }
@@ -62,7 +78,10 @@ async fn enrolling_is_idempotent_and_needs_one_grant() {
     let text = body(&key, Some(&grant(&world, &owner, "one").await)).to_string();
     let first = Signed::by(&world, &key).send(Method::PUT, &id, &text).await;
     assert_eq!(first.status, 201, "{}", first.body);
-    assert_eq!((first.json()["provision_id"].as_str(), first.json()["owner"].as_str()), (Some(&*id), Some(owner.as_str())));
+    assert_eq!(
+        (first.json()["provision_id"].as_str(), first.json()["owner"].as_str()),
+        (Some(&*id), Some(owner.as_str()))
+    );
     let again = Signed::by(&world, &key).send(Method::PUT, &id, &body(&key, None).to_string()).await;
     assert_eq!(again.status, 200, "{}", again.body);
     let other = SigningKey::from_bytes(&[2; 32]);

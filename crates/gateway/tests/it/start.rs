@@ -96,7 +96,11 @@ fn accounts_keys_and_credits_are_made_from_the_command_line() {
     };
     let user = json(&["admin", "user", "create", "A@Example.org"]);
     assert_eq!(user["email"], "a@example.org");
-    assert_eq!(json(&["admin", "user", "create", "a@example.org"])["id"], user["id"], "creating is idempotent");
+    assert_eq!(
+        json(&["admin", "user", "create", "a@example.org"])["id"],
+        user["id"],
+        "creating is idempotent"
+    );
     let key = json(&["keys", "create", "a@example.org", "--name", "k", "--budget", "2.5"]);
     let text = key["key"].as_str().unwrap();
     assert!(text.starts_with("cxk_live_") && cxmpute_gateway::auth::parse(text).is_some());
@@ -104,7 +108,18 @@ fn accounts_keys_and_credits_are_made_from_the_command_line() {
     assert!(provider["key"].as_str().unwrap().starts_with("cxp_live_"));
     let granted = json(&["admin", "credits", "grant", "a@example.org", "1.25", "--reason", "test"]);
     assert_eq!(granted["balance_micro"], 1_250_000);
-    let micro = ["admin", "credits", "grant", key["id"].as_str().unwrap(), "--micro", "7", "--reason", "t", "--key", "k1"];
+    let micro = [
+        "admin",
+        "credits",
+        "grant",
+        key["id"].as_str().unwrap(),
+        "--micro",
+        "7",
+        "--reason",
+        "t",
+        "--key",
+        "k1",
+    ];
     assert_eq!(json(&micro)["balance_micro"], 1_250_007);
     assert_eq!(json(&micro)["changed"], false, "one business key, one grant");
     assert_eq!(json(&["admin", "credits", "show", text])["balance_micro"], 1_250_007);
@@ -114,7 +129,9 @@ fn accounts_keys_and_credits_are_made_from_the_command_line() {
     let listed = String::from_utf8(listed.stdout).unwrap();
     assert!(listed.contains(key["id"].as_str().unwrap()) && !listed.contains(text), "a secret is shown once");
     assert_eq!(json(&["keys", "revoke", key["id"].as_str().unwrap()])["changed"], true);
-    assert!(json(&["admin", "grant", "create", "a@example.org"])["grant"].as_str().unwrap().starts_with("cxg_"));
+    assert!(
+        json(&["admin", "grant", "create", "a@example.org"])["grant"].as_str().unwrap().starts_with("cxg_")
+    );
     for wrong in [
         &["admin", "user", "create", "nobody"][..],
         &["keys", "create", "b@example.org"],

@@ -15,7 +15,9 @@ fn library() -> Option<&'static Nvml> {
 
 /// The accelerators of this machine.
 pub fn list() -> Vec<GpuInfo> {
-    let Some(nvml) = library() else { return Vec::new() };
+    let Some(nvml) = library() else {
+        return Vec::new();
+    };
     let driver = nvml.sys_driver_version().unwrap_or_default();
     let count = nvml.device_count().unwrap_or(0);
     (0..count)
@@ -39,7 +41,9 @@ pub fn list() -> Vec<GpuInfo> {
 
 /// Their load now.
 pub fn load() -> Vec<GpuLoad> {
-    let Some(nvml) = library() else { return Vec::new() };
+    let Some(nvml) = library() else {
+        return Vec::new();
+    };
     let count = nvml.device_count().unwrap_or(0);
     (0..count)
         .filter_map(|index| {
@@ -47,7 +51,10 @@ pub fn load() -> Vec<GpuLoad> {
             Some(GpuLoad {
                 index,
                 memory_free: Bytes(device.memory_info().ok()?.free),
-                utilisation: device.utilization_rates().map(|rates| rates.gpu).unwrap_or(0),
+                utilisation: device
+                    .utilization_rates()
+                    .map(|rates| rates.gpu)
+                    .unwrap_or(0),
                 temperature: device.temperature(TemperatureSensor::Gpu).unwrap_or(0),
             })
         })

@@ -8,9 +8,6 @@ use cxmpute_wire::control::{DesiredFile, DesiredService};
 use super::{AdapterError, Endpoint};
 use crate::config::NodeConfig;
 
-/// Longest path of a unix socket that every system takes.
-const SOCKET_PATH_LIMIT_BYTES: usize = 100;
-
 /// How to start the engine for one service.
 #[derive(Clone, Debug)]
 pub struct Builtin {
@@ -28,8 +25,6 @@ pub struct Builtin {
     pub slots: u16,
     /// Requests that may wait.
     pub queue: u16,
-    /// SHA-256 that the plan pins for the model file.
-    pub digest: Option<String>,
     /// Size of the model file, for the start budget.
     pub weight_bytes: u64,
 }
@@ -53,14 +48,21 @@ impl Builtin {
                 return Err(AdapterError::ModelMissing(path.display().to_string()));
             }
         }
-        let file =
-            desired.files.iter().find(|file| file.role == "model").ok_or_else(|| {
+        let file = desired
+            .files
+            .iter()
+            .find(|file| file.role == "model")
+            .ok_or_else(|| {
                 AdapterError::ModelMissing(format!("a model file of {}", desired.service_id))
             })?;
         let path = below(&models, file)?;
-        let slots =
-            if desired.slots == 0 { config.engine.slots } else { fit(desired.slots, config.engine.slots) };
-        let socket = socket_path(&config.data_dir, desired.service_id.as_str());
+        let slots = if desired.slots == 0 {
+            config.engine.slots
+        } else {
+            fit(desired.slots, config.engine.slots)
+        }
+        .max(1);
+        let socket = crate::place::engine_socket(&config.data_dir);
         let mut arguments = vec![
             "--listen".to_owned(),
             format!("unix:{}", socket.display()),
@@ -70,15 +72,21 @@ impl Builtin {
             config.engine.queue.to_string(),
             "--while-stdin-open".into(),
         ];
-        if let Some(context) = desired.context_length {
-            arguments.extend(["--context".into(), context.to_string()]);
-        }
         let weight_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
         if desired.kind == ServiceKind::Embeddings {
             let dir = path.parent().unwrap_or(&models);
-            arguments.extend(["--embeddings".into(), format!("{}={}", desired.model, dir.display())]);
+            arguments.extend([
+                "--embeddings".into(),
+                format!("{}={}", desired.model, dir.display()),
+            ]);
         } else {
-            arguments.extend(["--model".into(), format!("{}={}", desired.model, path.display())]);
+            arguments.extend([
+                "--model".into(),
+                format!("{}={}", desired.model, path.display()),
+            ]);
+            if let Some(context) = desired.context_length {
+                arguments.extend(["--context".into(), context.to_string()]);
+            }
             if let Some(pace) = config.engine.pace {
                 arguments.extend(["--pace".into(), pace.to_string()]);
             }
@@ -91,7 +99,6 @@ impl Builtin {
             model: desired.model.clone(),
             slots,
             queue: config.engine.queue,
-            digest: file.sha256.clone(),
             weight_bytes,
         })
     }
@@ -104,24 +111,14 @@ fn fit(planned: u32, own: u16) -> u16 {
 /// The path of a planned file; the plan comes from the network, so it may only name files below the model directory.
 fn below(models: &Path, file: &DesiredFile) -> Result<PathBuf, AdapterError> {
     let name = Path::new(&file.name);
-    let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
+    let plain = name
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
     if plain && !file.name.is_empty() {
         Ok(models.join(name))
     } else {
         Err(AdapterError::UnsafePath(file.name.clone()))
     }
-}
-
-/// A socket below the data directory, or below a private directory with a short name when that path is too long.
-#[must_use]
-pub fn socket_path(data_dir: &Path, name: &str) -> PathBuf {
-    let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    let near = data_dir.join(format!("{plain}.sock"));
-    if near.as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES {
-        return near;
-    }
-    let tag = crate::supervise::short_tag(&near);
-    std::env::temp_dir().join(format!("cxm-{tag}")).join("s.sock")
 }
 
 #[cfg(test)]
@@ -130,19 +127,18 @@ mod tests {
 
     #[test]
     fn a_plan_cannot_leave_the_model_directory() {
-        let file =
-            |name: &str| DesiredFile { role: "model".into(), name: name.into(), sha256: None, size: None };
+        let file = |name: &str| DesiredFile {
+            role: "model".into(),
+            name: name.into(),
+            sha256: None,
+            size: None,
+        };
         for bad in ["../x", "/etc/passwd", "a/../../x", "", "."] {
             assert!(below(Path::new("/models"), &file(bad)).is_err(), "{bad}");
         }
-        assert_eq!(below(Path::new("/m"), &file("a/b.gguf")).unwrap(), Path::new("/m/a/b.gguf"));
-    }
-
-    #[test]
-    fn socket_paths_stay_short() {
-        let long = PathBuf::from(format!("/{}", "x".repeat(200)));
-        assert!(socket_path(&long, "llm:a").as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES);
-        assert_ne!(socket_path(&long, "llm:a"), socket_path(&long, "llm:b"));
-        assert_eq!(socket_path(Path::new("/d"), "llm:a"), Path::new("/d/llm-a.sock"));
+        assert_eq!(
+            below(Path::new("/m"), &file("a/b.gguf")).unwrap(),
+            Path::new("/m/a/b.gguf")
+        );
     }
 }

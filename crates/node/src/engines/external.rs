@@ -1,5 +1,7 @@
 //! A server that the owner runs: any OpenAI-compatible one (llama-server, Ollama, vLLM …). We never start or stop it.
 
+use std::sync::Arc;
+
 use cxmpute_runtime::Secret;
 use cxmpute_wire::control::DesiredService;
 
@@ -21,16 +23,30 @@ pub struct ExternalEngine {
 }
 
 impl ExternalEngine {
-    /// The configured server for a planned service.
+    /// The configured server for a planned service. The key file is read each time, so that a new key needs no restart.
     #[must_use]
     pub fn new(external: &External, desired: &DesiredService) -> Self {
-        let key = external.api_key_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-        Self {
-            endpoint: Endpoint::http(
+        let endpoint = match external
+            .api_key_file
+            .as_ref()
+            .map(|path| (path, std::fs::read_to_string(path)))
+        {
+            None => Endpoint::http(&external.base_url, None),
+            Some((_, Ok(key))) => Endpoint::http(
                 &external.base_url,
-                key.map(|key| std::sync::Arc::new(Secret::new(key.trim().to_owned()))),
+                Some(Arc::new(Secret::new(key.trim().to_owned()))),
             ),
-            model: external.model.clone().unwrap_or_else(|| desired.model.clone()),
+            Some((path, Err(error))) => Endpoint::Unusable(format!(
+                "external.api_key_file {} cannot be read: {error}",
+                path.display()
+            )),
+        };
+        Self {
+            endpoint,
+            model: external
+                .model
+                .clone()
+                .unwrap_or_else(|| desired.model.clone()),
             slots: external.slots.unwrap_or(DEFAULT_SLOTS).max(1),
         }
     }

@@ -1,15 +1,22 @@
-//! Engines behind one contract: where they listen, how they are started, which model name they know.
+//! Engines behind one contract: how they are started, where they listen, which model name they know, whether they are
+//! ready, and how work is handed to them.
 
 pub mod builtin;
 pub mod endpoint;
 pub mod external;
+pub mod fake;
 
-use anyhow::Result;
+use bytes::Bytes;
+use cxmpute_runtime::Tasks;
 use cxmpute_wire::control::DesiredService;
+use http::StatusCode;
 
-pub use endpoint::{Endpoint, EngineError, Reply};
+pub use endpoint::{Endpoint, EngineError};
 
-use crate::config::NodeConfig;
+use crate::supervise::Surroundings;
+
+/// Most of an engine's list of models that is read.
+const MODELS_LIMIT_BYTES: usize = 1024 * 1024;
 
 /// What runs a service on this machine.
 #[derive(Clone, Debug)]
@@ -18,13 +25,15 @@ pub enum Adapter {
     Builtin(builtin::Builtin),
     /// A server that the owner runs.
     External(external::ExternalEngine),
+    /// A script in place of an engine, for tests; no configuration leads here.
+    Fake(fake::Fake),
 }
 
 /// Why no engine of this machine can run a service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdapterError {
     /// A file of the model is not there.
-    #[error("{0} is missing below the model directory")]
+    #[error("{0} is missing; put it there, or set models.dir to where the model files are")]
     ModelMissing(String),
     /// No engine of this machine knows this kind of service.
     #[error("no engine of this machine runs {0}")]
@@ -40,12 +49,20 @@ impl Adapter {
     ///
     /// # Errors
     /// No engine fits, or a file is missing.
-    pub fn choose(config: &NodeConfig, desired: &DesiredService) -> Result<Self, AdapterError> {
-        let own = config.external.iter().find(|external| external.service == desired.service_id.as_str());
+    pub fn choose(around: &Surroundings, desired: &DesiredService) -> Result<Self, AdapterError> {
+        if let Some(fake) = &around.fake {
+            return Ok(Self::Fake(fake.clone()));
+        }
+        let config = &around.config;
+        let own = config
+            .external
+            .iter()
+            .find(|external| external.service == desired.service_id.as_str());
         if let Some(own) = own {
             return Ok(Self::External(external::ExternalEngine::new(own, desired)));
         }
-        if desired.engines.iter().any(|engine| engine == "builtin") && builtin::knows(desired.kind) {
+        if desired.engines.iter().any(|engine| engine == "builtin") && builtin::knows(desired.kind)
+        {
             return builtin::Builtin::new(config, desired).map(Self::Builtin);
         }
         Err(AdapterError::NoEngine(desired.service_id.to_string()))
@@ -57,25 +74,33 @@ impl Adapter {
         match self {
             Self::Builtin(_) => "builtin",
             Self::External(_) => "external",
+            Self::Fake(_) => "fake",
         }
     }
 
-    /// Where it listens.
+    /// The process that we have to start for it.
     #[must_use]
-    pub fn endpoint(&self) -> &Endpoint {
+    pub const fn process(&self) -> Option<&builtin::Builtin> {
         match self {
-            Self::Builtin(engine) => &engine.endpoint,
-            Self::External(engine) => &engine.endpoint,
+            Self::Builtin(engine) => Some(engine),
+            Self::External(_) | Self::Fake(_) => None,
         }
     }
 
-    /// The model's name in requests to it.
+    /// The model's name in requests to it; empty when any name is right.
     #[must_use]
     pub fn model(&self) -> &str {
         match self {
             Self::Builtin(engine) => &engine.model,
             Self::External(engine) => &engine.model,
+            Self::Fake(_) => "",
         }
+    }
+
+    /// The name that requests must carry instead of the plan's.
+    #[must_use]
+    pub fn renames(&self, planned: &str) -> Option<&str> {
+        Some(self.model()).filter(|model| !model.is_empty() && *model != planned)
     }
 
     /// Requests it works on at a time, and how many more may wait.
@@ -84,6 +109,100 @@ impl Adapter {
         match self {
             Self::Builtin(engine) => (engine.slots.into(), engine.queue.into()),
             Self::External(engine) => (engine.slots.into(), 0),
+            Self::Fake(engine) => (engine.slots, 0),
         }
+    }
+
+    /// Succeeds when it takes work; with the SHA-256 of its model where it tells.
+    ///
+    /// # Errors
+    /// It is not there, or not ready.
+    pub async fn ready(&self, tasks: &Tasks) -> Result<Option<String>, EngineError> {
+        let endpoint = match self {
+            Self::Builtin(engine) => {
+                let health = engine.endpoint.connect(tasks).await?.get("/health").await?;
+                if !health.status().is_success() {
+                    return Err(EngineError::NotReady(health.status().as_u16()));
+                }
+                &engine.endpoint
+            }
+            Self::External(engine) => &engine.endpoint,
+            Self::Fake(_) => return Ok(None),
+        };
+        let reply = endpoint.connect(tasks).await?.get_below("/models").await?;
+        if !reply.status().is_success() {
+            return Err(EngineError::NotReady(reply.status().as_u16()));
+        }
+        let body = reply.whole(MODELS_LIMIT_BYTES).await?;
+        let models: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        let entry = models["data"]
+            .as_array()
+            .and_then(|list| list.iter().find(|model| model["id"] == self.model()));
+        // Only our own engine's word on its file is worth anything.
+        Ok(entry
+            .filter(|_| self.process().is_some())
+            .and_then(|entry| entry["digest"].as_str().map(str::to_owned)))
+    }
+
+    /// Hands one request over; gives the head of the answer. Dropping the answer, or this future, cancels the work.
+    ///
+    /// # Errors
+    /// It cannot be reached or hung up.
+    pub async fn ask(&self, path: &str, body: Bytes, tasks: &Tasks) -> Result<Reply, EngineError> {
+        let endpoint = match self {
+            Self::Builtin(engine) => &engine.endpoint,
+            Self::External(engine) => &engine.endpoint,
+            Self::Fake(engine) => return engine.ask(path, &body).map(Reply::Fake),
+        };
+        endpoint
+            .connect(tasks)
+            .await?
+            .post(path, body)
+            .await
+            .map(Reply::Http)
+    }
+}
+
+/// An engine's answer. Dropping it cancels the work.
+#[derive(Debug)]
+pub enum Reply {
+    /// Over HTTP.
+    Http(endpoint::HttpReply),
+    /// From a script.
+    Fake(fake::Play),
+}
+
+impl Reply {
+    /// HTTP status.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        match self {
+            Self::Http(reply) => reply.status(),
+            Self::Fake(play) => play.status(),
+        }
+    }
+
+    /// The next bytes; `None` at the end.
+    pub async fn chunk(&mut self) -> Option<Result<Bytes, EngineError>> {
+        match self {
+            Self::Http(reply) => reply.chunk().await,
+            Self::Fake(play) => play.chunk().await,
+        }
+    }
+
+    /// The whole body.
+    ///
+    /// # Errors
+    /// It is longer than `limit_bytes`, or the engine hung up.
+    pub async fn whole(mut self, limit_bytes: usize) -> Result<Bytes, EngineError> {
+        let mut whole = bytes::BytesMut::new();
+        while let Some(chunk) = self.chunk().await {
+            let chunk = chunk?;
+            if whole.len() + chunk.len() > limit_bytes {
+                return Err(EngineError::TooLong);
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.freeze())
     }
 }

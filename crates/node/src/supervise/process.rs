@@ -3,22 +3,25 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cxmpute_runtime::Tasks;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
-/// Time between the polite signal and the hard one.
-const GRACE: Duration = Duration::from_secs(10);
-/// Size of one log; the previous start's log is kept beside it.
-const LOG_LIMIT_BYTES: usize = 4 * 1024 * 1024;
+use super::log;
+
 /// Variables an engine may see.
-const ENVIRONMENT: [&str; 7] =
-    ["PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "RAYON_NUM_THREADS"];
+const ENVIRONMENT: [&str; 7] = [
+    "PATH",
+    "HOME",
+    "LANG",
+    "TMPDIR",
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "RAYON_NUM_THREADS",
+];
 
 /// A running engine. Dropping it kills its whole process group.
 #[derive(Debug)]
@@ -34,22 +37,40 @@ impl Process {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(program: &Path, arguments: &[String], log: PathBuf, tasks: &Tasks) -> Result<Self> {
+    pub fn start(
+        program: &Path,
+        arguments: &[String],
+        log: PathBuf,
+        tasks: &Tasks,
+    ) -> Result<Self> {
         let mut command = Command::new(program);
-        command.args(arguments).env_clear().process_group(0).kill_on_drop(true);
+        command
+            .args(arguments)
+            .env_clear()
+            .process_group(0)
+            .kill_on_drop(true);
         for name in ENVIRONMENT {
             if let Some(value) = cxmpute_runtime::config::env_var(name) {
                 command.env(name, value);
             }
         }
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("{} cannot be started", program.display()))?;
         let pid = child.id().context("the engine ended at once")?;
         if let Some(stderr) = child.stderr.take() {
-            tasks.spawn("engine-log", write_log(stderr, log));
+            tasks.spawn("engine-log", log::write(stderr, log));
         }
         let stdin = child.stdin.take();
-        Ok(Self { child, pid, _stdin: stdin })
+        Ok(Self {
+            child,
+            pid,
+            _stdin: stdin,
+        })
     }
 
     /// Its process id.
@@ -58,17 +79,22 @@ impl Process {
         self.pid
     }
 
-    /// Waits for its end; gives how it ended.
+    /// Waits for its end; gives how it ended. May be dropped while it waits and asked again.
     pub async fn ended(&mut self) -> String {
-        self.child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
+        self.child
+            .wait()
+            .await
+            .map_or_else(|error| error.to_string(), |status| status.to_string())
     }
 
-    /// Asks it to end, waits, then ends it with its whole group.
-    pub async fn stop(mut self) {
+    /// Asks it to end.
+    pub fn terminate(&self) {
         self.signal(Signal::SIGTERM);
-        if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
-            tracing::warn!(pid = self.pid, "the engine did not end in time and is killed");
-        }
+    }
+
+    /// Ends it with its whole group.
+    pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
     }
 
     fn signal(&self, signal: Signal) {
@@ -81,27 +107,87 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.signal(Signal::SIGKILL);
+        self.kill();
     }
 }
 
-/// The log file of a service; a start moves the log of the start before to `.previous`.
-async fn write_log(stderr: impl AsyncRead + Unpin, path: PathBuf) {
-    let _ = tokio::fs::rename(&path, path.with_extension("previous.log")).await;
-    let Ok(mut file) = tokio::fs::File::create(&path).await else { return };
-    let mut lines = BufReader::new(stderr).split(b'\n');
-    let mut written = 0usize;
-    while let Ok(Some(mut line)) = lines.next_segment().await {
-        // Past the limit the engine's output is still read, so that it never blocks.
-        if written < LOG_LIMIT_BYTES {
-            line.truncate(4096);
-            line.push(b'\n');
-            written += line.len();
-            if written >= LOG_LIMIT_BYTES {
-                line.extend_from_slice(b"(the log is full)\n");
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn shell(script: &str, dir: &Path, tasks: &Tasks) -> Process {
+        let arguments = ["-c".to_owned(), script.to_owned()];
+        Process::start(
+            Path::new("/bin/sh"),
+            &arguments,
+            dir.join("engine.log"),
+            tasks,
+        )
+        .unwrap()
+    }
+
+    async fn gone(pid: i32) {
+        tokio::time::timeout(Duration::from_secs(20), async {
+            // A zombie that waits for its parent still has a pid; its state tells it from a living one.
+            let alive = || {
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                !stat.is_empty() && !stat.contains(") Z ")
+            };
+            while alive() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            let _ = file.write_all(&line).await;
-            let _ = file.flush().await;
-        }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("process {pid} still runs"));
+    }
+
+    #[tokio::test]
+    async fn dropping_a_process_ends_its_children_too() {
+        let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::new());
+        let file = dir.path().join("child");
+        let process = shell(
+            &format!("sleep 1000 & echo $! > {}; wait", file.display()),
+            dir.path(),
+            &tasks,
+        );
+        let child = tokio::time::timeout(Duration::from_secs(20), async {
+            loop {
+                match std::fs::read_to_string(&file)
+                    .unwrap_or_default()
+                    .trim()
+                    .parse::<i32>()
+                {
+                    Ok(pid) => return pid,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        })
+        .await
+        .unwrap();
+        drop(process);
+        gone(child).await;
+        assert!(tasks.stop(Duration::from_secs(20)).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_engine_sees_no_secrets_and_the_end_of_its_owner() {
+        let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::new());
+        let mut process = shell(
+            "env >&2; cat >/dev/null; echo input ended >&2",
+            dir.path(),
+            &tasks,
+        );
+        process._stdin = None;
+        assert!(process.ended().await.contains('0'));
+        drop(process);
+        assert!(tasks.stop(Duration::from_secs(20)).await.is_empty());
+        let log = std::fs::read_to_string(dir.path().join("engine.log")).unwrap();
+        assert!(
+            log.contains("input ended") && log.contains("PATH="),
+            "{log}"
+        );
+        assert!(!log.contains("CARGO"), "{log}");
     }
 }

@@ -1,94 +1,363 @@
-//! When an engine that ended is started again. Pure.
+//! The life of one engine as a pure machine: something happened, it is this late, therefore do that. The task that
+//! carries it out is in [`super::service`].
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-/// An engine that was ready for this long before it ended is started again at once.
-const HEALTHY_AFTER: Duration = Duration::from_secs(1);
-/// First wait after an engine failed to become (or stay) ready; doubles.
-const FIRST_WAIT: Duration = Duration::from_secs(10);
-/// Longest wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// Ends within this time count together.
-const WINDOW: Duration = Duration::from_secs(600);
-/// More ends than this within the window make a service degraded.
-const MOST_ENDS: usize = 5;
+use cxmpute_wire::control::ServiceState;
 
-/// What to do about an engine that ended.
+use super::restart::{Next, Restarts};
+
+/// A starting engine is asked this often whether it is ready, at first …
+const ASK_EVERY: Duration = Duration::from_millis(50);
+/// … and this often once it has taken longer than [`ASK_OFTEN_FOR`].
+const ASK_SELDOM: Duration = Duration::from_secs(3);
+/// Most engines are ready within this time.
+const ASK_OFTEN_FOR: Duration = Duration::from_secs(30);
+/// Time between real probes of a ready engine; skipped when real work succeeded meanwhile.
+const PROBE_EVERY: Duration = Duration::from_secs(300);
+/// A probe that failed, or found all slots taken, is repeated after this time.
+const PROBE_AGAIN: Duration = Duration::from_secs(10);
+/// Failed probes in a row after which an engine is started anew.
+const PROBE_FAILURES: u32 = 3;
+/// Missing files are looked for again after this time.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Time between the polite signal and the hard one.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
-    /// Start it now.
-    Now,
-    /// Start it after this wait.
-    After(Duration),
-    /// It fails too often: report `degraded`, try again after this wait.
-    Degraded(Duration),
+pub enum Event {
+    /// Everything the engine needs is there.
+    Prepared,
+    /// Something it needs is not there.
+    Unprepared,
+    /// Its process runs (an owner's server always does).
+    Started,
+    /// Its process ended, or could not be started.
+    Ended,
+    /// It says that it is ready.
+    SaysReady,
+    /// It does not (yet).
+    SaysNothing,
+    /// It is ready, but with another model than planned.
+    WrongModel,
+    /// A real probe was answered.
+    ProbeGood,
+    /// All its slots are taken; that says nothing about it.
+    ProbeBusy,
+    /// A real probe was not answered, or wrongly.
+    ProbeBad,
+    /// It has to end.
+    Stop,
+    /// Nothing happened until the moment that [`Act::Wait`] named.
+    Time,
 }
 
-/// The ends of one engine so far.
-#[derive(Debug, Clone, Default)]
-pub struct Restarts {
-    ends: VecDeque<Duration>,
-    failures: u32,
+/// What to do now; what comes of it is the next [`Event`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// Look whether everything is there.
+    Prepare,
+    /// Start the process.
+    Start,
+    /// Ask whether it is ready.
+    Ask,
+    /// Ask for one real token or vector.
+    Probe,
+    /// Send the polite signal; then it is [`Event::Time`], or [`Event::Ended`] where there is no process.
+    Terminate,
+    /// Kill its whole group; then it is [`Event::Time`].
+    Kill,
+    /// Wait for an event until this moment.
+    Wait(Duration),
+    /// Nothing runs and nothing will.
+    Finish,
 }
 
-impl Restarts {
-    /// The engine ended at `now` (time since any fixed start); `ready_for` is how long it had been ready.
-    pub fn after_end(&mut self, now: Duration, ready_for: Option<Duration>) -> Next {
-        while self.ends.front().is_some_and(|end| now.saturating_sub(*end) > WINDOW) {
-            self.ends.pop_front();
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Preparing,
+    Missing {
+        again: Duration,
+    },
+    Starting,
+    Loading {
+        since: Duration,
+        ask: Duration,
+    },
+    Ready {
+        since: Duration,
+        probe: Duration,
+        failures: u32,
+    },
+    Waiting {
+        until: Duration,
+    },
+    Degraded {
+        until: Duration,
+    },
+    Ending {
+        since: Duration,
+        ready_for: Option<Duration>,
+        for_ever: bool,
+        killed: bool,
+    },
+    Finished,
+}
+
+/// One engine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    phase: Phase,
+    restarts: Restarts,
+    start_budget: Option<Duration>,
+    last_work: Duration,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Preparing,
+            restarts: Restarts::default(),
+            start_budget: None,
+            last_work: Duration::ZERO,
         }
-        self.ends.push_back(now);
-        if self.ends.len() > MOST_ENDS {
-            return Next::Degraded(LONGEST_WAIT);
+    }
+}
+
+impl Machine {
+    /// The first thing to do.
+    #[must_use]
+    pub const fn begin(&self) -> Act {
+        Act::Prepare
+    }
+
+    /// Time the engine may take to become ready; no end for servers that somebody else starts.
+    pub fn set_start_budget(&mut self, budget: Option<Duration>) {
+        self.start_budget = budget;
+    }
+
+    /// Real work succeeded last at this moment.
+    pub fn worked(&mut self, at: Duration) {
+        self.last_work = self.last_work.max(at);
+    }
+
+    /// How the gateway is told about it.
+    #[must_use]
+    pub const fn state(&self) -> ServiceState {
+        match self.phase {
+            Phase::Preparing => ServiceState::Verifying,
+            Phase::Missing { .. } | Phase::Waiting { .. } => ServiceState::Failed,
+            Phase::Starting
+            | Phase::Loading { .. }
+            | Phase::Ending {
+                for_ever: false, ..
+            } => ServiceState::Loading,
+            Phase::Ready { .. } => ServiceState::Ready,
+            Phase::Degraded { .. } => ServiceState::Degraded,
+            Phase::Ending { for_ever: true, .. } => ServiceState::Stopping,
+            Phase::Finished => ServiceState::Absent,
         }
-        if ready_for.is_some_and(|span| span >= HEALTHY_AFTER) {
-            self.failures = 0;
-            return Next::Now;
+    }
+
+    /// Takes an event in and says what to do.
+    pub fn step(&mut self, event: Event, now: Duration) -> Act {
+        match event {
+            Event::Stop => self.stop(now),
+            Event::Ended => self.ended(now),
+            Event::Prepared if self.phase == Phase::Preparing => {
+                self.phase = Phase::Starting;
+                Act::Start
+            }
+            Event::Unprepared if self.phase == Phase::Preparing => {
+                self.phase = Phase::Missing {
+                    again: now + LOOK_AGAIN,
+                };
+                self.wait(now)
+            }
+            Event::Started if self.phase == Phase::Starting => {
+                self.phase = Phase::Loading {
+                    since: now,
+                    ask: now,
+                };
+                Act::Ask
+            }
+            Event::SaysReady => match self.phase {
+                Phase::Loading { .. } => {
+                    self.phase = Phase::Ready {
+                        since: now,
+                        probe: now + PROBE_EVERY,
+                        failures: 0,
+                    };
+                    self.wait(now)
+                }
+                _ => self.wait(now),
+            },
+            Event::SaysNothing => self.not_ready(now),
+            Event::WrongModel if self.has_process() => self.end(now, None),
+            Event::ProbeGood => self.probed(now, now + PROBE_EVERY, Some(0)),
+            Event::ProbeBusy => self.probed(now, now + PROBE_AGAIN, None),
+            Event::ProbeBad => match self.phase {
+                Phase::Ready {
+                    since, failures, ..
+                } if failures + 1 >= PROBE_FAILURES => {
+                    self.end(now, Some(now.saturating_sub(since)))
+                }
+                Phase::Ready { failures, .. } => {
+                    self.probed(now, now + PROBE_AGAIN, Some(failures + 1))
+                }
+                _ => self.wait(now),
+            },
+            Event::Prepared
+            | Event::Unprepared
+            | Event::Started
+            | Event::WrongModel
+            | Event::Time => self.wait(now),
         }
-        let wait = FIRST_WAIT.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_WAIT);
-        self.failures = self.failures.saturating_add(1);
-        Next::After(wait)
+    }
+
+    /// Whether a process runs that has to be ended.
+    const fn has_process(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Loading { .. } | Phase::Ready { .. } | Phase::Ending { .. }
+        )
+    }
+
+    fn stop(&mut self, now: Duration) -> Act {
+        match &mut self.phase {
+            Phase::Ending { for_ever, .. } => {
+                *for_ever = true;
+                self.wait(now)
+            }
+            Phase::Ready { .. } | Phase::Loading { .. } => {
+                self.phase = Phase::Ending {
+                    since: now,
+                    ready_for: None,
+                    for_ever: true,
+                    killed: false,
+                };
+                Act::Terminate
+            }
+            _ => {
+                self.phase = Phase::Finished;
+                Act::Finish
+            }
+        }
+    }
+
+    fn end(&mut self, now: Duration, ready_for: Option<Duration>) -> Act {
+        self.phase = Phase::Ending {
+            since: now,
+            ready_for,
+            for_ever: false,
+            killed: false,
+        };
+        Act::Terminate
+    }
+
+    fn ended(&mut self, now: Duration) -> Act {
+        let ready_for = match self.phase {
+            Phase::Ready { since, .. } => Some(now.saturating_sub(since)),
+            Phase::Ending { for_ever: true, .. } | Phase::Finished => {
+                self.phase = Phase::Finished;
+                return Act::Finish;
+            }
+            Phase::Ending { ready_for, .. } => ready_for,
+            _ => None,
+        };
+        match self.restarts.after_end(now, ready_for) {
+            Next::Now => {
+                self.phase = Phase::Preparing;
+                Act::Prepare
+            }
+            Next::After(wait) => {
+                self.phase = Phase::Waiting { until: now + wait };
+                self.wait(now)
+            }
+            Next::Degraded(wait) => {
+                self.phase = Phase::Degraded { until: now + wait };
+                self.wait(now)
+            }
+        }
+    }
+
+    fn not_ready(&mut self, now: Duration) -> Act {
+        let Phase::Loading { since, .. } = self.phase else {
+            return self.wait(now);
+        };
+        let loading_for = now.saturating_sub(since);
+        if self.start_budget.is_some_and(|budget| loading_for > budget) {
+            return self.end(now, None);
+        }
+        let pause = if loading_for < ASK_OFTEN_FOR {
+            ASK_EVERY
+        } else {
+            ASK_SELDOM
+        };
+        self.phase = Phase::Loading {
+            since,
+            ask: now + pause,
+        };
+        self.wait(now)
+    }
+
+    fn probed(&mut self, now: Duration, next: Duration, failed: Option<u32>) -> Act {
+        if let Phase::Ready {
+            probe, failures, ..
+        } = &mut self.phase
+        {
+            *probe = next;
+            *failures = failed.unwrap_or(*failures);
+        }
+        self.wait(now)
+    }
+
+    /// Waits, or does what is due.
+    fn wait(&mut self, now: Duration) -> Act {
+        match &mut self.phase {
+            Phase::Preparing => Act::Prepare,
+            Phase::Starting => Act::Start,
+            Phase::Missing { again: until }
+            | Phase::Waiting { until }
+            | Phase::Degraded { until } => {
+                if now < *until {
+                    return Act::Wait(*until);
+                }
+                self.phase = Phase::Preparing;
+                Act::Prepare
+            }
+            Phase::Loading { ask, .. } if now < *ask => Act::Wait(*ask),
+            Phase::Loading { .. } => Act::Ask,
+            Phase::Ready {
+                probe, failures, ..
+            } => {
+                // Work that succeeded is as good as a probe.
+                if self.last_work + PROBE_EVERY > *probe {
+                    *probe = self.last_work + PROBE_EVERY;
+                    *failures = 0;
+                }
+                if now < *probe {
+                    Act::Wait(*probe)
+                } else {
+                    Act::Probe
+                }
+            }
+            Phase::Ending {
+                since,
+                killed: false,
+                ..
+            } if now < *since + GRACE => Act::Wait(*since + GRACE),
+            Phase::Ending { killed, .. } if !*killed => {
+                *killed = true;
+                Act::Kill
+            }
+            // A killed process ends; there is nothing else to do about one that does not.
+            Phase::Ending { .. } => Act::Wait(now + GRACE),
+            Phase::Finished => Act::Finish,
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const fn s(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn a_healthy_engine_comes_back_at_once_and_a_failing_one_waits_longer_each_time() {
-        let mut restarts = Restarts::default();
-        assert_eq!(restarts.after_end(s(100), Some(s(60))), Next::Now);
-        assert_eq!(restarts.after_end(s(1000), None), Next::After(s(10)));
-        assert_eq!(restarts.after_end(s(1020), Some(Duration::from_millis(500))), Next::After(s(20)));
-        assert_eq!(restarts.after_end(s(1050), None), Next::After(s(40)));
-        assert_eq!(restarts.after_end(s(1200), Some(s(60))), Next::Now);
-        assert_eq!(restarts.after_end(s(1300), None), Next::After(s(10)), "a healthy run forgives");
-    }
-
-    #[test]
-    fn six_ends_in_ten_minutes_degrade_and_time_heals() {
-        let mut restarts = Restarts::default();
-        for second in 0..5 {
-            assert_eq!(restarts.after_end(s(second * 20), Some(s(15))), Next::Now);
-        }
-        assert_eq!(restarts.after_end(s(100), Some(s(15))), Next::Degraded(s(300)));
-        assert_eq!(restarts.after_end(s(1000), Some(s(15))), Next::Now);
-    }
-
-    #[test]
-    fn the_wait_never_passes_its_cap() {
-        let mut restarts = Restarts::default();
-        for n in 0..20 {
-            match restarts.after_end(s(n * 1000), None) {
-                Next::After(wait) => assert!(wait <= s(300)),
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-}
+mod tests;

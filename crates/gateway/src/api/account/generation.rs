@@ -73,7 +73,8 @@ pub async fn get_generation(
     caller: Caller,
     query: Result<Query<GenerationQuery>, QueryRejection>,
 ) -> ApiResult<Json<Data<Generation>>> {
-    let Query(query) = query.map_err(|_| ApiError::invalid_parameter("id", "Give the request's id as ?id=req_…."))?;
+    let Query(query) =
+        query.map_err(|_| ApiError::invalid_parameter("id", "Give the request's id as ?id=req_…."))?;
     // Answers print the request id after a prefix of OpenAI's (`chatcmpl-…`); both names find the row.
     let tail = query.id.rsplit_once(['-', '_']).map_or(query.id.as_str(), |(_, tail)| tail);
     let id: RequestId = format!("{}{tail}", RequestId::PREFIX)

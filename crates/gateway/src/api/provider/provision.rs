@@ -51,7 +51,10 @@ pub async fn put_provision(
     let bytes = read(body, &parts.headers, ENROL_LIMIT, Pace::of(&app)).await?;
     let enrolment: EnrolRequest = json::read(&bytes)?;
     let path_id: ProvisionId = path_id.parse().map_err(|error| {
-        ApiError::invalid_parameter("provision_id", format!("The address does not name a provision: {error}."))
+        ApiError::invalid_parameter(
+            "provision_id",
+            format!("The address does not name a provision: {error}."),
+        )
     })?;
     let key = public_key(&enrolment.public_key)?;
     verify(&app, &parts, &bytes, &key).await?;
@@ -173,12 +176,14 @@ fn refusal(outcome: &EnrolOutcome, id: &ProvisionId) -> ApiError {
             "This enrolment grant is unknown here; make one with `cxmpute admin grant create`.",
         )
         .param("grant"),
-        EnrolOutcome::GrantSpent => {
-            ApiError::new(Code::GrantSpent, "This enrolment grant was used before; every device needs its own.")
-                .param("grant")
-        }
+        EnrolOutcome::GrantSpent => ApiError::new(
+            Code::GrantSpent,
+            "This enrolment grant was used before; every device needs its own.",
+        )
+        .param("grant"),
         EnrolOutcome::GrantExpired => {
-            ApiError::new(Code::GrantExpired, "This enrolment grant is too old; ask for a new one.").param("grant")
+            ApiError::new(Code::GrantExpired, "This enrolment grant is too old; ask for a new one.")
+                .param("grant")
         }
         EnrolOutcome::Created(_) | EnrolOutcome::Unchanged(_) => {
             ApiError::internal(anyhow::anyhow!("a good enrolment was refused"))
@@ -200,7 +205,9 @@ fn to_text(part: &impl Serialize) -> ApiResult<String> {
 /// The known-bad variant of gate N3.
 #[cfg(feature = "sabotage")]
 async fn overwrite(app: &App, wanted: &Enrolment, outcome: EnrolOutcome) -> ApiResult<EnrolOutcome> {
-    if app.sabotage != Some(crate::sabotage::Sabotage::UnconditionalUpsert) || outcome != EnrolOutcome::Conflict {
+    if app.sabotage != Some(crate::sabotage::Sabotage::UnconditionalUpsert)
+        || outcome != EnrolOutcome::Conflict
+    {
         return Ok(outcome);
     }
     let grant = wanted.grant_hash.as_deref().unwrap_or_default();

@@ -9,8 +9,8 @@ use axum::extract::State;
 use bytes::Bytes;
 use cxmpute_store::{EnrolOutcome, Enrolment, KeyKind, ProvisionRow, ProvisionState, ServiceRow};
 use cxmpute_wire::control::{
-    CpuInfo, Diagnostics, DiskInfo, GpuInfo, Location, MemoryInfo, ObservedService, OsInfo, SeedCallback, SeedDelete,
-    SeedDone, SeedEnd, SeedNew, SeedNewAnswer, SeedServices, SeedStart, ServiceState, Software,
+    CpuInfo, Diagnostics, DiskInfo, GpuInfo, Location, MemoryInfo, ObservedService, OsInfo, SeedCallback,
+    SeedDelete, SeedDone, SeedEnd, SeedNew, SeedNewAnswer, SeedServices, SeedStart, ServiceState, Software,
 };
 use cxmpute_wire::{Code, ProvisionId, ServiceId, UserId};
 use serde::Serialize;
@@ -30,7 +30,10 @@ use crate::json;
 const SERVICES_LIMIT: usize = 64;
 
 /// `POST /providers/new`: enrols a device under an id that its program made.
-pub async fn enrol_device(State(app): State<Arc<App>>, RawBody(body): RawBody) -> ApiResult<Json<SeedNewAnswer>> {
+pub async fn enrol_device(
+    State(app): State<Arc<App>>,
+    RawBody(body): RawBody,
+) -> ApiResult<Json<SeedNewAnswer>> {
     seed_shaped(async {
         let new: SeedNew = parse(&body)?;
         let owner = owner_of_key(&app, &new.provider_ak).await?;
@@ -61,7 +64,10 @@ pub async fn enrol_device(State(app): State<Arc<App>>, RawBody(body): RawBody) -
 }
 
 /// `POST /providers/start`: measures are taken in, the assignment goes out.
-pub async fn start_device(State(app): State<Arc<App>>, RawBody(body): RawBody) -> ApiResult<Json<SeedServices>> {
+pub async fn start_device(
+    State(app): State<Arc<App>>,
+    RawBody(body): RawBody,
+) -> ApiResult<Json<SeedServices>> {
     seed_shaped(async {
         let start: SeedStart = parse(&body)?;
         let row = own_provision(&app, &start.provider_ak, &start.provision_id).await?;
@@ -90,26 +96,33 @@ pub async fn start_device(State(app): State<Arc<App>>, RawBody(body): RawBody) -
 }
 
 /// `POST /providers/start/callback`: what the device says it runs.
-pub async fn report_started(State(app): State<Arc<App>>, RawBody(body): RawBody) -> ApiResult<Json<SeedDone>> {
+pub async fn report_started(
+    State(app): State<Arc<App>>,
+    RawBody(body): RawBody,
+) -> ApiResult<Json<SeedDone>> {
     seed_shaped(async {
         let report: SeedCallback = parse(&body)?;
         let row = own_provision(&app, &report.provider_ak, &report.provision_id).await?;
         if report.started_services.is_empty() {
-            return Err(ApiError::invalid_parameter("startedServices", "startedServices must name at least one service."));
+            return Err(ApiError::invalid_parameter(
+                "startedServices",
+                "startedServices must name at least one service.",
+            ));
         }
         let services = services(&app, "startedServices", &report.started_services)?;
         let url = report.provided_url.trim();
         if url.is_empty() || url.len() > 2048 || url.chars().any(char::is_control) {
-            return Err(ApiError::invalid_parameter("providedUrl", "providedUrl must be a text of 1 to 2048 bytes."));
+            return Err(ApiError::invalid_parameter(
+                "providedUrl",
+                "providedUrl must be a text of 1 to 2048 bytes.",
+            ));
         }
         let now = app.clock.now();
         if row.public_key.is_none() {
             let observed: Vec<ObservedService> = services.iter().map(observed).collect();
-            let rows: Vec<ServiceRow> = services.into_iter().map(|service| service_row(service, &row)).collect();
-            app.db
-                .record_observed(&row.id, row.desired_generation, &to_text(&observed)?, &rows, now)
-                .await
-                ?;
+            let rows: Vec<ServiceRow> =
+                services.into_iter().map(|service| service_row(service, &row)).collect();
+            app.db.record_observed(&row.id, row.desired_generation, &to_text(&observed)?, &rows, now).await?;
         }
         app.db.set_provided_url(&row.id, url, now).await?;
         Ok(done(if app.fleet.is_current(&row.id, row.epoch) {
@@ -198,17 +211,27 @@ async fn refusal(app: &App, outcome: &EnrolOutcome, alias: &str, enrolment: &Enr
         EnrolOutcome::Conflict => {
             // The owner's own device, taken over by a node since: that is what the caller wanted.
             let taken = app.db.find_provision(alias).await.ok().flatten();
-            if taken.as_ref().is_some_and(|row| Some(&row.owner) == enrolment.owner.as_ref() && row.public_key.is_some()) {
-                return ApiError::new(Code::NodeConflict, "This device has a key now; its node enrols by itself.");
+            if taken
+                .as_ref()
+                .is_some_and(|row| Some(&row.owner) == enrolment.owner.as_ref() && row.public_key.is_some())
+            {
+                return ApiError::new(
+                    Code::NodeConflict,
+                    "This device has a key now; its node enrols by itself.",
+                );
             }
             tracing::error!(alias, "an enrolment for a device of another owner was refused");
             metrics::counter!("cxmpute_enrolment_conflicts_total").increment(1);
-            ApiError::new(Code::NodeConflict, "This provisionId belongs to another provider; nothing was changed.")
+            ApiError::new(
+                Code::NodeConflict,
+                "This provisionId belongs to another provider; nothing was changed.",
+            )
         }
-        EnrolOutcome::Retired => {
-            ApiError::new(Code::NodeRevoked, "This device was deleted; enrol it again with a new provisionId.")
-                .with("action", "enrol")
-        }
+        EnrolOutcome::Retired => ApiError::new(
+            Code::NodeRevoked,
+            "This device was deleted; enrol it again with a new provisionId.",
+        )
+        .with("action", "enrol"),
         EnrolOutcome::GrantSpent => ApiError::new(Code::GrantSpent, "registrationSecret was used before."),
         EnrolOutcome::GrantExpired => ApiError::new(Code::GrantExpired, "registrationSecret is too old."),
         _ => ApiError::new(Code::GrantInvalid, "registrationSecret is unknown; it may also be left out."),
@@ -236,7 +259,10 @@ fn device_id(text: &str) -> ApiResult<String> {
 /// Services by their ids; the seed also says bare model names.
 fn services(app: &App, param: &str, names: &[String]) -> ApiResult<Vec<ServiceId>> {
     if names.len() > SERVICES_LIMIT {
-        return Err(ApiError::invalid_parameter(param, format!("{param} names more than {SERVICES_LIMIT} services.")));
+        return Err(ApiError::invalid_parameter(
+            param,
+            format!("{param} names more than {SERVICES_LIMIT} services."),
+        ));
     }
     let known = |name: &String| {
         let entry = match name.parse::<ServiceId>() {
@@ -245,7 +271,10 @@ fn services(app: &App, param: &str, names: &[String]) -> ApiResult<Vec<ServiceId
         };
         entry.map(|entry| entry.service.clone()).ok_or_else(|| {
             let shown: String = name.chars().take(80).collect();
-            ApiError::invalid_parameter(param, format!("{param} names `{shown}`, which is no service of this network."))
+            ApiError::invalid_parameter(
+                param,
+                format!("{param} names `{shown}`, which is no service of this network."),
+            )
         })
     };
     names.iter().map(known).collect()
@@ -288,7 +317,8 @@ fn location(value: &Value) -> ApiResult<Location> {
 fn diagnostics(value: &Value) -> Diagnostics {
     let compute = value.get("compute").unwrap_or(value);
     let text = |path: &str| compute.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let number = |path: &str| compute.pointer(path).and_then(Value::as_f64).filter(|n| *n >= 0.0).unwrap_or(0.0);
+    let number =
+        |path: &str| compute.pointer(path).and_then(Value::as_f64).filter(|n| *n >= 0.0).unwrap_or(0.0);
     let megabytes = |path: &str| cxmpute_wire::Bytes((number(path) * 1_048_576.0) as u64);
     let gpu = compute.get("gpu").filter(|gpu| gpu.is_object()).map(|_| GpuInfo {
         name: text("/gpu/name"),

@@ -49,8 +49,12 @@ pub async fn open_tunnel(State(app): State<Arc<App>>, mut request: Request<Body>
             Ok(link) => app.fleet.attach(link, session),
             Err(error) => {
                 tracing::warn!(provision = %session.provision_id, %error, "a tunnel did not start");
-                let closed =
-                    app.db.close_epoch(&session.provision_id, session.epoch, "handshake_failed", app.clock.now());
+                let closed = app.db.close_epoch(
+                    &session.provision_id,
+                    session.epoch,
+                    "handshake_failed",
+                    app.clock.now(),
+                );
                 if let Err(error) = closed.await {
                     tracing::warn!(%error, "the end of a tunnel was not recorded");
                 }

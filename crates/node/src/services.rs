@@ -1,0 +1,168 @@
+//! The services of a node: what the plan says, made real.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cxmpute_runtime::CancellationToken;
+use cxmpute_wire::control::{Desired, ObservedService};
+use cxmpute_wire::{Code, Generation, ServiceId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::reconcile::{self, Action};
+use crate::supervise::{Place, Service, Surroundings};
+
+/// All services of one node. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Services {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    around: Surroundings,
+    draining: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    generation: Generation,
+    running: BTreeMap<ServiceId, Service>,
+    /// Services that the plan no longer names and whose engines still run.
+    ending: BTreeMap<ServiceId, Service>,
+}
+
+impl Services {
+    /// None yet.
+    #[must_use]
+    pub fn new(around: Surroundings) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                around,
+                draining: AtomicBool::new(false),
+                state: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Begins to make the plan real. Plans that are older than the last one are ignored; the same plan changes nothing.
+    pub fn apply(&self, desired: &Desired) {
+        let around = &self.inner.around;
+        let mut state = self.inner.state.lock();
+        if desired.generation < state.generation || self.is_draining() {
+            return;
+        }
+        state.generation = desired.generation;
+        state.ending.retain(|_, service| !service.has_ended());
+        let have = state
+            .running
+            .iter()
+            .map(|(id, service)| (id.clone(), service.desired.clone()))
+            .collect();
+        let allowed = |service: &ServiceId| around.config.services.allows(service);
+        for action in reconcile::plan(&desired.services, &have, allowed) {
+            match action {
+                Action::Stop(id) => {
+                    if let Some(service) = state.running.remove(&id) {
+                        tracing::info!(service = %id, "stopping: the plan does not name it like this any more");
+                        service.stop();
+                        state.ending.insert(id, service);
+                    }
+                }
+                Action::Start(want) => {
+                    let id = want.service_id.clone();
+                    tracing::info!(service = %id, generation = %desired.generation, "starting");
+                    let before = state.ending.get(&id).map(Service::stop);
+                    let service = Service::start(around, want, desired.generation, before);
+                    state.running.insert(id, service);
+                }
+            }
+        }
+        drop(state);
+        around.changes.send_modify(|count| *count += 1);
+    }
+
+    /// A place for one request that was routed by the plan of `generation`.
+    ///
+    /// # Errors
+    /// `draining`, `generation_stale`, `not_ready` or `capacity_full`.
+    pub fn enter(&self, service: &ServiceId, generation: Generation) -> Result<Place, Code> {
+        if self.is_draining() {
+            return Err(Code::Draining);
+        }
+        let state = self.inner.state.lock();
+        match state.running.get(service) {
+            Some(service) if generation < service.since => Err(Code::GenerationStale),
+            Some(service) => service.enter(),
+            None if generation < state.generation => Err(Code::GenerationStale),
+            None => Err(Code::NotReady),
+        }
+    }
+
+    /// What each service is doing, and the plan it belongs to.
+    #[must_use]
+    pub fn observed(&self) -> (Generation, Vec<ObservedService>) {
+        let state = self.inner.state.lock();
+        let ending = state
+            .ending
+            .iter()
+            .filter(|(id, service)| !state.running.contains_key(*id) && !service.has_ended());
+        let services = state
+            .running
+            .values()
+            .chain(ending.map(|(_, service)| service))
+            .map(Service::observed);
+        (state.generation, services.collect())
+    }
+
+    /// Requests being worked on.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        let state = self.inner.state.lock();
+        state
+            .running
+            .values()
+            .chain(state.ending.values())
+            .map(Service::in_flight)
+            .sum()
+    }
+
+    /// Whether no new work is taken.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::Relaxed)
+    }
+
+    /// Takes no new work and no new plans from now on.
+    pub fn drain(&self) {
+        self.inner.draining.store(true, Ordering::Relaxed);
+        self.inner.around.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Moves with every change.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.around.changes.subscribe()
+    }
+
+    /// Stops everything; returns when the last engine is gone.
+    pub async fn stop(&self) {
+        self.drain();
+        let ends: Vec<CancellationToken> = {
+            let state = self.inner.state.lock();
+            state
+                .running
+                .values()
+                .chain(state.ending.values())
+                .map(Service::stop)
+                .collect()
+        };
+        for end in ends {
+            end.cancelled().await;
+        }
+        let gone = std::mem::take(&mut *self.inner.state.lock());
+        drop(gone);
+    }
+}

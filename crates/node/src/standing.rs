@@ -1,0 +1,172 @@
+//! Why a node earns nothing right now: exactly one reason, with what to do about it (node.md section 12). Pure.
+
+use cxmpute_wire::Code;
+use cxmpute_wire::control::{NodeStatus, ObservedService, ServiceState};
+use serde::{Deserialize, Serialize};
+
+/// One reason for not earning.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Reason {
+    /// For programs.
+    pub code: String,
+    /// For people, with the next step where there is one.
+    pub message: String,
+}
+
+/// What the reason is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// No new work is taken.
+    pub draining: bool,
+    /// A tunnel is up.
+    pub connected: bool,
+    /// Why there is no tunnel.
+    pub trouble: Option<&'a str>,
+    /// The server's last word.
+    pub server: Option<&'a NodeStatus>,
+    /// What runs here.
+    pub services: &'a [ObservedService],
+}
+
+/// The reason; absent while work can come.
+#[must_use]
+pub fn why_idle(facts: Facts<'_>) -> Option<Reason> {
+    let reason = |code: &str, message: String| {
+        Some(Reason {
+            code: code.to_owned(),
+            message,
+        })
+    };
+    if facts.draining {
+        return reason(
+            "draining",
+            "The node is leaving; start it again to go on.".into(),
+        );
+    }
+    if !facts.connected {
+        let trouble = facts
+            .trouble
+            .unwrap_or("the first connection is being made");
+        return reason(
+            "tunnel_down",
+            format!("No connection to the gateway: {trouble}. It is tried again by itself."),
+        );
+    }
+    let Some(server) = facts.server else {
+        return reason("starting", "Waiting for the gateway's first word.".into());
+    };
+    let said = || server.reason.clone().unwrap_or_default();
+    if server.state == "suspended" {
+        return reason("suspended", format!("{} Ask the operator.", said()));
+    }
+    if !server.routable.is_empty() {
+        return None;
+    }
+    let in_state = |states: &[ServiceState]| {
+        facts
+            .services
+            .iter()
+            .find(|service| states.contains(&service.state))
+    };
+    if in_state(&[ServiceState::Ready]).is_some() {
+        return reason("canary_pending", said());
+    }
+    if let Some(service) = in_state(&[
+        ServiceState::Queued,
+        ServiceState::Downloading,
+        ServiceState::Verifying,
+        ServiceState::Loading,
+    ]) {
+        return reason("loading", format!("{} is starting.", service.service_id));
+    }
+    if let Some(service) = in_state(&[ServiceState::Failed, ServiceState::Degraded]) {
+        let code = service.code.unwrap_or(Code::EngineFailed);
+        let detail = service.detail.as_deref().unwrap_or("no detail");
+        return reason(code.as_str(), format!("{}: {detail}", service.service_id));
+    }
+    reason("no_fitting_model", said())
+}
+
+#[cfg(test)]
+mod tests {
+    use cxmpute_wire::Timestamp;
+
+    use super::*;
+
+    fn service(state: ServiceState) -> ObservedService {
+        ObservedService {
+            service_id: "llm:a".parse().unwrap(),
+            state,
+            slots: 1,
+            in_flight: 0,
+            engine: "builtin".into(),
+            pid: None,
+            digest: None,
+            code: (state == ServiceState::Failed).then_some(Code::ModelMissing),
+            detail: Some("x is missing".into()),
+        }
+    }
+
+    fn status(routable: bool) -> NodeStatus {
+        NodeStatus {
+            seq: 0,
+            server_time: Timestamp(0),
+            state: "online".into(),
+            routable: routable
+                .then(|| "llm:a".parse().unwrap())
+                .into_iter()
+                .collect(),
+            reason: (!routable).then(|| "as the server says".into()),
+        }
+    }
+
+    #[test]
+    fn every_standing_has_one_reason() {
+        let code = |connected, server: Option<&NodeStatus>, services: &[ObservedService]| {
+            let facts = Facts {
+                draining: false,
+                connected,
+                trouble: None,
+                server,
+                services,
+            };
+            why_idle(facts)
+                .map(|reason| reason.code)
+                .unwrap_or_default()
+        };
+        let (on, off) = (status(true), status(false));
+        assert_eq!(code(false, Some(&on), &[]), "tunnel_down");
+        assert_eq!(code(true, None, &[]), "starting");
+        assert_eq!(code(true, Some(&off), &[]), "no_fitting_model");
+        for (state, expected) in [
+            (ServiceState::Ready, "canary_pending"),
+            (ServiceState::Queued, "loading"),
+            (ServiceState::Loading, "loading"),
+            (ServiceState::Failed, "model_missing"),
+            (ServiceState::Degraded, "engine_failed"),
+        ] {
+            assert_eq!(code(true, Some(&off), &[service(state)]), expected);
+        }
+        assert_eq!(
+            code(true, Some(&on), &[service(ServiceState::Ready, 0)]),
+            "no_demand"
+        );
+        assert_eq!(
+            code(true, Some(&on), &[service(ServiceState::Ready, 1)]),
+            ""
+        );
+        let suspended = NodeStatus {
+            state: "suspended".into(),
+            ..status(false)
+        };
+        assert_eq!(code(true, Some(&suspended), &[]), "suspended");
+        let leaving = Facts {
+            draining: true,
+            connected: false,
+            trouble: None,
+            server: None,
+            services: &[],
+        };
+        assert_eq!(why_idle(leaving).unwrap().code, "draining");
+    }
+}

@@ -1,0 +1,540 @@
+//! One supervised service: the task that carries [`super::state`] out, and what serving sees of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cxmpute_runtime::lifecycle::OwnedTask;
+use cxmpute_runtime::{CancellationToken, Clock, Tasks};
+use cxmpute_wire::control::{DesiredService, ObservedService, ServiceState};
+use cxmpute_wire::{Code, Generation, ServiceKind};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::process::Process;
+use super::state::{Act, Event, Machine};
+use crate::config::NodeConfig;
+use crate::engines::fake::Fake;
+use crate::engines::{Adapter, AdapterError, EngineError};
+
+/// Time an engine gets to become ready, plus a share for the size of its weights.
+const START_BUDGET: Duration = Duration::from_secs(300);
+/// Additional start time per GiB of weights.
+const START_BUDGET_PER_GIB: Duration = Duration::from_secs(20);
+/// Longest start budget.
+const START_BUDGET_CAP: Duration = Duration::from_secs(6 * 3600);
+/// Time for one answer to "are you ready".
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for one answer of a probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most of a probe's answer that is read.
+const PROBE_ANSWER_BYTES: usize = 256 * 1024;
+/// Time that running requests get when the plan no longer names their service.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// What all services of a node share.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// The owner's settings.
+    pub config: Arc<NodeConfig>,
+    /// The time.
+    pub clock: Clock,
+    /// Where tasks run.
+    pub tasks: Tasks,
+    /// Moves with every change of a service.
+    pub changes: Arc<watch::Sender<u64>>,
+    /// Takes the place of all engines, in tests.
+    pub fake: Option<Fake>,
+}
+
+/// A service that is being kept running. Dropping it ends its engine at once; [`Service::stop`] asks politely.
+#[derive(Debug)]
+pub struct Service {
+    /// What the plan says.
+    pub desired: DesiredService,
+    /// The plan that first said it so; work of older plans is not for this engine.
+    pub since: Generation,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    ended: CancellationToken,
+    _task: OwnedTask,
+}
+
+/// What serving and supervising share.
+#[derive(Debug)]
+struct Shared {
+    view: Mutex<View>,
+    in_flight: AtomicU32,
+    /// Moment of the last piece of work that succeeded, in milliseconds of the clock's monotonic time.
+    last_work_ms: AtomicU64,
+    /// Somebody could not reach the engine.
+    doubt: Notify,
+}
+
+#[derive(Clone, Debug)]
+struct View {
+    state: ServiceState,
+    adapter: Option<Arc<Adapter>>,
+    pid: Option<u32>,
+    digest: Option<String>,
+    trouble: Option<(Code, String)>,
+}
+
+/// A place in a service, held while one request is worked on.
+#[derive(Debug)]
+pub struct Place {
+    shared: Arc<Shared>,
+    /// The engine.
+    pub adapter: Arc<Adapter>,
+}
+
+impl Place {
+    /// The work was done: the engine works.
+    pub fn succeeded(&self, clock: &Clock) {
+        let now = u64::try_from(clock.mono().as_millis()).unwrap_or(u64::MAX);
+        self.shared.last_work_ms.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// Nothing listens where the engine should.
+    pub fn unreachable(&self) {
+        self.shared.doubt.notify_one();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Service {
+    /// Begins to keep a service running, once `before` (an older engine of the same service) has ended.
+    #[must_use]
+    pub fn start(
+        around: &Surroundings,
+        desired: DesiredService,
+        since: Generation,
+        before: Option<CancellationToken>,
+    ) -> Self {
+        let view = View {
+            state: ServiceState::Queued,
+            adapter: None,
+            pid: None,
+            digest: None,
+            trouble: None,
+        };
+        let shared = Arc::new(Shared {
+            view: Mutex::new(view),
+            in_flight: AtomicU32::new(0),
+            last_work_ms: AtomicU64::new(0),
+            doubt: Notify::new(),
+        });
+        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+        let keeper = Keeper {
+            around: around.clone(),
+            desired: desired.clone(),
+            shared: shared.clone(),
+            stop: stop.clone(),
+            process: None,
+            trouble: None,
+        };
+        let end = ended.clone().drop_guard();
+        let task = around.tasks.spawn_owned("service", async move {
+            let _end = end;
+            if let Some(before) = before {
+                before.cancelled().await;
+            }
+            keeper.run().await;
+        });
+        Self {
+            desired,
+            since,
+            shared,
+            stop,
+            ended,
+            _task: task,
+        }
+    }
+
+    /// A place for one request, if the service is ready and has room.
+    ///
+    /// # Errors
+    /// `not_ready` or `capacity_full`.
+    pub fn enter(&self) -> Result<Place, Code> {
+        let view = self.shared.view.lock();
+        let adapter = match (&view.adapter, view.state) {
+            (Some(adapter), ServiceState::Ready) if !self.stop.is_cancelled() => adapter.clone(),
+            _ => return Err(Code::NotReady),
+        };
+        let (slots, queue) = adapter.capacity();
+        let enter = |taken: u32| (taken < slots.saturating_add(queue)).then_some(taken + 1);
+        match self
+            .shared
+            .in_flight
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter)
+        {
+            Ok(_) => Ok(Place {
+                shared: self.shared.clone(),
+                adapter,
+            }),
+            Err(_) => Err(Code::CapacityFull),
+        }
+    }
+
+    /// What it is doing, as the gateway is told.
+    #[must_use]
+    pub fn observed(&self) -> ObservedService {
+        let view = self.shared.view.lock().clone();
+        let (code, detail) = view
+            .trouble
+            .map_or((None, None), |(code, detail)| (Some(code), Some(detail)));
+        ObservedService {
+            service_id: self.desired.service_id.clone(),
+            state: if self.stop.is_cancelled() {
+                ServiceState::Stopping
+            } else {
+                view.state
+            },
+            slots: view
+                .adapter
+                .as_ref()
+                .map_or(0, |adapter| adapter.capacity().0),
+            in_flight: self.in_flight(),
+            engine: view
+                .adapter
+                .as_ref()
+                .map_or("", |adapter| adapter.name())
+                .to_owned(),
+            pid: view.pid,
+            digest: view.digest,
+            code,
+            detail,
+        }
+    }
+
+    /// Requests being worked on.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Asks it to end, once its running requests have ended; the token is cancelled when its engine is gone.
+    pub fn stop(&self) -> CancellationToken {
+        self.stop.cancel();
+        self.ended.clone()
+    }
+}
+
+impl Service {
+    /// Whether its engine is gone for ever.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_cancelled()
+    }
+}
+
+/// The task of one service.
+struct Keeper {
+    around: Surroundings,
+    desired: DesiredService,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    process: Option<Process>,
+    /// What went wrong last; said as long as the service is not ready.
+    trouble: Option<(Code, String)>,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut machine = Machine::default();
+        let mut act = machine.begin();
+        let mut stopping = false;
+        while act != Act::Finish {
+            // An order to end a process is always carried out first.
+            let interruptible = !matches!(act, Act::Terminate | Act::Kill);
+            let event = if interruptible && self.stop.is_cancelled() && !stopping {
+                stopping = true;
+                self.finish_requests().await;
+                Event::Stop
+            } else {
+                self.perform(act, &mut machine, stopping).await
+            };
+            machine.worked(Duration::from_millis(
+                self.shared.last_work_ms.load(Ordering::Relaxed),
+            ));
+            if event == Event::Ended
+                && let Some(process) = self.process.take()
+            {
+                tracing::info!(service = %self.desired.service_id, pid = process.pid(), "engine ended");
+            }
+            act = machine.step(event, self.around.clock.mono());
+            self.publish(machine.state());
+        }
+    }
+
+    /// Does one thing; gives what came of it. A stop interrupts everything that waits.
+    async fn perform(&mut self, act: Act, machine: &mut Machine, stopping: bool) -> Event {
+        let stop = self.stop.clone();
+        let stopped = async {
+            match stopping {
+                true => std::future::pending().await,
+                false => stop.cancelled().await,
+            }
+        };
+        match act {
+            Act::Prepare => self.prepare(machine),
+            Act::Start => self.start(),
+            Act::Ask | Act::Probe => {
+                let Some(adapter) = self.shared.view.lock().adapter.clone() else {
+                    return Event::Ended;
+                };
+                let asking = async {
+                    match act {
+                        Act::Ask => self.ask(&adapter).await,
+                        _ => (
+                            probe(&adapter, self.desired.kind, &self.around.tasks).await,
+                            None,
+                        ),
+                    }
+                };
+                let (event, found) = tokio::select! {
+                    answer = asking => answer,
+                    () = stopped => return Event::Time,
+                };
+                if let Some(found) = found {
+                    return self.judge(found);
+                }
+                if event == Event::ProbeBad {
+                    tracing::warn!(service = %self.desired.service_id, "engine probe failed");
+                    self.trouble = Some((
+                        Code::EngineFailed,
+                        "the engine did not answer its probes".into(),
+                    ));
+                }
+                event
+            }
+            Act::Terminate => match &self.process {
+                Some(process) => {
+                    process.terminate();
+                    Event::Time
+                }
+                None => Event::Ended,
+            },
+            Act::Kill => {
+                if let Some(process) = &self.process {
+                    tracing::warn!(
+                        pid = process.pid(),
+                        "the engine did not end in time and is killed"
+                    );
+                    process.kill();
+                }
+                Event::Time
+            }
+            Act::Wait(until) => {
+                let wait = until.saturating_sub(self.around.clock.mono());
+                let ready = self.shared.view.lock().state == ServiceState::Ready;
+                let ended = async {
+                    match &mut self.process {
+                        Some(process) => process.ended().await,
+                        // A server of the owner has no process that we could watch; failed work tells.
+                        None if ready => {
+                            self.shared.doubt.notified().await;
+                            "it cannot be reached".to_owned()
+                        }
+                        None => std::future::pending().await,
+                    }
+                };
+                let end = tokio::select! {
+                    end = ended => end,
+                    () = stopped => return Event::Time,
+                    () = tokio::time::sleep(wait) => return Event::Time,
+                };
+                if !stopping {
+                    let detail = match self.process {
+                        Some(_) => format!(
+                            "the engine ended ({end}); its log is {}",
+                            self.log_path().display()
+                        ),
+                        None => format!("the owner's server is away: {end}"),
+                    };
+                    tracing::warn!(service = %self.desired.service_id, detail, "engine ended");
+                    self.trouble = Some((Code::EngineFailed, detail));
+                }
+                Event::Ended
+            }
+            Act::Finish => Event::Time,
+        }
+    }
+
+    fn prepare(&mut self, machine: &mut Machine) -> Event {
+        match Adapter::choose(&self.around, &self.desired) {
+            Ok(adapter) => {
+                let budget = adapter.process().map(|engine| {
+                    let gib = u32::try_from(engine.weight_bytes >> 30).unwrap_or(u32::MAX);
+                    START_BUDGET
+                        .saturating_add(START_BUDGET_PER_GIB.saturating_mul(gib))
+                        .min(START_BUDGET_CAP)
+                });
+                machine.set_start_budget(budget);
+                self.shared.view.lock().adapter = Some(Arc::new(adapter));
+                Event::Prepared
+            }
+            Err(error) => {
+                let code = match error {
+                    AdapterError::ModelMissing(_) => Code::ModelMissing,
+                    AdapterError::NoEngine(_) | AdapterError::UnsafePath(_) => Code::NotReady,
+                };
+                self.fail(code, error.to_string());
+                Event::Unprepared
+            }
+        }
+    }
+
+    fn start(&mut self) -> Event {
+        let adapter = self.shared.view.lock().adapter.clone();
+        let Some(engine) = adapter.as_ref().and_then(|adapter| adapter.process()) else {
+            return Event::Started;
+        };
+        let log = self.log_path();
+        let made = crate::place::make_private(&self.around.config.logs_dir()).and_then(|()| {
+            engine
+                .socket
+                .parent()
+                .map_or(Ok(()), crate::place::make_private)
+        });
+        let started = made.map_err(anyhow::Error::from).and_then(|()| {
+            Process::start(&engine.program, &engine.arguments, log, &self.around.tasks)
+        });
+        match started {
+            Ok(process) => {
+                tracing::info!(service = %self.desired.service_id, pid = process.pid(), "engine starting");
+                self.process = Some(process);
+                Event::Started
+            }
+            Err(error) => {
+                self.fail(Code::EngineFailed, format!("{error:#}"));
+                Event::Ended
+            }
+        }
+    }
+
+    /// Whether the engine is ready; where it is, also the hash of its model, if it tells.
+    async fn ask(&self, adapter: &Adapter) -> (Event, Option<Option<String>>) {
+        let answer = tokio::time::timeout(ASK_TIMEOUT, adapter.ready(&self.around.tasks)).await;
+        match answer {
+            Ok(Ok(found)) => (Event::SaysReady, Some(found)),
+            Ok(Err(_)) | Err(_) => (Event::SaysNothing, None),
+        }
+    }
+
+    /// Compares the model that the engine has with the planned one.
+    fn judge(&mut self, found: Option<String>) -> Event {
+        let pinned = self
+            .desired
+            .files
+            .iter()
+            .find(|file| file.role == "model")
+            .and_then(|file| file.sha256.clone());
+        if let (Some(pinned), Some(found)) = (&pinned, &found)
+            && !pinned.eq_ignore_ascii_case(found)
+        {
+            let detail = format!(
+                "the model file has the hash {found}, the catalogue pins {pinned}; fetch it again"
+            );
+            self.fail(Code::DigestMismatch, detail);
+            return Event::WrongModel;
+        }
+        tracing::info!(service = %self.desired.service_id, pid = self.process.as_ref().map(Process::pid), "engine ready");
+        self.shared.view.lock().digest = found;
+        Event::SaysReady
+    }
+
+    /// Lets running requests end; new ones are refused meanwhile.
+    async fn finish_requests(&self) {
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
+        let idle = async {
+            while self.shared.in_flight.load(Ordering::Relaxed) > 0 {
+                looks.tick().await;
+            }
+        };
+        let hard = self.around.tasks.hard();
+        tokio::select! {
+            () = idle => {}
+            () = hard.cancelled() => {}
+            () = tokio::time::sleep(DRAIN) => {}
+        }
+    }
+
+    fn log_path(&self) -> PathBuf {
+        let name: String = self
+            .desired
+            .service_id
+            .as_str()
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect();
+        self.around.config.logs_dir().join(format!("{name}.log"))
+    }
+
+    fn fail(&mut self, code: Code, detail: String) {
+        tracing::warn!(service = %self.desired.service_id, %code, detail, "service failed");
+        self.trouble = Some((code, detail));
+    }
+
+    fn publish(&mut self, state: ServiceState) {
+        if state == ServiceState::Ready {
+            self.trouble = None;
+        }
+        let pid = self.process.as_ref().map(Process::pid);
+        let mut view = self.shared.view.lock();
+        let changed = view.state != state || view.pid != pid || view.trouble != self.trouble;
+        view.state = state;
+        view.pid = pid;
+        view.trouble.clone_from(&self.trouble);
+        drop(view);
+        if changed {
+            self.around.changes.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+/// One real token, or one real vector.
+async fn probe(adapter: &Adapter, kind: ServiceKind, tasks: &Tasks) -> Event {
+    let (path, field, body) = match kind {
+        ServiceKind::Embeddings => (
+            "/embeddings",
+            "data",
+            serde_json::json!({"model": adapter.model(), "input": "ping"}),
+        ),
+        _ => (
+            "/chat/completions",
+            "choices",
+            serde_json::json!({"model": adapter.model(), "max_tokens": 1,
+                "messages": [{"role": "user", "content": "Hello"}]}),
+        ),
+    };
+    let ask = async {
+        let reply = adapter
+            .ask(path, Bytes::from(body.to_string()), tasks)
+            .await?;
+        let status = reply.status().as_u16();
+        let body = reply.whole(PROBE_ANSWER_BYTES).await?;
+        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        Ok::<_, EngineError>(match status {
+            429 => Event::ProbeBusy,
+            200 if answer[field]
+                .as_array()
+                .is_some_and(|items| !items.is_empty()) =>
+            {
+                Event::ProbeGood
+            }
+            _ => Event::ProbeBad,
+        })
+    };
+    match tokio::time::timeout(PROBE_TIMEOUT, ask).await {
+        Ok(Ok(event)) => event,
+        Ok(Err(_)) | Err(_) => Event::ProbeBad,
+    }
+}

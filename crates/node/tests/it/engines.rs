@@ -1,0 +1,172 @@
+//! Real processes in place of engines: shell scripts and a small HTTP server that the owner might run.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use bytes::Bytes;
+use cxmpute_node::config::External;
+use cxmpute_tunnel::{WorkError, WorkPath};
+use cxmpute_wire::Code;
+use cxmpute_wire::control::ServiceState;
+use http::Response;
+use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+use crate::gateway::{Gateway, Running, file, read, service, soon};
+
+fn program(dir: &Path, script: &str) -> std::path::PathBuf {
+    let path = dir.join("engine");
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn a_missing_model_is_named_and_found_when_it_comes() {
+    let mut gateway = Gateway::start().await;
+    let models = tempfile::tempdir().unwrap();
+    let engine = program(models.path(), "exec sleep 1000");
+    let node = Running::start(&gateway, None, |config| {
+        config.models.dir = Some(models.path().to_owned());
+        config.engine.program = Some(engine);
+    });
+    let mut tunnel = gateway.tunnel().await;
+    let mut wanted = service("llm:a");
+    wanted.files = vec![file("a.gguf")];
+    tunnel.publish(vec![wanted]).await;
+    let failed = tunnel.until("llm:a", ServiceState::Failed).await;
+    assert_eq!(failed.code, Some(Code::ModelMissing));
+    assert!(failed.detail.unwrap().contains("a.gguf is missing"));
+    std::fs::write(models.path().join("a.gguf"), "weights").unwrap();
+    let loading = soon(async {
+        loop {
+            let loading = tunnel.until("llm:a", ServiceState::Loading).await;
+            if loading.pid.is_some() {
+                return loading;
+            }
+        }
+    })
+    .await;
+    let pid = loading.pid.unwrap();
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+    assert!(
+        arguments.contains("sleep 1000") || arguments.contains("--model a="),
+        "{arguments}"
+    );
+    node.stop().await;
+    assert!(
+        !Path::new(&format!("/proc/{pid}")).exists(),
+        "the engine outlived its node"
+    );
+}
+
+#[tokio::test]
+async fn an_engine_that_ends_at_once_is_reported_with_its_log() {
+    let mut gateway = Gateway::start().await;
+    let models = tempfile::tempdir().unwrap();
+    std::fs::write(models.path().join("a.gguf"), "weights").unwrap();
+    let engine = program(models.path(), "echo no such device >&2; exit 3");
+    let node = Running::start(&gateway, None, |config| {
+        config.models.dir = Some(models.path().to_owned());
+        config.engine.program = Some(engine);
+    });
+    let mut tunnel = gateway.tunnel().await;
+    let mut wanted = service("llm:a");
+    wanted.files = vec![file("a.gguf")];
+    tunnel.publish(vec![wanted]).await;
+    let failed = tunnel.until("llm:a", ServiceState::Failed).await;
+    assert_eq!(failed.code, Some(Code::EngineFailed));
+    let detail = failed.detail.unwrap();
+    assert!(
+        detail.contains("exit status: 3") && detail.contains("llm-a.log"),
+        "{detail}"
+    );
+    let log = node.config.data_dir.join("logs/llm-a.log");
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "no such device\n");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_owners_server_serves_under_its_own_name_of_the_model() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let service = service_fn(async |request: http::Request<hyper::body::Incoming>| {
+                let (parts, body) = request.into_parts();
+                let body = body.collect().await.unwrap().to_bytes();
+                let key = parts.headers[http::header::AUTHORIZATION]
+                    .to_str()
+                    .unwrap()
+                    .to_owned();
+                let text = match parts.uri.path() {
+                    "/v1/models" => "{\"data\":[]}".to_owned(),
+                    path => {
+                        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                        format!(
+                            "data: {{\"said\":\"{path} {} {key}\"}}\n\ndata: [DONE]\n\n",
+                            body["model"]
+                        )
+                        .replace("\"tiny:1b\"", "tiny:1b")
+                    }
+                };
+                Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(text))))
+            });
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(tcp), service),
+            );
+        }
+    });
+    let mut gateway = Gateway::start().await;
+    let keys = tempfile::tempdir().unwrap();
+    let key = keys.path().join("key");
+    std::fs::write(&key, "sesame\n").unwrap();
+    let node = Running::start(&gateway, None, |config| {
+        config.external = vec![External {
+            service: "llm:a".into(),
+            base_url: format!("http://{address}/v1"),
+            model: Some("tiny:1b".into()),
+            api_key_file: Some(key),
+            slots: Some(2),
+        }];
+    });
+    let mut tunnel = gateway.tunnel().await;
+    tunnel.publish(vec![service("llm:a")]).await;
+    let ready = tunnel.until("llm:a", ServiceState::Ready).await;
+    assert_eq!(
+        (ready.engine.as_str(), ready.slots, ready.pid),
+        ("external", 2, None)
+    );
+    let mut stream = tunnel.chat("hello");
+    soon(stream.accepted()).await.unwrap();
+    let (text, error) = read(&mut stream).await;
+    assert_eq!(error, None);
+    assert_eq!(
+        text,
+        "data: {\"said\":\"/v1/chat/completions tiny:1b Bearer sesame\"}\n\ndata: [DONE]\n\n"
+    );
+    // The owner stops the server: the next request is refused, and the service leaves the choice.
+    server.abort();
+    let head = tunnel.head("llm:a", WorkPath::ChatCompletions);
+    soon(async {
+        loop {
+            let mut stream = tunnel.link.open(&head, Bytes::from_static(b"{}")).unwrap();
+            match stream.accepted().await {
+                Err(WorkError::Refused {
+                    code: Some(Code::NotReady),
+                    ..
+                }) => return,
+                other => drop(other),
+            }
+        }
+    })
+    .await;
+    let away = tunnel.until("llm:a", ServiceState::Loading).await;
+    assert!(away.detail.unwrap().contains("owner's server is away"));
+    node.stop().await;
+}

@@ -311,6 +311,7 @@ impl Conversation {
     }
 
     async fn fill(&mut self) -> Result<bool> {
+        self.buffer.reserve(16 * 1024);
         let Ok(read) = timeout(PATIENCE, self.stream.read_buf(&mut self.buffer)).await else {
             bail!("nothing arrived for {PATIENCE:?}");
         };

@@ -41,10 +41,7 @@ pub struct Deps {
 
 impl std::fmt::Debug for Deps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Deps")
-            .field("clock", &self.clock)
-            .field("fake", &self.fake)
-            .finish_non_exhaustive()
+        f.debug_struct("Deps").field("clock", &self.clock).field("fake", &self.fake).finish_non_exhaustive()
     }
 }
 
@@ -52,12 +49,7 @@ impl Deps {
     /// The system's clock and real engines.
     #[must_use]
     pub const fn new(clock: Clock, tasks: Tasks) -> Self {
-        Self {
-            clock,
-            tasks,
-            fake: None,
-            grant: None,
-        }
+        Self { clock, tasks, fake: None, grant: None }
     }
 }
 
@@ -122,13 +114,7 @@ impl Node {
             seen: Arc::new(watch::Sender::new(Seen::default())),
             hurry: CancellationToken::new(),
         };
-        Ok(Self {
-            config,
-            identity,
-            deps,
-            view,
-            boot: state.boot,
-        })
+        Ok(Self { config, identity, deps, view, boot: state.boot })
     }
 
     /// A window into it, which stays open while it runs.
@@ -193,10 +179,7 @@ impl Node {
                         End::Lost(reason) => reason,
                     }
                 }
-                Err(DialError::Refused {
-                    code: Some(Code::ClockSkew),
-                    ..
-                }) if !clock_corrected => {
+                Err(DialError::Refused { code: Some(Code::ClockSkew), .. }) if !clock_corrected => {
                     // The signer has taken the server's time over.
                     tracing::warn!(
                         offset_ms = dialling.signer.offset_ms(),
@@ -205,21 +188,15 @@ impl Node {
                     clock_corrected = true;
                     continue;
                 }
-                Err(DialError::Refused {
-                    code: Some(Code::NodeUnknown),
-                    ..
-                }) => match self.enrol_again().await {
-                    Ok(()) => {
-                        "the gateway had forgotten this node; it is enrolled again".to_owned()
+                Err(DialError::Refused { code: Some(Code::NodeUnknown), .. }) => {
+                    match self.enrol_again().await {
+                        Ok(()) => "the gateway had forgotten this node; it is enrolled again".to_owned(),
+                        Err(error) if error.downcast_ref::<ExitError>().is_some() => return Err(error),
+                        Err(error) => format!("{error:#}"),
                     }
-                    Err(error) if error.downcast_ref::<ExitError>().is_some() => return Err(error),
-                    Err(error) => format!("{error:#}"),
-                },
-                Err(DialError::Refused {
-                    code: Some(code),
-                    message,
-                    ..
-                }) => match final_word(code, &message) {
+                }
+                Err(DialError::Refused { code: Some(code), message, .. }) => match final_word(code, &message)
+                {
                     Some(error) => return Err(error.into()),
                     None => message,
                 },
@@ -272,10 +249,7 @@ fn final_word(code: Code, message: &str) -> Option<ExitError> {
         Code::VersionTooOld => (exit::VERSION_TOO_OLD, "Update this program."),
         _ => return None,
     };
-    Some(ExitError::new(
-        exit_code,
-        format!("The gateway closed the door ({code}): {message} {hint}"),
-    ))
+    Some(ExitError::new(exit_code, format!("The gateway closed the door ({code}): {message} {hint}")))
 }
 
 /// The grant of an unattended run.
@@ -312,9 +286,7 @@ pub async fn ensure_enrolled(
         };
         return Err(ExitError::new(exit::GRANT, message).into());
     }
-    Box::pin(enrol::enrol(config, identity, grant, None, clock))
-        .await
-        .map(drop)
+    Box::pin(enrol::enrol(config, identity, grant, None, clock)).await.map(drop)
 }
 
 #[cfg(test)]
@@ -332,11 +304,7 @@ mod tests {
             (Code::StoreUnavailable, None),
             (Code::InvalidSignature, None),
         ] {
-            assert_eq!(
-                final_word(code, "x").map(|error| error.code()),
-                exit_code,
-                "{code}"
-            );
+            assert_eq!(final_word(code, "x").map(|error| error.code()), exit_code, "{code}");
         }
     }
 }

@@ -112,11 +112,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no failures.
-            let code = if error.use_stderr() {
-                exit::USAGE
-            } else {
-                exit::OK
-            };
+            let code = if error.use_stderr() { exit::USAGE } else { exit::OK };
             let _ = error.print();
             return ExitCode::from(code);
         }
@@ -131,18 +127,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let output = if cli.global.json {
-        Output::Json
-    } else {
-        Output::Human
-    };
+    let output = if cli.global.json { Output::Json } else { Output::Human };
     let config = NodeConfig::read(cli.global.config.clone(), flags(&cli.global))?;
-    telemetry::init(&config.log)
-        .map_err(|error| ExitError::new(exit::CONFIG, error.to_string()))?;
+    telemetry::init(&config.log).map_err(|error| ExitError::new(exit::CONFIG, error.to_string()))?;
     // One thread relays for less than several would; engines have processes of their own.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
         match cli.command {
             Command::Enrol { grant, alias } => enrol_node(&config, &grant, alias, output).await,
@@ -155,10 +144,7 @@ fn run(cli: Cli) -> Result<()> {
                     output.result(service, &show::service_line(service));
                 }
                 if answer.services.is_empty() && output == Output::Human {
-                    output.result(
-                        &(),
-                        "No services yet: the gateway has not planned any for this machine.",
-                    );
+                    output.result(&(), "No services yet: the gateway has not planned any for this machine.");
                 }
                 Ok(())
             }
@@ -169,10 +155,7 @@ fn run(cli: Cli) -> Result<()> {
 fn flags(global: &Global) -> toml::Table {
     let mut flags = toml::Table::new();
     if let Some(dir) = &global.data_dir {
-        flags.insert(
-            "data_dir".into(),
-            toml::Value::String(dir.display().to_string()),
-        );
+        flags.insert("data_dir".into(), toml::Value::String(dir.display().to_string()));
     }
     if let Some(url) = &global.api_url {
         let api = toml::Table::from_iter([("url".to_owned(), toml::Value::String(url.clone()))]);
@@ -189,23 +172,12 @@ async fn enrol_node(
 ) -> Result<()> {
     let identity = identity::load_or_create(&config.data_dir)?;
     let grant = grant.read()?;
-    let done = Box::pin(enrol::enrol(
-        config,
-        &identity,
-        grant.as_ref(),
-        alias,
-        &Clock::system(),
-    ))
-    .await?;
+    let done = Box::pin(enrol::enrol(config, &identity, grant.as_ref(), alias, &Clock::system())).await?;
     let value = json!({
         "provision_id": done.answer.provision_id, "owner": done.answer.owner, "state": done.answer.state,
         "created": done.created, "control_plane": config.api.url,
     });
-    let how = if done.created {
-        "Enrolled"
-    } else {
-        "Already enrolled"
-    };
+    let how = if done.created { "Enrolled" } else { "Already enrolled" };
     let text = format!(
         "{how} with {}\n  provision  {}\n  owner      {}\n  state      {}\nNext: cxmpute-provider start",
         config.api.url, done.answer.provision_id, done.answer.owner, done.answer.state
@@ -218,11 +190,7 @@ async fn start(config: NodeConfig, grant: &GrantSource, output: Output) -> Resul
     let (clock, tasks) = (Clock::system(), Tasks::new());
     let identity = identity::load_or_create(&config.data_dir)?;
     if let Ok(other) = local::ask(&config.data_dir, Question::Status).await {
-        bail!(
-            "A node already runs in {} (pid {}).",
-            config.data_dir.display(),
-            other.pid
-        );
+        bail!("A node already runs in {} (pid {}).", config.data_dir.display(), other.pid);
     }
     let grant = grant.read()?;
     agent::ensure_enrolled(&config, &identity, grant.as_ref(), &clock).await?;
@@ -290,9 +258,9 @@ async fn status(config: &NodeConfig, output: Output) -> Result<()> {
     let state = identity::read_state(&config.data_dir)?;
     let enrolled = identity.filter(|_| state.api_url.is_some());
     let Some(identity) = enrolled else {
-        let message = "Not enrolled. Get a grant from the operator and run: cxmpute-provider enrol --grant-file FILE";
-        let value =
-            json!({"running": false, "reason": {"code": "not_enrolled", "message": message}});
+        let message =
+            "Not enrolled. Get a grant from the operator and run: cxmpute-provider enrol --grant-file FILE";
+        let value = json!({"running": false, "reason": {"code": "not_enrolled", "message": message}});
         output.result(&value, "Node       not enrolled");
         return Err(ExitError::new(exit::OTHER, message).into());
     };
@@ -301,18 +269,13 @@ async fn status(config: &NodeConfig, output: Output) -> Result<()> {
         Ok(known) => known["state"].as_str().unwrap_or("unknown").to_owned(),
         Err(error) => format!("{error:#}"),
     };
-    let message = format!(
-        "No node runs in {}; start it with: cxmpute-provider start",
-        config.data_dir.display()
-    );
+    let message =
+        format!("No node runs in {}; start it with: cxmpute-provider start", config.data_dir.display());
     let value = json!({
         "running": false, "provision_id": identity.provision_id, "owner": state.owner, "server": server.ok(),
         "reason": {"code": "not_running", "message": message},
     });
-    let text = format!(
-        "Node       {} (not running)\nServer     {word}",
-        identity.provision_id
-    );
+    let text = format!("Node       {} (not running)\nServer     {word}", identity.provision_id);
     output.result(&value, &text);
     // The result is complete; the exit code tells scripts that nothing runs.
     Err(ExitError::new(exit::OTHER, message).into())
@@ -326,15 +289,9 @@ async fn stop(config: &NodeConfig, output: Output) -> Result<()> {
             looks.tick().await;
         }
     };
-    tokio::time::timeout(STOP_WITHIN, ended)
-        .await
-        .with_context(|| {
-            format!(
-                "The node (pid {}) did not end within {} s",
-                answer.pid,
-                STOP_WITHIN.as_secs()
-            )
-        })?;
+    tokio::time::timeout(STOP_WITHIN, ended).await.with_context(|| {
+        format!("The node (pid {}) did not end within {} s", answer.pid, STOP_WITHIN.as_secs())
+    })?;
     output.result(
         &json!({"event": "stopped", "pid": answer.pid}),
         &format!("Node (pid {}) stopped.", answer.pid),
@@ -346,10 +303,7 @@ async fn stop(config: &NodeConfig, output: Output) -> Result<()> {
 fn lives(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in brackets may hold anything; the state follows the last bracket.
-    let state = stat
-        .rsplit(')')
-        .next()
-        .and_then(|rest| rest.trim_start().chars().next());
+    let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
     state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 

@@ -45,10 +45,7 @@ pub struct ApiSection {
 
 impl Default for ApiSection {
     fn default() -> Self {
-        Self {
-            url: "http://127.0.0.1:8080".into(),
-            ca_file: None,
-        }
+        Self { url: "http://127.0.0.1:8080".into(), ca_file: None }
     }
 }
 
@@ -88,12 +85,7 @@ pub struct EngineSection {
 
 impl Default for EngineSection {
     fn default() -> Self {
-        Self {
-            program: None,
-            slots: 8,
-            queue: 64,
-            pace: None,
-        }
+        Self { program: None, slots: 8, queue: 64, pace: None }
     }
 }
 
@@ -166,22 +158,14 @@ impl NodeConfig {
         {
             flags.entry("data_dir").or_insert(toml::Value::String(dir));
         }
-        let mut config: Self = load(Sources {
-            file,
-            env_prefix: "CXMPUTE".into(),
-            flags,
-        })?;
+        let mut config: Self = load(Sources { file, env_prefix: "CXMPUTE".into(), flags })?;
         // Sockets and logs must not move when the directory of the process does.
         config.data_dir = std::path::absolute(&config.data_dir).context("key `data_dir`")?;
         for external in &config.external {
-            external
-                .service
-                .parse::<ServiceId>()
-                .context("key `external.service`")?;
+            external.service.parse::<ServiceId>().context("key `external.service`")?;
         }
         for name in config.services.allow.iter().chain(&config.services.deny) {
-            name.parse::<ServiceId>()
-                .context("keys `services.allow` and `services.deny`")?;
+            name.parse::<ServiceId>().context("keys `services.allow` and `services.deny`")?;
         }
         Ok(config)
     }
@@ -189,10 +173,7 @@ impl NodeConfig {
     /// Where the model files are.
     #[must_use]
     pub fn models_dir(&self) -> PathBuf {
-        self.models
-            .dir
-            .clone()
-            .unwrap_or_else(|| self.data_dir.join("models"))
+        self.models.dir.clone().unwrap_or_else(|| self.data_dir.join("models"))
     }
 
     /// Where the logs of the engines are.
@@ -215,12 +196,7 @@ impl NodeConfig {
     /// The engine program: as configured, else beside this program, else on the path.
     #[must_use]
     pub fn engine_program(&self) -> PathBuf {
-        let beside = || {
-            std::env::current_exe()
-                .ok()?
-                .parent()
-                .map(|dir| dir.join("cxmpute-engine"))
-        };
+        let beside = || std::env::current_exe().ok()?.parent().map(|dir| dir.join("cxmpute-engine"));
         self.engine
             .program
             .clone()
@@ -247,20 +223,8 @@ mod tests {
         let service = "llm:a".parse().unwrap();
         let list = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect();
         assert!(ServicesSection::default().allows(&service));
-        assert!(
-            !ServicesSection {
-                allow: list(&["llm:b"]),
-                deny: vec![]
-            }
-            .allows(&service)
-        );
-        assert!(
-            !ServicesSection {
-                allow: list(&["llm:a"]),
-                deny: list(&["llm:a"])
-            }
-            .allows(&service)
-        );
+        assert!(!ServicesSection { allow: list(&["llm:b"]), deny: vec![] }.allows(&service));
+        assert!(!ServicesSection { allow: list(&["llm:a"]), deny: list(&["llm:a"]) }.allows(&service));
     }
 
     #[test]
@@ -268,22 +232,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("node.toml");
         std::fs::write(&file, "[engine]\nslots = \"many\"\n").unwrap();
-        let error = format!(
-            "{:#}",
-            NodeConfig::read(Some(file.clone()), toml::Table::new()).unwrap_err()
-        );
+        let error = format!("{:#}", NodeConfig::read(Some(file.clone()), toml::Table::new()).unwrap_err());
         assert!(
             error.contains("node.toml") && error.contains("engine.slots") && error.contains("many"),
             "{error}"
         );
         std::fs::write(&file, "[engnie]\nslots = 2\n").unwrap();
-        let error = format!(
-            "{:#}",
-            NodeConfig::read(Some(file), toml::Table::new()).unwrap_err()
-        );
-        assert!(
-            error.contains("engnie") && error.contains("engine"),
-            "{error}"
-        );
+        let error = format!("{:#}", NodeConfig::read(Some(file), toml::Table::new()).unwrap_err());
+        assert!(error.contains("engnie") && error.contains("engine"), "{error}");
     }
 }

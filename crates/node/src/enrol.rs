@@ -88,9 +88,7 @@ pub async fn ask_server(
     let client = HttpClient::new(Roots::new(config.api.ca_file.as_deref())?);
     let signer = Signer::new(identity.key.clone(), clock.clone());
     let path = format!("/api/v1/provisions/{}", identity.provision_id);
-    let answer = client
-        .signed(&signer, &config.api.url, Method::GET, &path, Bytes::new())
-        .await?;
+    let answer = client.signed(&signer, &config.api.url, Method::GET, &path, Bytes::new()).await?;
     anyhow::ensure!(answer.status.is_success(), "{}", answer.message());
     Ok(answer.json())
 }
@@ -105,23 +103,17 @@ fn software() -> Software {
 
 fn refusal(code: Option<Code>, message: &str, status: u16) -> ExitError {
     let (exit_code, hint) = match code {
-        Some(Code::GrantInvalid | Code::GrantSpent | Code::GrantExpired) => (
-            exit::GRANT,
-            "Ask the operator for a new grant (`cxmpute admin grant create USER`).",
-        ),
+        Some(Code::GrantInvalid | Code::GrantSpent | Code::GrantExpired) => {
+            (exit::GRANT, "Ask the operator for a new grant (`cxmpute admin grant create USER`).")
+        }
         Some(Code::NodeConflict) => (
             exit::GRANT,
             "This id belongs to another owner or key: move the data directory away to begin as a new node.",
         ),
-        Some(Code::NodeRevoked | Code::AccountSuspended) => {
-            (exit::REVOKED, "Ask the operator why.")
-        }
+        Some(Code::NodeRevoked | Code::AccountSuspended) => (exit::REVOKED, "Ask the operator why."),
         Some(Code::VersionTooOld) => (exit::VERSION_TOO_OLD, "Update this program."),
         _ => (exit::OTHER, "Try again; if it stays, ask the operator."),
     };
     let code = code.map_or_else(|| format!("status {status}"), |code| code.to_string());
-    ExitError::new(
-        exit_code,
-        format!("Enrolment was refused ({code}): {message} {hint}"),
-    )
+    ExitError::new(exit_code, format!("Enrolment was refused ({code}): {message} {hint}"))
 }

@@ -88,10 +88,7 @@ mod tests {
     fn a_whole_block_passes_without_a_copy() {
         let block = Bytes::from_static(b"data: {}\n\ndata: {}\n\n");
         let passed = EventGate::default().push(block.clone()).unwrap();
-        assert_eq!(
-            (passed.as_ptr(), passed.len()),
-            (block.as_ptr(), block.len())
-        );
+        assert_eq!((passed.as_ptr(), passed.len()), (block.as_ptr(), block.len()));
     }
 
     #[test]
@@ -104,15 +101,10 @@ mod tests {
     #[test]
     fn a_done_without_its_blank_line_counts_and_a_cut_event_does_not() {
         let mut gate = EventGate::default();
-        assert_eq!(
-            gate.push(Bytes::from_static(b"data: {}\n\ndata: [DONE]"))
-                .unwrap(),
-            "data: {}\n\n"
-        );
+        assert_eq!(gate.push(Bytes::from_static(b"data: {}\n\ndata: [DONE]")).unwrap(), "data: {}\n\n");
         assert_eq!(gate.end().as_deref(), Some(&b"data: [DONE]\n\n"[..]));
         let mut gate = EventGate::default();
-        gate.push(Bytes::from_static(b"data: {\"a\": \"[DON"))
-            .unwrap();
+        gate.push(Bytes::from_static(b"data: {\"a\": \"[DON")).unwrap();
         assert!(gate.end().is_none() && !gate.is_done());
     }
 

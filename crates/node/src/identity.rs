@@ -61,11 +61,7 @@ pub fn prepare(dir: &Path) -> Result<()> {
         );
         ExitError::caused(exit::DIR_UNWRITABLE, message, error)
     };
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(refused)?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(refused)?;
     let probe = dir.join(".writable");
     File::create(&probe).map_err(refused)?;
     std::fs::remove_file(&probe).map_err(refused)?;
@@ -82,10 +78,7 @@ pub fn load_or_create(dir: &Path) -> Result<Identity> {
         Some(identity) => Ok(identity),
         None => {
             let key = SigningKey::from_bytes(&random::bytes::<32>());
-            save(
-                &dir.join(KEY_FILE),
-                STANDARD.encode(key.to_bytes()).as_bytes(),
-            )?;
+            save(&dir.join(KEY_FILE), STANDARD.encode(key.to_bytes()).as_bytes())?;
             Ok(identity_of(key))
         }
     }
@@ -105,16 +98,12 @@ pub fn load(dir: &Path) -> Result<Option<Identity>> {
                 tracing::warn!(path = %path.display(), "the node's key can be read by others; making it private");
                 std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
             }
-            file.read_to_string(&mut text)
-                .with_context(|| format!("reading {}", path.display()))?;
+            file.read_to_string(&mut text).with_context(|| format!("reading {}", path.display()))?;
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
     }
-    let bytes: Option<[u8; 32]> = STANDARD
-        .decode(text.trim())
-        .ok()
-        .and_then(|bytes| bytes.try_into().ok());
+    let bytes: Option<[u8; 32]> = STANDARD.decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok());
     let bytes = bytes.with_context(|| {
         format!(
             "{} holds no key; restore it from a backup, or move it away to begin as a new node",
@@ -155,12 +144,8 @@ fn save(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir: PathBuf = path.parent().map(Path::to_owned).unwrap_or_default();
     let temporary = path.with_extension(format!("tmp{}", std::process::id()));
     let write = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
@@ -179,16 +164,10 @@ mod tests {
         let first = load_or_create(dir.path()).unwrap();
         let again = load_or_create(dir.path()).unwrap();
         assert_eq!(first.provision_id, again.provision_id);
-        let mode = std::fs::metadata(dir.path().join(KEY_FILE))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(dir.path().join(KEY_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let other = tempfile::tempdir().unwrap();
-        assert_ne!(
-            first.provision_id,
-            load_or_create(other.path()).unwrap().provision_id
-        );
+        assert_ne!(first.provision_id, load_or_create(other.path()).unwrap().provision_id);
     }
 
     #[test]
@@ -196,24 +175,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(KEY_FILE), "garbage").unwrap();
         assert!(load_or_create(dir.path()).is_err());
-        assert_eq!(
-            std::fs::read_to_string(dir.path().join(KEY_FILE)).unwrap(),
-            "garbage"
-        );
+        assert_eq!(std::fs::read_to_string(dir.path().join(KEY_FILE)).unwrap(), "garbage");
     }
 
     #[test]
     fn state_survives() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read_state(dir.path()).unwrap().boot, 0);
-        write_state(
-            dir.path(),
-            &State {
-                boot: 7,
-                ..State::default()
-            },
-        )
-        .unwrap();
+        write_state(dir.path(), &State { boot: 7, ..State::default() }).unwrap();
         assert_eq!(read_state(dir.path()).unwrap().boot, 7);
     }
 }

@@ -117,8 +117,7 @@ pub async fn open(data_dir: &Path, view: NodeView, tasks: &Tasks) -> Result<Loca
         );
     }
     let _ = std::fs::remove_file(&path);
-    let listener =
-        UnixListener::bind(&path).with_context(|| format!("opening {}", path.display()))?;
+    let listener = UnixListener::bind(&path).with_context(|| format!("opening {}", path.display()))?;
     let own = tasks.clone();
     let task = tasks.spawn_owned("local-socket", async move {
         loop {
@@ -140,10 +139,7 @@ pub async fn open(data_dir: &Path, view: NodeView, tasks: &Tasks) -> Result<Loca
 async fn reply(stream: UnixStream, view: &NodeView, tasks: &Tasks) -> Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
-    (&mut stream)
-        .take(QUESTION_LIMIT_BYTES)
-        .read_line(&mut line)
-        .await?;
+    (&mut stream).take(QUESTION_LIMIT_BYTES).read_line(&mut line).await?;
     let question: Question = serde_json::from_str(&line)?;
     let mut text = serde_json::to_string(&answer(view))?;
     text.push('\n');
@@ -170,13 +166,7 @@ pub async fn ask(data_dir: &Path, question: Question) -> Result<StatusAnswer> {
         Ok::<_, anyhow::Error>(serde_json::from_str(&answer)?)
     };
     let answered = tokio::time::timeout(TIMEOUT, exchange).await;
-    answered
-        .context("no answer within 5 s")
-        .and_then(|answer| answer)
-        .with_context(|| {
-            format!(
-                "No node runs in {}; start it with: cxmpute-provider start",
-                data_dir.display()
-            )
-        })
+    answered.context("no answer within 5 s").and_then(|answer| answer).with_context(|| {
+        format!("No node runs in {}; start it with: cxmpute-provider start", data_dir.display())
+    })
 }

@@ -17,10 +17,7 @@ impl Output {
     pub fn result(self, value: &impl Serialize, text: &str) {
         match self {
             Self::Human => println!("{text}"),
-            Self::Json => println!(
-                "{}",
-                serde_json::to_string(value).unwrap_or_else(|_| "null".into())
-            ),
+            Self::Json => println!("{}", serde_json::to_string(value).unwrap_or_else(|_| "null".into())),
         }
     }
 }

@@ -28,10 +28,7 @@ pub fn run_dir(data_dir: &Path) -> PathBuf {
 /// way out would take its successor's socket with it.
 #[must_use]
 pub fn engine_socket(data_dir: &Path) -> PathBuf {
-    run_dir(data_dir).join(format!(
-        "e-{}.sock",
-        data_encoding::HEXLOWER.encode(&random::bytes::<6>())
-    ))
+    run_dir(data_dir).join(format!("e-{}.sock", data_encoding::HEXLOWER.encode(&random::bytes::<6>())))
 }
 
 /// The socket that the running node answers on.
@@ -45,10 +42,7 @@ pub fn node_socket(data_dir: &Path) -> PathBuf {
 /// # Errors
 /// It cannot be made, or it belongs to somebody else.
 pub fn make_private(dir: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let meta = std::fs::symlink_metadata(dir)?;
     if !meta.is_dir() || meta.uid() != nix::unistd::geteuid().as_raw() {
         let message = format!("{} is not a directory of this user", dir.display());
@@ -100,10 +94,7 @@ mod tests {
         make_private(&path).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         make_private(&path).unwrap();
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(make_private(&link).is_err());

@@ -21,17 +21,10 @@ pub fn plan(
     running: &BTreeMap<ServiceId, DesiredService>,
     allowed: impl Fn(&ServiceId) -> bool,
 ) -> Vec<Action> {
-    let wanted: BTreeMap<&ServiceId, &DesiredService> = desired
-        .iter()
-        .filter(|service| allowed(&service.service_id))
-        .map(|s| (&s.service_id, s))
-        .collect();
-    let same =
-        |id: &ServiceId, have: &DesiredService| wanted.get(id).is_some_and(|want| **want == *have);
-    let stops = running
-        .iter()
-        .filter(|(id, have)| !same(id, have))
-        .map(|(id, _)| Action::Stop(id.clone()));
+    let wanted: BTreeMap<&ServiceId, &DesiredService> =
+        desired.iter().filter(|service| allowed(&service.service_id)).map(|s| (&s.service_id, s)).collect();
+    let same = |id: &ServiceId, have: &DesiredService| wanted.get(id).is_some_and(|want| **want == *have);
+    let stops = running.iter().filter(|(id, have)| !same(id, have)).map(|(id, _)| Action::Stop(id.clone()));
     let starts = wanted
         .iter()
         .filter(|(id, want)| running.get(**id) != Some(**want))

@@ -133,32 +133,19 @@ async fn relay(
             (Some(Ok(bytes)), Some(gate)) => match gate.push(bytes) {
                 Ok(events) => (events, gate.is_done()),
                 Err(_) => {
-                    return report(
-                        responder,
-                        path,
-                        Code::EngineFailed,
-                        "the engine sent no events",
-                    )
-                    .await;
+                    return report(responder, path, Code::EngineFailed, "the engine sent no events").await;
                 }
             },
             (None, Some(gate)) => match gate.end() {
                 Some(events) => (events, true),
                 None => {
-                    return report(responder, path, Code::EngineFailed, "the engine broke off")
-                        .await;
+                    return report(responder, path, Code::EngineFailed, "the engine broke off").await;
                 }
             },
         };
         sent = sent.saturating_add(bytes.len() as u64);
         if sent > limit {
-            return report(
-                responder,
-                path,
-                Code::EngineFailed,
-                "the engine's answer is too long",
-            )
-            .await;
+            return report(responder, path, Code::EngineFailed, "the engine's answer is too long").await;
         }
         if responder.send(bytes).await.is_err() {
             return;
@@ -188,20 +175,14 @@ async fn engine_refusal(reply: Reply) -> (Code, String) {
     let body = tokio::time::timeout(REFUSAL_TIME, reply.whole(REFUSAL_LIMIT_BYTES)).await;
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     let error: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let given = error["error"]["code"]
-        .as_str()
-        .and_then(|code| code.parse::<Code>().ok());
+    let given = error["error"]["code"].as_str().and_then(|code| code.parse::<Code>().ok());
     let code = match status {
-        400 | 413 | 422 => given
-            .filter(|code| code.status() < 500)
-            .unwrap_or(Code::InvalidParameter),
+        400 | 413 | 422 => given.filter(|code| code.status() < 500).unwrap_or(Code::InvalidParameter),
         429 => Code::QueueFull,
         503 => Code::NotReady,
         _ => Code::EngineFailed,
     };
-    let message = error["error"]["message"]
-        .as_str()
-        .unwrap_or("the engine refused the request");
+    let message = error["error"]["message"].as_str().unwrap_or("the engine refused the request");
     (code, message.chars().take(MESSAGE_LIMIT_CHARS).collect())
 }
 
@@ -226,9 +207,7 @@ const fn refusal_text(code: Code) -> &'static str {
 /// The request under the engine's own name of the model.
 fn with_model(body: &[u8], model: &str) -> Option<Bytes> {
     let mut request: Value = serde_json::from_slice(body).ok()?;
-    request
-        .as_object_mut()?
-        .insert("model".to_owned(), Value::String(model.to_owned()));
+    request.as_object_mut()?.insert("model".to_owned(), Value::String(model.to_owned()));
     serde_json::to_vec(&request).ok().map(Bytes::from)
 }
 
@@ -238,15 +217,8 @@ mod tests {
 
     #[test]
     fn only_the_model_name_of_a_request_changes() {
-        let body = with_model(
-            br#"{"messages":[],"model":"a","seed":18446744073709551615}"#,
-            "b:c",
-        )
-        .unwrap();
-        assert_eq!(
-            &body[..],
-            br#"{"messages":[],"model":"b:c","seed":18446744073709551615}"#
-        );
+        let body = with_model(br#"{"messages":[],"model":"a","seed":18446744073709551615}"#, "b:c").unwrap();
+        assert_eq!(&body[..], br#"{"messages":[],"model":"b:c","seed":18446744073709551615}"#);
         assert!(with_model(b"[]", "b").is_none() && with_model(b"{", "b").is_none());
     }
 }

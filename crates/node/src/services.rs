@@ -38,13 +38,7 @@ impl Services {
     /// None yet.
     #[must_use]
     pub fn new(around: Surroundings) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                around,
-                draining: AtomicBool::new(false),
-                state: Mutex::default(),
-            }),
-        }
+        Self { inner: Arc::new(Inner { around, draining: AtomicBool::new(false), state: Mutex::default() }) }
     }
 
     /// Begins to make the plan real. Plans that are older than the last one are ignored; the same plan changes nothing.
@@ -56,11 +50,7 @@ impl Services {
         }
         state.generation = desired.generation;
         state.ending.retain(|_, service| !service.has_ended());
-        let have = state
-            .running
-            .iter()
-            .map(|(id, service)| (id.clone(), service.desired.clone()))
-            .collect();
+        let have = state.running.iter().map(|(id, service)| (id.clone(), service.desired.clone())).collect();
         let allowed = |service: &ServiceId| around.config.services.allows(service);
         for action in reconcile::plan(&desired.services, &have, allowed) {
             match action {
@@ -109,11 +99,8 @@ impl Services {
             .ending
             .iter()
             .filter(|(id, service)| !state.running.contains_key(*id) && !service.has_ended());
-        let services = state
-            .running
-            .values()
-            .chain(ending.map(|(_, service)| service))
-            .map(Service::observed);
+        let services =
+            state.running.values().chain(ending.map(|(_, service)| service)).map(Service::observed);
         (state.generation, services.collect())
     }
 
@@ -121,12 +108,7 @@ impl Services {
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         let state = self.inner.state.lock();
-        state
-            .running
-            .values()
-            .chain(state.ending.values())
-            .map(Service::in_flight)
-            .sum()
+        state.running.values().chain(state.ending.values()).map(Service::in_flight).sum()
     }
 
     /// Whether no new work is taken.
@@ -152,12 +134,7 @@ impl Services {
         self.drain();
         let ends: Vec<CancellationToken> = {
             let state = self.inner.state.lock();
-            state
-                .running
-                .values()
-                .chain(state.ending.values())
-                .map(Service::stop)
-                .collect()
+            state.running.values().chain(state.ending.values()).map(Service::stop).collect()
         };
         for end in ends {
             end.cancelled().await;

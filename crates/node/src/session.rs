@@ -188,10 +188,8 @@ impl Session {
                 changes.mark_unchanged();
                 let (observed_generation, services) = view.services.observed();
                 let in_flight: u32 = services.iter().map(|service| service.in_flight).sum();
-                let queued = services
-                    .iter()
-                    .map(|service| service.in_flight.saturating_sub(service.slots))
-                    .sum();
+                let queued =
+                    services.iter().map(|service| service.in_flight.saturating_sub(service.slots)).sum();
                 let draining = view.services.is_draining();
                 let heartbeat = Heartbeat {
                     seq,
@@ -203,11 +201,7 @@ impl Session {
                     queued,
                     gpus: machine.0.clone(),
                     disk_free: machine.1,
-                    owner: if draining {
-                        OwnerState::Draining
-                    } else {
-                        OwnerState::Available
-                    },
+                    owner: if draining { OwnerState::Draining } else { OwnerState::Available },
                     version: env!("CARGO_PKG_VERSION").into(),
                 };
                 if sender.send(&FromNode::Heartbeat(heartbeat)).await.is_err() {
@@ -226,11 +220,7 @@ impl Session {
 }
 
 /// Takes plans and the server's words.
-async fn listen(
-    view: NodeView,
-    mut receiver: ControlReceiver<ToNode>,
-    teller: mpsc::Sender<LastWord>,
-) {
+async fn listen(view: NodeView, mut receiver: ControlReceiver<ToNode>, teller: mpsc::Sender<LastWord>) {
     while let Some(message) = receiver.next().await {
         match message {
             Ok(ToNode::Desired(desired)) => view.services.apply(&desired),

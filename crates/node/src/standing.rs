@@ -31,22 +31,12 @@ pub struct Facts<'a> {
 /// The reason; absent while work can come.
 #[must_use]
 pub fn why_idle(facts: Facts<'_>) -> Option<Reason> {
-    let reason = |code: &str, message: String| {
-        Some(Reason {
-            code: code.to_owned(),
-            message,
-        })
-    };
+    let reason = |code: &str, message: String| Some(Reason { code: code.to_owned(), message });
     if facts.draining {
-        return reason(
-            "draining",
-            "The node is leaving; start it again to go on.".into(),
-        );
+        return reason("draining", "The node is leaving; start it again to go on.".into());
     }
     if !facts.connected {
-        let trouble = facts
-            .trouble
-            .unwrap_or("the first connection is being made");
+        let trouble = facts.trouble.unwrap_or("the first connection is being made");
         return reason(
             "tunnel_down",
             format!("No connection to the gateway: {trouble}. It is tried again by itself."),
@@ -62,12 +52,8 @@ pub fn why_idle(facts: Facts<'_>) -> Option<Reason> {
     if !server.routable.is_empty() {
         return None;
     }
-    let in_state = |states: &[ServiceState]| {
-        facts
-            .services
-            .iter()
-            .find(|service| states.contains(&service.state))
-    };
+    let in_state =
+        |states: &[ServiceState]| facts.services.iter().find(|service| states.contains(&service.state));
     if in_state(&[ServiceState::Ready]).is_some() {
         return reason("canary_pending", said());
     }
@@ -112,10 +98,7 @@ mod tests {
             seq: 0,
             server_time: Timestamp(0),
             state: "online".into(),
-            routable: routable
-                .then(|| "llm:a".parse().unwrap())
-                .into_iter()
-                .collect(),
+            routable: routable.then(|| "llm:a".parse().unwrap()).into_iter().collect(),
             reason: (!routable).then(|| "as the server says".into()),
         }
     }
@@ -123,16 +106,8 @@ mod tests {
     #[test]
     fn every_standing_has_one_reason() {
         let code = |connected, server: Option<&NodeStatus>, services: &[ObservedService]| {
-            let facts = Facts {
-                draining: false,
-                connected,
-                trouble: None,
-                server,
-                services,
-            };
-            why_idle(facts)
-                .map(|reason| reason.code)
-                .unwrap_or_default()
+            let facts = Facts { draining: false, connected, trouble: None, server, services };
+            why_idle(facts).map(|reason| reason.code).unwrap_or_default()
         };
         let (on, off) = (status(true), status(false));
         assert_eq!(code(false, Some(&on), &[]), "tunnel_down");
@@ -147,26 +122,11 @@ mod tests {
         ] {
             assert_eq!(code(true, Some(&off), &[service(state)]), expected);
         }
-        assert_eq!(
-            code(true, Some(&on), &[service(ServiceState::Ready, 0)]),
-            "no_demand"
-        );
-        assert_eq!(
-            code(true, Some(&on), &[service(ServiceState::Ready, 1)]),
-            ""
-        );
-        let suspended = NodeStatus {
-            state: "suspended".into(),
-            ..status(false)
-        };
+        assert_eq!(code(true, Some(&on), &[service(ServiceState::Ready, 0)]), "no_demand");
+        assert_eq!(code(true, Some(&on), &[service(ServiceState::Ready, 1)]), "");
+        let suspended = NodeStatus { state: "suspended".into(), ..status(false) };
         assert_eq!(code(true, Some(&suspended), &[]), "suspended");
-        let leaving = Facts {
-            draining: true,
-            connected: false,
-            trouble: None,
-            server: None,
-            services: &[],
-        };
+        let leaving = Facts { draining: true, connected: false, trouble: None, server: None, services: &[] };
         assert_eq!(why_idle(leaving).unwrap().code, "draining");
     }
 }

@@ -188,10 +188,10 @@ impl Connection {
 fn content_length(head: &[u8]) -> Result<Option<usize>> {
     let head = std::str::from_utf8(head).context("a head that is not text")?;
     for line in head.split("\r\n") {
-        if let Some((name, value)) = line.split_once(':') {
-            if name.eq_ignore_ascii_case("content-length") {
-                return Ok(Some(value.trim().parse()?));
-            }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            return Ok(Some(value.trim().parse()?));
         }
     }
     Ok(None)

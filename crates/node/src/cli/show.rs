@@ -10,12 +10,7 @@ use crate::output::Output;
 
 /// The status for people.
 pub fn describe(answer: &StatusAnswer) -> String {
-    let server = answer
-        .server
-        .as_ref()
-        .map_or("no word from the server yet", |status| {
-            status.state.as_str()
-        });
+    let server = answer.server.as_ref().map_or("no word from the server yet", |status| status.state.as_str());
     let mut text = format!(
         "Node       {} (pid {})\nServer     {server}\nTunnel     {} (epoch {}, plan {})\n",
         answer.provision_id,
@@ -25,18 +20,11 @@ pub fn describe(answer: &StatusAnswer) -> String {
         answer.generation,
     );
     match &answer.reason {
-        Some(reason) => text.push_str(&format!(
-            "Earning    no ({}): {}\n",
-            reason.code, reason.message
-        )),
+        Some(reason) => text.push_str(&format!("Earning    no ({}): {}\n", reason.code, reason.message)),
         None => text.push_str("Earning    yes, as work comes\n"),
     }
     for (at, service) in answer.services.iter().enumerate() {
-        text.push_str(if at == 0 {
-            "Services   "
-        } else {
-            "           "
-        });
+        text.push_str(if at == 0 { "Services   " } else { "           " });
         text.push_str(&service_line(service));
         text.push('\n');
     }
@@ -58,10 +46,7 @@ pub fn service_line(service: &ObservedService) -> String {
         (engine, None) => engine.to_owned(),
     };
     let load = format!("{}/{} busy", service.in_flight, service.slots);
-    let line = format!(
-        "{:<28} {state:<9} {load:<11} {engine}",
-        service.service_id.as_str()
-    );
+    let line = format!("{:<28} {state:<9} {load:<11} {engine}", service.service_id.as_str());
     match &service.detail {
         Some(detail) => format!("{line}\n           {detail}"),
         None => line,
@@ -83,13 +68,11 @@ pub async fn follow(view: NodeView, output: Output) {
         let now = seen.borrow_and_update().clone();
         if now.connected != connected {
             connected = now.connected;
-            let event = json!({"event": "tunnel", "up": connected, "epoch": now.epoch, "reason": now.trouble});
+            let event =
+                json!({"event": "tunnel", "up": connected, "epoch": now.epoch, "reason": now.trouble});
             let text = match connected {
                 true => format!("Tunnel up (epoch {}).", now.epoch),
-                false => format!(
-                    "Tunnel down: {}.",
-                    now.trouble.as_deref().unwrap_or("the node stops")
-                ),
+                false => format!("Tunnel down: {}.", now.trouble.as_deref().unwrap_or("the node stops")),
             };
             output.result(&event, &text);
         }

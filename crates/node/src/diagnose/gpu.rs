@@ -51,10 +51,7 @@ pub fn load() -> Vec<GpuLoad> {
             Some(GpuLoad {
                 index,
                 memory_free: Bytes(device.memory_info().ok()?.free),
-                utilisation: device
-                    .utilization_rates()
-                    .map(|rates| rates.gpu)
-                    .unwrap_or(0),
+                utilisation: device.utilization_rates().map(|rates| rates.gpu).unwrap_or(0),
                 temperature: device.temperature(TemperatureSensor::Gpu).unwrap_or(0),
             })
         })

@@ -6,18 +6,13 @@ use sysinfo::System;
 
 /// The memory of this machine.
 pub fn look(system: &System) -> MemoryInfo {
-    let limits = system
-        .cgroup_limits()
-        .filter(|limits| limits.total_memory > 0);
+    let limits = system.cgroup_limits().filter(|limits| limits.total_memory > 0);
     let (total, available) = (system.total_memory(), system.available_memory());
     match limits {
         Some(limits) => MemoryInfo {
             total: Bytes(total.min(limits.total_memory)),
             available: Bytes(available.min(limits.free_memory)),
         },
-        None => MemoryInfo {
-            total: Bytes(total),
-            available: Bytes(available),
-        },
+        None => MemoryInfo { total: Bytes(total), available: Bytes(available) },
     }
 }

@@ -48,20 +48,14 @@ impl Builtin {
                 return Err(AdapterError::ModelMissing(path.display().to_string()));
             }
         }
-        let file = desired
-            .files
-            .iter()
-            .find(|file| file.role == "model")
-            .ok_or_else(|| {
+        let file =
+            desired.files.iter().find(|file| file.role == "model").ok_or_else(|| {
                 AdapterError::ModelMissing(format!("a model file of {}", desired.service_id))
             })?;
         let path = below(&models, file)?;
-        let slots = if desired.slots == 0 {
-            config.engine.slots
-        } else {
-            fit(desired.slots, config.engine.slots)
-        }
-        .max(1);
+        let slots =
+            if desired.slots == 0 { config.engine.slots } else { fit(desired.slots, config.engine.slots) }
+                .max(1);
         let socket = crate::place::engine_socket(&config.data_dir);
         let mut arguments = vec![
             "--listen".to_owned(),
@@ -75,15 +69,9 @@ impl Builtin {
         let weight_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
         if desired.kind == ServiceKind::Embeddings {
             let dir = path.parent().unwrap_or(&models);
-            arguments.extend([
-                "--embeddings".into(),
-                format!("{}={}", desired.model, dir.display()),
-            ]);
+            arguments.extend(["--embeddings".into(), format!("{}={}", desired.model, dir.display())]);
         } else {
-            arguments.extend([
-                "--model".into(),
-                format!("{}={}", desired.model, path.display()),
-            ]);
+            arguments.extend(["--model".into(), format!("{}={}", desired.model, path.display())]);
             if let Some(context) = desired.context_length {
                 arguments.extend(["--context".into(), context.to_string()]);
             }
@@ -111,9 +99,7 @@ fn fit(planned: u32, own: u16) -> u16 {
 /// The path of a planned file; the plan comes from the network, so it may only name files below the model directory.
 fn below(models: &Path, file: &DesiredFile) -> Result<PathBuf, AdapterError> {
     let name = Path::new(&file.name);
-    let plain = name
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)));
+    let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
     if plain && !file.name.is_empty() {
         Ok(models.join(name))
     } else {
@@ -127,18 +113,11 @@ mod tests {
 
     #[test]
     fn a_plan_cannot_leave_the_model_directory() {
-        let file = |name: &str| DesiredFile {
-            role: "model".into(),
-            name: name.into(),
-            sha256: None,
-            size: None,
-        };
+        let file =
+            |name: &str| DesiredFile { role: "model".into(), name: name.into(), sha256: None, size: None };
         for bad in ["../x", "/etc/passwd", "a/../../x", "", "."] {
             assert!(below(Path::new("/models"), &file(bad)).is_err(), "{bad}");
         }
-        assert_eq!(
-            below(Path::new("/m"), &file("a/b.gguf")).unwrap(),
-            Path::new("/m/a/b.gguf")
-        );
+        assert_eq!(below(Path::new("/m"), &file("a/b.gguf")).unwrap(), Path::new("/m/a/b.gguf"));
     }
 }

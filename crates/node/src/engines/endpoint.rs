@@ -50,17 +50,8 @@ impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Http {
-                tls,
-                authority,
-                base,
-                ..
-            } => {
-                write!(
-                    f,
-                    "{}://{authority}{base}",
-                    if *tls { "https" } else { "http" }
-                )
+            Self::Http { tls, authority, base, .. } => {
+                write!(f, "{}://{authority}{base}", if *tls { "https" } else { "http" })
             }
             Self::Unusable(why) => write!(f, "unusable: {why}"),
         }
@@ -117,12 +108,7 @@ impl Endpoint {
         match uri.authority() {
             Some(authority) if !authority.as_str().contains('@') => {
                 let base = uri.path().trim_end_matches('/').to_owned();
-                Self::Http {
-                    tls,
-                    authority: authority.clone(),
-                    base,
-                    key,
-                }
+                Self::Http { tls, authority: authority.clone(), base, key }
             }
             _ => unusable("names no host, or a user; a key belongs into external.api_key_file"),
         }
@@ -138,16 +124,8 @@ impl Endpoint {
                 let io = in_time(CONNECT_TIMEOUT, UnixStream::connect(path)).await?;
                 EngineLink::start(io, "localhost".into(), "/v1".into(), None, tasks).await
             }
-            Self::Http {
-                tls,
-                authority,
-                base,
-                key,
-            } => {
-                let host = authority
-                    .host()
-                    .trim_start_matches('[')
-                    .trim_end_matches(']');
+            Self::Http { tls, authority, base, key } => {
+                let host = authority.host().trim_start_matches('[').trim_end_matches(']');
                 let port = authority.port_u16().unwrap_or(if *tls { 443 } else { 80 });
                 let io = in_time(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await?;
                 let _ = io.set_nodelay(true);
@@ -172,10 +150,7 @@ async fn in_time<T>(
     match tokio::time::timeout(limit, connecting).await {
         Ok(Ok(io)) => Ok(io),
         Ok(Err(error)) => Err(EngineError::Unreachable(error.to_string())),
-        Err(_) => Err(EngineError::Unreachable(format!(
-            "no connection within {} s",
-            limit.as_secs()
-        ))),
+        Err(_) => Err(EngineError::Unreachable(format!("no connection within {} s", limit.as_secs()))),
     }
 }
 
@@ -183,9 +158,7 @@ async fn in_time<T>(
 fn connector() -> &'static TlsConnector {
     static CONNECTOR: OnceLock<TlsConnector> = OnceLock::new();
     CONNECTOR.get_or_init(|| {
-        let store = RootCertStore {
-            roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-        };
+        let store = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("the ring provider knows the default protocol versions")
@@ -210,13 +183,7 @@ impl EngineLink {
                 tracing::debug!(%error, "engine connection ended");
             }
         });
-        Ok(Self {
-            sender,
-            authority,
-            base,
-            key,
-            task,
-        })
+        Ok(Self { sender, authority, base, key, task })
     }
 
     /// `POST base/path` with a JSON body.
@@ -242,43 +209,26 @@ impl EngineLink {
     /// The engine hung up.
     pub async fn get_below(self, path: &str) -> Result<super::Reply, EngineError> {
         let path = format!("{}{path}", self.base);
-        self.send(Method::GET, &path, Bytes::new())
-            .await
-            .map(super::Reply::Http)
+        self.send(Method::GET, &path, Bytes::new()).await.map(super::Reply::Http)
     }
 
-    async fn send(
-        mut self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<HttpReply, EngineError> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(http::header::HOST, &self.authority);
+    async fn send(mut self, method: Method, path: &str, body: Bytes) -> Result<HttpReply, EngineError> {
+        let mut request =
+            Request::builder().method(method).uri(path).header(http::header::HOST, &self.authority);
         if !body.is_empty() {
             request = request.header(http::header::CONTENT_TYPE, "application/json");
         }
         if let Some(key) = &self.key {
-            request = request.header(
-                http::header::AUTHORIZATION,
-                format!("Bearer {}", key.expose()),
-            );
+            request = request.header(http::header::AUTHORIZATION, format!("Bearer {}", key.expose()));
         }
-        let request = request
-            .body(Full::new(body))
-            .map_err(|error| EngineError::Broken(error.to_string()))?;
+        let request =
+            request.body(Full::new(body)).map_err(|error| EngineError::Broken(error.to_string()))?;
         let reply: Response<Incoming> = match self.sender.send_request(request).await {
             Ok(reply) => reply,
             Err(error) => return Err(EngineError::Broken(error.to_string())),
         };
         let (parts, body) = reply.into_parts();
-        Ok(HttpReply {
-            status: parts.status,
-            body,
-            _task: self.task,
-        })
+        Ok(HttpReply { status: parts.status, body, _task: self.task })
     }
 }
 
@@ -312,10 +262,7 @@ mod tests {
     #[test]
     fn addresses_of_owners_are_taken_apart_or_refused_with_a_reason() {
         let shown = |url: &str| format!("{:?}", Endpoint::http(url, None));
-        assert_eq!(
-            shown("http://127.0.0.1:11434/v1/"),
-            "http://127.0.0.1:11434/v1"
-        );
+        assert_eq!(shown("http://127.0.0.1:11434/v1/"), "http://127.0.0.1:11434/v1");
         assert_eq!(shown("https://box/openai/v1"), "https://box/openai/v1");
         for bad in ["file:///etc/passwd", "box", "", "http://user:key@box/v1"] {
             assert!(shown(bad).starts_with("unusable"), "{bad}");

@@ -26,16 +26,12 @@ impl ExternalEngine {
     /// The configured server for a planned service. The key file is read each time, so that a new key needs no restart.
     #[must_use]
     pub fn new(external: &External, desired: &DesiredService) -> Self {
-        let endpoint = match external
-            .api_key_file
-            .as_ref()
-            .map(|path| (path, std::fs::read_to_string(path)))
+        let endpoint = match external.api_key_file.as_ref().map(|path| (path, std::fs::read_to_string(path)))
         {
             None => Endpoint::http(&external.base_url, None),
-            Some((_, Ok(key))) => Endpoint::http(
-                &external.base_url,
-                Some(Arc::new(Secret::new(key.trim().to_owned()))),
-            ),
+            Some((_, Ok(key))) => {
+                Endpoint::http(&external.base_url, Some(Arc::new(Secret::new(key.trim().to_owned()))))
+            }
             Some((path, Err(error))) => Endpoint::Unusable(format!(
                 "external.api_key_file {} cannot be read: {error}",
                 path.display()
@@ -43,10 +39,7 @@ impl ExternalEngine {
         };
         Self {
             endpoint,
-            model: external
-                .model
-                .clone()
-                .unwrap_or_else(|| desired.model.clone()),
+            model: external.model.clone().unwrap_or_else(|| desired.model.clone()),
             slots: external.slots.unwrap_or(DEFAULT_SLOTS).max(1),
         }
     }

@@ -78,25 +78,15 @@ impl Script {
     /// The same with a fault.
     #[must_use]
     pub fn with(self, fault: Fault) -> Self {
-        Self {
-            fault: Some(fault),
-            ..self
-        }
+        Self { fault: Some(fault), ..self }
     }
 }
 
 impl Fake {
     /// An engine whose `director` chooses the script of each request from its path and body.
     #[must_use]
-    pub fn new(
-        slots: u32,
-        director: impl Fn(&str, &Value) -> Script + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            director: Arc::new(director),
-            running: Arc::default(),
-            slots,
-        }
+    pub fn new(slots: u32, director: impl Fn(&str, &Value) -> Script + Send + Sync + 'static) -> Self {
+        Self { director: Arc::new(director), running: Arc::default(), slots }
     }
 
     /// Plays that have begun and not ended; 0 when every cancelled request was noticed.
@@ -113,12 +103,7 @@ impl Fake {
         let model = request["model"].as_str().unwrap_or_default();
         let streamed = request["stream"] == true;
         let (status, scenes) = stage(path, model, streamed, &script);
-        Ok(Play {
-            status,
-            scenes,
-            delay: script.delay,
-            _running: running,
-        })
+        Ok(Play { status, scenes, delay: script.delay, _running: running })
     }
 }
 
@@ -167,23 +152,15 @@ impl Play {
         }
         match self.scenes.pop_front()? {
             Scene::Send(text) => Some(Ok(text.into())),
-            Scene::Break | Scene::Hang => {
-                Some(Err(EngineError::Broken("as the script says".into())))
-            }
+            Scene::Break | Scene::Hang => Some(Err(EngineError::Broken("as the script says".into()))),
         }
     }
 }
 
-fn stage(
-    path: &str,
-    model: &str,
-    streamed: bool,
-    script: &Script,
-) -> (StatusCode, VecDeque<Scene>) {
+fn stage(path: &str, model: &str, streamed: bool, script: &Script) -> (StatusCode, VecDeque<Scene>) {
     if let Some(Fault::Refuse(status)) = script.fault {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let text =
-            json!({"error": {"message": "as the script says", "type": "api_error"}}).to_string();
+        let text = json!({"error": {"message": "as the script says", "type": "api_error"}}).to_string();
         return (status, VecDeque::from([Scene::Send(text)]));
     }
     let completion = script.claimed_tokens.unwrap_or(script.tokens.len() as u64);
@@ -191,31 +168,23 @@ fn stage(
         "total_tokens": script.prompt_tokens + completion});
     if path == "/embeddings" {
         let data = json!([{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}]);
-        let text =
-            json!({"object": "list", "model": model, "data": data, "usage": usage}).to_string();
+        let text = json!({"object": "list", "model": model, "data": data, "usage": usage}).to_string();
         return (StatusCode::OK, VecDeque::from([Scene::Send(text)]));
     }
     if !streamed {
         let message = json!({"role": "assistant", "content": script.tokens.concat()});
         let choices = json!([{"index": 0, "message": message, "finish_reason": "stop"}]);
-        let text =
-            json!({"object": "chat.completion", "choices": choices, "usage": usage}).to_string();
+        let text = json!({"object": "chat.completion", "choices": choices, "usage": usage}).to_string();
         return (StatusCode::OK, VecDeque::from([Scene::Send(text)]));
     }
-    (
-        StatusCode::OK,
-        events(path == "/chat/completions", model, script, &usage),
-    )
+    (StatusCode::OK, events(path == "/chat/completions", model, script, &usage))
 }
 
 fn events(chat: bool, model: &str, script: &Script, usage: &Value) -> VecDeque<Scene> {
-    let object = if chat {
-        "chat.completion.chunk"
-    } else {
-        "text_completion"
-    };
+    let object = if chat { "chat.completion.chunk" } else { "text_completion" };
     let event = |choices: Value, usage: Option<&Value>| {
-        let mut chunk = json!({"id": "fake-1", "object": object, "created": 0, "model": model, "choices": choices});
+        let mut chunk =
+            json!({"id": "fake-1", "object": object, "created": 0, "model": model, "choices": choices});
         if let Some(usage) = usage {
             chunk["usage"] = usage.clone();
         }
@@ -253,9 +222,7 @@ fn cut(fault: Option<Fault>, at: usize, scenes: &mut VecDeque<Scene>) -> bool {
     let scene = match fault {
         Some(Fault::BreakAfter(after)) if after == at => Scene::Break,
         Some(Fault::HangAfter(after)) if after == at => Scene::Hang,
-        Some(Fault::GarbageAfter(after)) if after == at => {
-            Scene::Send("data: {\"choices\": [gar\n\n".into())
-        }
+        Some(Fault::GarbageAfter(after)) if after == at => Scene::Send("data: {\"choices\": [gar\n\n".into()),
         _ => return false,
     };
     scenes.push_back(scene);

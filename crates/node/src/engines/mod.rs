@@ -54,15 +54,11 @@ impl Adapter {
             return Ok(Self::Fake(fake.clone()));
         }
         let config = &around.config;
-        let own = config
-            .external
-            .iter()
-            .find(|external| external.service == desired.service_id.as_str());
+        let own = config.external.iter().find(|external| external.service == desired.service_id.as_str());
         if let Some(own) = own {
             return Ok(Self::External(external::ExternalEngine::new(own, desired)));
         }
-        if desired.engines.iter().any(|engine| engine == "builtin") && builtin::knows(desired.kind)
-        {
+        if desired.engines.iter().any(|engine| engine == "builtin") && builtin::knows(desired.kind) {
             return builtin::Builtin::new(config, desired).map(Self::Builtin);
         }
         Err(AdapterError::NoEngine(desired.service_id.to_string()))
@@ -135,9 +131,8 @@ impl Adapter {
         }
         let body = reply.whole(MODELS_LIMIT_BYTES).await?;
         let models: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        let entry = models["data"]
-            .as_array()
-            .and_then(|list| list.iter().find(|model| model["id"] == self.model()));
+        let entry =
+            models["data"].as_array().and_then(|list| list.iter().find(|model| model["id"] == self.model()));
         // Only our own engine's word on its file is worth anything.
         Ok(entry
             .filter(|_| self.process().is_some())
@@ -154,12 +149,7 @@ impl Adapter {
             Self::External(engine) => &engine.endpoint,
             Self::Fake(engine) => return engine.ask(path, &body).map(Reply::Fake),
         };
-        endpoint
-            .connect(tasks)
-            .await?
-            .post(path, body)
-            .await
-            .map(Reply::Http)
+        endpoint.connect(tasks).await?.post(path, body).await.map(Reply::Http)
     }
 }
 

@@ -70,16 +70,10 @@ mod tests {
         let lines = format!("{long}\nnext\n").repeat(1200);
         write(lines.as_bytes(), path.clone()).await;
         let size = std::fs::metadata(&path).unwrap().len() as usize;
-        assert!(
-            size >= LOG_LIMIT_BYTES && size < LOG_LIMIT_BYTES + BUFFER_BYTES + 100,
-            "{size}"
-        );
+        assert!(size >= LOG_LIMIT_BYTES && size < LOG_LIMIT_BYTES + BUFFER_BYTES + 100, "{size}");
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.ends_with("(the log is full)\n") && text.contains("\nnext\n"));
         assert!(text.lines().all(|line| line.len() <= LINE_LIMIT_BYTES));
-        assert_eq!(
-            std::fs::read_to_string(dir.path().join("llm-a.previous.log")).unwrap(),
-            "first\n"
-        );
+        assert_eq!(std::fs::read_to_string(dir.path().join("llm-a.previous.log")).unwrap(), "first\n");
     }
 }

@@ -13,15 +13,8 @@ use tokio::process::{Child, ChildStdin, Command};
 use super::log;
 
 /// Variables an engine may see.
-const ENVIRONMENT: [&str; 7] = [
-    "PATH",
-    "HOME",
-    "LANG",
-    "TMPDIR",
-    "CUDA_VISIBLE_DEVICES",
-    "LD_LIBRARY_PATH",
-    "RAYON_NUM_THREADS",
-];
+const ENVIRONMENT: [&str; 7] =
+    ["PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "RAYON_NUM_THREADS"];
 
 /// A running engine. Dropping it kills its whole process group.
 #[derive(Debug)]
@@ -37,40 +30,23 @@ impl Process {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(
-        program: &Path,
-        arguments: &[String],
-        log: PathBuf,
-        tasks: &Tasks,
-    ) -> Result<Self> {
+    pub fn start(program: &Path, arguments: &[String], log: PathBuf, tasks: &Tasks) -> Result<Self> {
         let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .env_clear()
-            .process_group(0)
-            .kill_on_drop(true);
+        command.args(arguments).env_clear().process_group(0).kill_on_drop(true);
         for name in ENVIRONMENT {
             if let Some(value) = cxmpute_runtime::config::env_var(name) {
                 command.env(name, value);
             }
         }
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("{} cannot be started", program.display()))?;
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child =
+            command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
         let pid = child.id().context("the engine ended at once")?;
         if let Some(stderr) = child.stderr.take() {
             tasks.spawn("engine-log", log::write(stderr, log));
         }
         let stdin = child.stdin.take();
-        Ok(Self {
-            child,
-            pid,
-            _stdin: stdin,
-        })
+        Ok(Self { child, pid, _stdin: stdin })
     }
 
     /// Its process id.
@@ -81,10 +57,7 @@ impl Process {
 
     /// Waits for its end; gives how it ended. May be dropped while it waits and asked again.
     pub async fn ended(&mut self) -> String {
-        self.child
-            .wait()
-            .await
-            .map_or_else(|error| error.to_string(), |status| status.to_string())
+        self.child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
     }
 
     /// Asks it to end.
@@ -119,13 +92,7 @@ mod tests {
 
     fn shell(script: &str, dir: &Path, tasks: &Tasks) -> Process {
         let arguments = ["-c".to_owned(), script.to_owned()];
-        Process::start(
-            Path::new("/bin/sh"),
-            &arguments,
-            dir.join("engine.log"),
-            tasks,
-        )
-        .unwrap()
+        Process::start(Path::new("/bin/sh"), &arguments, dir.join("engine.log"), tasks).unwrap()
     }
 
     async fn gone(pid: i32) {
@@ -147,18 +114,10 @@ mod tests {
     async fn dropping_a_process_ends_its_children_too() {
         let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::new());
         let file = dir.path().join("child");
-        let process = shell(
-            &format!("sleep 1000 & echo $! > {}; wait", file.display()),
-            dir.path(),
-            &tasks,
-        );
+        let process = shell(&format!("sleep 1000 & echo $! > {}; wait", file.display()), dir.path(), &tasks);
         let child = tokio::time::timeout(Duration::from_secs(20), async {
             loop {
-                match std::fs::read_to_string(&file)
-                    .unwrap_or_default()
-                    .trim()
-                    .parse::<i32>()
-                {
+                match std::fs::read_to_string(&file).unwrap_or_default().trim().parse::<i32>() {
                     Ok(pid) => return pid,
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 }
@@ -174,20 +133,13 @@ mod tests {
     #[tokio::test]
     async fn an_engine_sees_no_secrets_and_the_end_of_its_owner() {
         let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::new());
-        let mut process = shell(
-            "env >&2; cat >/dev/null; echo input ended >&2",
-            dir.path(),
-            &tasks,
-        );
+        let mut process = shell("env >&2; cat >/dev/null; echo input ended >&2", dir.path(), &tasks);
         process._stdin = None;
         assert!(process.ended().await.contains('0'));
         drop(process);
         assert!(tasks.stop(Duration::from_secs(20)).await.is_empty());
         let log = std::fs::read_to_string(dir.path().join("engine.log")).unwrap();
-        assert!(
-            log.contains("input ended") && log.contains("PATH="),
-            "{log}"
-        );
+        assert!(log.contains("input ended") && log.contains("PATH="), "{log}");
         assert!(!log.contains("CARGO"), "{log}");
     }
 }

@@ -35,11 +35,7 @@ pub struct Restarts {
 impl Restarts {
     /// The engine ended at `now` (time since any fixed start); `ready_for` is how long it had been ready.
     pub fn after_end(&mut self, now: Duration, ready_for: Option<Duration>) -> Next {
-        while self
-            .ends
-            .front()
-            .is_some_and(|end| now.saturating_sub(*end) > WINDOW)
-        {
+        while self.ends.front().is_some_and(|end| now.saturating_sub(*end) > WINDOW) {
             self.ends.pop_front();
         }
         // The first end of an engine that worked is an accident, however short its life was.
@@ -52,9 +48,7 @@ impl Restarts {
             self.failures = 0;
             return Next::Now;
         }
-        let wait = FIRST_WAIT
-            .saturating_mul(2u32.saturating_pow(self.failures))
-            .min(LONGEST_WAIT);
+        let wait = FIRST_WAIT.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_WAIT);
         self.failures = self.failures.saturating_add(1);
         Next::After(wait)
     }
@@ -83,11 +77,7 @@ mod tests {
             (2500, None, Next::After(s(20))),
             (4000, Some(0), Next::Now),
         ] {
-            assert_eq!(
-                restarts.after_end(s(now), ready_for.map(s)),
-                next,
-                "at {now}"
-            );
+            assert_eq!(restarts.after_end(s(now), ready_for.map(s)), next, "at {now}");
         }
     }
 
@@ -97,10 +87,7 @@ mod tests {
         for second in 0..5 {
             assert_eq!(restarts.after_end(s(second * 20), Some(s(15))), Next::Now);
         }
-        assert_eq!(
-            restarts.after_end(s(100), Some(s(15))),
-            Next::Degraded(s(300))
-        );
+        assert_eq!(restarts.after_end(s(100), Some(s(15))), Next::Degraded(s(300)));
         assert_eq!(restarts.after_end(s(1000), Some(s(15))), Next::Now);
     }
 

@@ -118,13 +118,8 @@ impl Service {
         since: Generation,
         before: Option<CancellationToken>,
     ) -> Self {
-        let view = View {
-            state: ServiceState::Queued,
-            adapter: None,
-            pid: None,
-            digest: None,
-            trouble: None,
-        };
+        let view =
+            View { state: ServiceState::Queued, adapter: None, pid: None, digest: None, trouble: None };
         let shared = Arc::new(Shared {
             view: Mutex::new(view),
             in_flight: AtomicU32::new(0),
@@ -148,14 +143,7 @@ impl Service {
             }
             keeper.run().await;
         });
-        Self {
-            desired,
-            since,
-            shared,
-            stop,
-            ended,
-            _task: task,
-        }
+        Self { desired, since, shared, stop, ended, _task: task }
     }
 
     /// A place for one request, if the service is ready and has room.
@@ -170,15 +158,8 @@ impl Service {
         };
         let (slots, queue) = adapter.capacity();
         let enter = |taken: u32| (taken < slots.saturating_add(queue)).then_some(taken + 1);
-        match self
-            .shared
-            .in_flight
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter)
-        {
-            Ok(_) => Ok(Place {
-                shared: self.shared.clone(),
-                adapter,
-            }),
+        match self.shared.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter) {
+            Ok(_) => Ok(Place { shared: self.shared.clone(), adapter }),
             Err(_) => Err(Code::CapacityFull),
         }
     }
@@ -187,26 +168,13 @@ impl Service {
     #[must_use]
     pub fn observed(&self) -> ObservedService {
         let view = self.shared.view.lock().clone();
-        let (code, detail) = view
-            .trouble
-            .map_or((None, None), |(code, detail)| (Some(code), Some(detail)));
+        let (code, detail) = view.trouble.map_or((None, None), |(code, detail)| (Some(code), Some(detail)));
         ObservedService {
             service_id: self.desired.service_id.clone(),
-            state: if self.stop.is_cancelled() {
-                ServiceState::Stopping
-            } else {
-                view.state
-            },
-            slots: view
-                .adapter
-                .as_ref()
-                .map_or(0, |adapter| adapter.capacity().0),
+            state: if self.stop.is_cancelled() { ServiceState::Stopping } else { view.state },
+            slots: view.adapter.as_ref().map_or(0, |adapter| adapter.capacity().0),
             in_flight: self.in_flight(),
-            engine: view
-                .adapter
-                .as_ref()
-                .map_or("", |adapter| adapter.name())
-                .to_owned(),
+            engine: view.adapter.as_ref().map_or("", |adapter| adapter.name()).to_owned(),
             pid: view.pid,
             digest: view.digest,
             code,
@@ -261,9 +229,7 @@ impl Keeper {
             } else {
                 self.perform(act, &mut machine, stopping).await
             };
-            machine.worked(Duration::from_millis(
-                self.shared.last_work_ms.load(Ordering::Relaxed),
-            ));
+            machine.worked(Duration::from_millis(self.shared.last_work_ms.load(Ordering::Relaxed)));
             if event == Event::Ended
                 && let Some(process) = self.process.take()
             {
@@ -293,10 +259,7 @@ impl Keeper {
                 let asking = async {
                     match act {
                         Act::Ask => self.ask(&adapter).await,
-                        _ => (
-                            probe(&adapter, self.desired.kind, &self.around.tasks).await,
-                            None,
-                        ),
+                        _ => (probe(&adapter, self.desired.kind, &self.around.tasks).await, None),
                     }
                 };
                 let (event, found) = tokio::select! {
@@ -308,10 +271,7 @@ impl Keeper {
                 }
                 if event == Event::ProbeBad {
                     tracing::warn!(service = %self.desired.service_id, "engine probe failed");
-                    self.trouble = Some((
-                        Code::EngineFailed,
-                        "the engine did not answer its probes".into(),
-                    ));
+                    self.trouble = Some((Code::EngineFailed, "the engine did not answer its probes".into()));
                 }
                 event
             }
@@ -324,10 +284,7 @@ impl Keeper {
             },
             Act::Kill => {
                 if let Some(process) = &self.process {
-                    tracing::warn!(
-                        pid = process.pid(),
-                        "the engine did not end in time and is killed"
-                    );
+                    tracing::warn!(pid = process.pid(), "the engine did not end in time and is killed");
                     process.kill();
                 }
                 Event::Time
@@ -353,10 +310,9 @@ impl Keeper {
                 };
                 if !stopping {
                     let detail = match self.process {
-                        Some(_) => format!(
-                            "the engine ended ({end}); its log is {}",
-                            self.log_path().display()
-                        ),
+                        Some(_) => {
+                            format!("the engine ended ({end}); its log is {}", self.log_path().display())
+                        }
                         None => format!("the owner's server is away: {end}"),
                     };
                     tracing::warn!(service = %self.desired.service_id, detail, "engine ended");
@@ -398,15 +354,11 @@ impl Keeper {
             return Event::Started;
         };
         let log = self.log_path();
-        let made = crate::place::make_private(&self.around.config.logs_dir()).and_then(|()| {
-            engine
-                .socket
-                .parent()
-                .map_or(Ok(()), crate::place::make_private)
-        });
-        let started = made.map_err(anyhow::Error::from).and_then(|()| {
-            Process::start(&engine.program, &engine.arguments, log, &self.around.tasks)
-        });
+        let made = crate::place::make_private(&self.around.config.logs_dir())
+            .and_then(|()| engine.socket.parent().map_or(Ok(()), crate::place::make_private));
+        let started = made
+            .map_err(anyhow::Error::from)
+            .and_then(|()| Process::start(&engine.program, &engine.arguments, log, &self.around.tasks));
         match started {
             Ok(process) => {
                 tracing::info!(service = %self.desired.service_id, pid = process.pid(), "engine starting");
@@ -431,18 +383,13 @@ impl Keeper {
 
     /// Compares the model that the engine has with the planned one.
     fn judge(&mut self, found: Option<String>) -> Event {
-        let pinned = self
-            .desired
-            .files
-            .iter()
-            .find(|file| file.role == "model")
-            .and_then(|file| file.sha256.clone());
+        let pinned =
+            self.desired.files.iter().find(|file| file.role == "model").and_then(|file| file.sha256.clone());
         if let (Some(pinned), Some(found)) = (&pinned, &found)
             && !pinned.eq_ignore_ascii_case(found)
         {
-            let detail = format!(
-                "the model file has the hash {found}, the catalogue pins {pinned}; fetch it again"
-            );
+            let detail =
+                format!("the model file has the hash {found}, the catalogue pins {pinned}; fetch it again");
             self.fail(Code::DigestMismatch, detail);
             return Event::WrongModel;
         }
@@ -503,11 +450,9 @@ impl Keeper {
 /// One real token, or one real vector.
 async fn probe(adapter: &Adapter, kind: ServiceKind, tasks: &Tasks) -> Event {
     let (path, field, body) = match kind {
-        ServiceKind::Embeddings => (
-            "/embeddings",
-            "data",
-            serde_json::json!({"model": adapter.model(), "input": "ping"}),
-        ),
+        ServiceKind::Embeddings => {
+            ("/embeddings", "data", serde_json::json!({"model": adapter.model(), "input": "ping"}))
+        }
         _ => (
             "/chat/completions",
             "choices",
@@ -516,20 +461,13 @@ async fn probe(adapter: &Adapter, kind: ServiceKind, tasks: &Tasks) -> Event {
         ),
     };
     let ask = async {
-        let reply = adapter
-            .ask(path, Bytes::from(body.to_string()), tasks)
-            .await?;
+        let reply = adapter.ask(path, Bytes::from(body.to_string()), tasks).await?;
         let status = reply.status().as_u16();
         let body = reply.whole(PROBE_ANSWER_BYTES).await?;
         let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
         Ok::<_, EngineError>(match status {
             429 => Event::ProbeBusy,
-            200 if answer[field]
-                .as_array()
-                .is_some_and(|items| !items.is_empty()) =>
-            {
-                Event::ProbeGood
-            }
+            200 if answer[field].as_array().is_some_and(|items| !items.is_empty()) => Event::ProbeGood,
             _ => Event::ProbeBad,
         })
     };

@@ -77,31 +77,13 @@ pub enum Act {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Preparing,
-    Missing {
-        again: Duration,
-    },
+    Missing { again: Duration },
     Starting,
-    Loading {
-        since: Duration,
-        ask: Duration,
-    },
-    Ready {
-        since: Duration,
-        probe: Duration,
-        failures: u32,
-    },
-    Waiting {
-        until: Duration,
-    },
-    Degraded {
-        until: Duration,
-    },
-    Ending {
-        since: Duration,
-        ready_for: Option<Duration>,
-        for_ever: bool,
-        killed: bool,
-    },
+    Loading { since: Duration, ask: Duration },
+    Ready { since: Duration, probe: Duration, failures: u32 },
+    Waiting { until: Duration },
+    Degraded { until: Duration },
+    Ending { since: Duration, ready_for: Option<Duration>, for_ever: bool, killed: bool },
     Finished,
 }
 
@@ -148,11 +130,9 @@ impl Machine {
         match self.phase {
             Phase::Preparing => ServiceState::Verifying,
             Phase::Missing { .. } | Phase::Waiting { .. } => ServiceState::Failed,
-            Phase::Starting
-            | Phase::Loading { .. }
-            | Phase::Ending {
-                for_ever: false, ..
-            } => ServiceState::Loading,
+            Phase::Starting | Phase::Loading { .. } | Phase::Ending { for_ever: false, .. } => {
+                ServiceState::Loading
+            }
             Phase::Ready { .. } => ServiceState::Ready,
             Phase::Degraded { .. } => ServiceState::Degraded,
             Phase::Ending { for_ever: true, .. } => ServiceState::Stopping,
@@ -170,25 +150,16 @@ impl Machine {
                 Act::Start
             }
             Event::Unprepared if self.phase == Phase::Preparing => {
-                self.phase = Phase::Missing {
-                    again: now + LOOK_AGAIN,
-                };
+                self.phase = Phase::Missing { again: now + LOOK_AGAIN };
                 self.wait(now)
             }
             Event::Started if self.phase == Phase::Starting => {
-                self.phase = Phase::Loading {
-                    since: now,
-                    ask: now,
-                };
+                self.phase = Phase::Loading { since: now, ask: now };
                 Act::Ask
             }
             Event::SaysReady => match self.phase {
                 Phase::Loading { .. } => {
-                    self.phase = Phase::Ready {
-                        since: now,
-                        probe: now + PROBE_EVERY,
-                        failures: 0,
-                    };
+                    self.phase = Phase::Ready { since: now, probe: now + PROBE_EVERY, failures: 0 };
                     self.wait(now)
                 }
                 _ => self.wait(now),
@@ -198,30 +169,21 @@ impl Machine {
             Event::ProbeGood => self.probed(now, now + PROBE_EVERY, Some(0)),
             Event::ProbeBusy => self.probed(now, now + PROBE_AGAIN, None),
             Event::ProbeBad => match self.phase {
-                Phase::Ready {
-                    since, failures, ..
-                } if failures + 1 >= PROBE_FAILURES => {
+                Phase::Ready { since, failures, .. } if failures + 1 >= PROBE_FAILURES => {
                     self.end(now, Some(now.saturating_sub(since)))
                 }
-                Phase::Ready { failures, .. } => {
-                    self.probed(now, now + PROBE_AGAIN, Some(failures + 1))
-                }
+                Phase::Ready { failures, .. } => self.probed(now, now + PROBE_AGAIN, Some(failures + 1)),
                 _ => self.wait(now),
             },
-            Event::Prepared
-            | Event::Unprepared
-            | Event::Started
-            | Event::WrongModel
-            | Event::Time => self.wait(now),
+            Event::Prepared | Event::Unprepared | Event::Started | Event::WrongModel | Event::Time => {
+                self.wait(now)
+            }
         }
     }
 
     /// Whether a process runs that has to be ended.
     const fn has_process(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Loading { .. } | Phase::Ready { .. } | Phase::Ending { .. }
-        )
+        matches!(self.phase, Phase::Loading { .. } | Phase::Ready { .. } | Phase::Ending { .. })
     }
 
     fn stop(&mut self, now: Duration) -> Act {
@@ -231,12 +193,7 @@ impl Machine {
                 self.wait(now)
             }
             Phase::Ready { .. } | Phase::Loading { .. } => {
-                self.phase = Phase::Ending {
-                    since: now,
-                    ready_for: None,
-                    for_ever: true,
-                    killed: false,
-                };
+                self.phase = Phase::Ending { since: now, ready_for: None, for_ever: true, killed: false };
                 Act::Terminate
             }
             _ => {
@@ -247,12 +204,7 @@ impl Machine {
     }
 
     fn end(&mut self, now: Duration, ready_for: Option<Duration>) -> Act {
-        self.phase = Phase::Ending {
-            since: now,
-            ready_for,
-            for_ever: false,
-            killed: false,
-        };
+        self.phase = Phase::Ending { since: now, ready_for, for_ever: false, killed: false };
         Act::Terminate
     }
 
@@ -290,23 +242,13 @@ impl Machine {
         if self.start_budget.is_some_and(|budget| loading_for > budget) {
             return self.end(now, None);
         }
-        let pause = if loading_for < ASK_OFTEN_FOR {
-            ASK_EVERY
-        } else {
-            ASK_SELDOM
-        };
-        self.phase = Phase::Loading {
-            since,
-            ask: now + pause,
-        };
+        let pause = if loading_for < ASK_OFTEN_FOR { ASK_EVERY } else { ASK_SELDOM };
+        self.phase = Phase::Loading { since, ask: now + pause };
         self.wait(now)
     }
 
     fn probed(&mut self, now: Duration, next: Duration, failed: Option<u32>) -> Act {
-        if let Phase::Ready {
-            probe, failures, ..
-        } = &mut self.phase
-        {
+        if let Phase::Ready { probe, failures, .. } = &mut self.phase {
             *probe = next;
             *failures = failed.unwrap_or(*failures);
         }
@@ -318,9 +260,7 @@ impl Machine {
         match &mut self.phase {
             Phase::Preparing => Act::Prepare,
             Phase::Starting => Act::Start,
-            Phase::Missing { again: until }
-            | Phase::Waiting { until }
-            | Phase::Degraded { until } => {
+            Phase::Missing { again: until } | Phase::Waiting { until } | Phase::Degraded { until } => {
                 if now < *until {
                     return Act::Wait(*until);
                 }
@@ -329,25 +269,15 @@ impl Machine {
             }
             Phase::Loading { ask, .. } if now < *ask => Act::Wait(*ask),
             Phase::Loading { .. } => Act::Ask,
-            Phase::Ready {
-                probe, failures, ..
-            } => {
+            Phase::Ready { probe, failures, .. } => {
                 // Work that succeeded is as good as a probe.
                 if self.last_work + PROBE_EVERY > *probe {
                     *probe = self.last_work + PROBE_EVERY;
                     *failures = 0;
                 }
-                if now < *probe {
-                    Act::Wait(*probe)
-                } else {
-                    Act::Probe
-                }
+                if now < *probe { Act::Wait(*probe) } else { Act::Probe }
             }
-            Phase::Ending {
-                since,
-                killed: false,
-                ..
-            } if now < *since + GRACE => Act::Wait(*since + GRACE),
+            Phase::Ending { since, killed: false, .. } if now < *since + GRACE => Act::Wait(*since + GRACE),
             Phase::Ending { killed, .. } if !*killed => {
                 *killed = true;
                 Act::Kill

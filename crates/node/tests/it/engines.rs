@@ -52,15 +52,9 @@ async fn a_missing_model_is_named_and_found_when_it_comes() {
     let pid = loading.pid.unwrap();
     let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
     let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
-    assert!(
-        arguments.contains("sleep 1000") || arguments.contains("--model a="),
-        "{arguments}"
-    );
+    assert!(arguments.contains("sleep 1000") || arguments.contains("--model a="), "{arguments}");
     node.stop().await;
-    assert!(
-        !Path::new(&format!("/proc/{pid}")).exists(),
-        "the engine outlived its node"
-    );
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the engine outlived its node");
 }
 
 #[tokio::test]
@@ -80,10 +74,7 @@ async fn an_engine_that_ends_at_once_is_reported_with_its_log() {
     let failed = tunnel.until("llm:a", ServiceState::Failed).await;
     assert_eq!(failed.code, Some(Code::EngineFailed));
     let detail = failed.detail.unwrap();
-    assert!(
-        detail.contains("exit status: 3") && detail.contains("llm-a.log"),
-        "{detail}"
-    );
+    assert!(detail.contains("exit status: 3") && detail.contains("llm-a.log"), "{detail}");
     let log = node.config.data_dir.join("logs/llm-a.log");
     assert_eq!(std::fs::read_to_string(log).unwrap(), "no such device\n");
     node.stop().await;
@@ -99,26 +90,19 @@ async fn an_owners_server_serves_under_its_own_name_of_the_model() {
             let service = service_fn(async |request: http::Request<hyper::body::Incoming>| {
                 let (parts, body) = request.into_parts();
                 let body = body.collect().await.unwrap().to_bytes();
-                let key = parts.headers[http::header::AUTHORIZATION]
-                    .to_str()
-                    .unwrap()
-                    .to_owned();
+                let key = parts.headers[http::header::AUTHORIZATION].to_str().unwrap().to_owned();
                 let text = match parts.uri.path() {
                     "/v1/models" => "{\"data\":[]}".to_owned(),
                     path => {
                         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-                        format!(
-                            "data: {{\"said\":\"{path} {} {key}\"}}\n\ndata: [DONE]\n\n",
-                            body["model"]
-                        )
-                        .replace("\"tiny:1b\"", "tiny:1b")
+                        format!("data: {{\"said\":\"{path} {} {key}\"}}\n\ndata: [DONE]\n\n", body["model"])
+                            .replace("\"tiny:1b\"", "tiny:1b")
                     }
                 };
                 Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(text))))
             });
             tokio::spawn(
-                hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(tcp), service),
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tcp), service),
             );
         }
     });
@@ -138,18 +122,12 @@ async fn an_owners_server_serves_under_its_own_name_of_the_model() {
     let mut tunnel = gateway.tunnel().await;
     tunnel.publish(vec![service("llm:a")]).await;
     let ready = tunnel.until("llm:a", ServiceState::Ready).await;
-    assert_eq!(
-        (ready.engine.as_str(), ready.slots, ready.pid),
-        ("external", 2, None)
-    );
+    assert_eq!((ready.engine.as_str(), ready.slots, ready.pid), ("external", 2, None));
     let mut stream = tunnel.chat("hello");
     soon(stream.accepted()).await.unwrap();
     let (text, error) = read(&mut stream).await;
     assert_eq!(error, None);
-    assert_eq!(
-        text,
-        "data: {\"said\":\"/v1/chat/completions tiny:1b Bearer sesame\"}\n\ndata: [DONE]\n\n"
-    );
+    assert_eq!(text, "data: {\"said\":\"/v1/chat/completions tiny:1b Bearer sesame\"}\n\ndata: [DONE]\n\n");
     // The owner stops the server: the next request is refused, and the service leaves the choice.
     server.abort();
     let head = tunnel.head("llm:a", WorkPath::ChatCompletions);
@@ -157,10 +135,7 @@ async fn an_owners_server_serves_under_its_own_name_of_the_model() {
         loop {
             let mut stream = tunnel.link.open(&head, Bytes::from_static(b"{}")).unwrap();
             match stream.accepted().await {
-                Err(WorkError::Refused {
-                    code: Some(Code::NotReady),
-                    ..
-                }) => return,
+                Err(WorkError::Refused { code: Some(Code::NotReady), .. }) => return,
                 other => drop(other),
             }
         }

@@ -11,12 +11,10 @@ use cxmpute_node::engines::fake::{Fake, Script};
 use cxmpute_node::{Deps, Node, NodeConfig, NodeView};
 use cxmpute_runtime::{Clock, Tasks};
 use cxmpute_tunnel::{
-    ControlReceiver, ControlSender, Link, LinkConfig, WorkError, WorkHead, WorkPath, WorkStream,
-    accept,
+    ControlReceiver, ControlSender, Link, LinkConfig, WorkError, WorkHead, WorkPath, WorkStream, accept,
 };
 use cxmpute_wire::control::{
-    Desired, DesiredFile, DesiredService, FromNode, Heartbeat, ObservedService, Policy,
-    ServiceState, ToNode,
+    Desired, DesiredFile, DesiredService, FromNode, Heartbeat, ObservedService, Policy, ServiceState, ToNode,
 };
 use cxmpute_wire::{Code, Epoch, Generation, Millis, ServiceId, Timestamp};
 use http::{Request, Response, StatusCode};
@@ -32,9 +30,7 @@ use tokio::sync::mpsc;
 pub const LONG: Duration = Duration::from_secs(30);
 
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, future)
-        .await
-        .expect("it happened within 30 s")
+    tokio::time::timeout(LONG, future).await.expect("it happened within 30 s")
 }
 
 /// What the gateway's desk does with the next requests.
@@ -69,19 +65,11 @@ impl Gateway {
                 });
                 tokio::spawn(async move {
                     let connection = hyper::server::conn::http1::Builder::new();
-                    let _ = connection
-                        .serve_connection(TokioIo::new(tcp), service)
-                        .with_upgrades()
-                        .await;
+                    let _ = connection.serve_connection(TokioIo::new(tcp), service).with_upgrades().await;
                 });
             }
         });
-        Self {
-            address,
-            desk,
-            links,
-            tasks,
-        }
+        Self { address, desk, links, tasks }
     }
 
     pub fn url(&self) -> String {
@@ -93,13 +81,7 @@ impl Gateway {
         let link = soon(self.links.recv()).await.unwrap();
         let (sender, receiver) = soon(link.control()).await.unwrap();
         let epoch = Epoch(self.desk.epoch.load(Ordering::SeqCst));
-        Tunnel {
-            link,
-            sender,
-            receiver,
-            epoch,
-            generation: Generation(0),
-        }
+        Tunnel { link, sender, receiver, epoch, generation: Generation(0) }
     }
 }
 
@@ -118,9 +100,7 @@ async fn answer(
         }
         let epoch = Epoch(desk.epoch.fetch_add(1, Ordering::SeqCst) + 1);
         tokio::spawn(async move {
-            let link = accept::accept(upgrade, LinkConfig::default(), &tasks)
-                .await
-                .unwrap();
+            let link = accept::accept(upgrade, LinkConfig::default(), &tasks).await.unwrap();
             let _ = links.send(link);
         });
         return accept::switching_protocols(epoch, Clock::system().now());
@@ -134,10 +114,7 @@ async fn answer(
         desk.enrolments.lock().push(enrolment);
         let answer = json!({"provision_id": id, "owner": "us_1", "state": "enrolled",
             "server_time": Timestamp(0), "epoch": 0, "control_plane": "test"});
-        return Response::builder()
-            .status(201)
-            .body(Full::new(answer.to_string().into()))
-            .unwrap();
+        return Response::builder().status(201).body(Full::new(answer.to_string().into())).unwrap();
     }
     Response::new(Full::new(Bytes::new()))
 }
@@ -161,19 +138,13 @@ pub struct Tunnel {
 impl Tunnel {
     pub async fn publish(&mut self, services: Vec<DesiredService>) {
         self.generation.0 += 1;
-        let desired = Desired {
-            generation: self.generation,
-            services,
-            policy: Policy::default(),
-        };
+        let desired = Desired { generation: self.generation, services, policy: Policy::default() };
         self.sender.send(&ToNode::Desired(desired)).await.unwrap();
     }
 
     pub async fn heartbeat(&mut self) -> Heartbeat {
         loop {
-            if let FromNode::Heartbeat(heartbeat) =
-                soon(self.receiver.next()).await.unwrap().unwrap()
-            {
+            if let FromNode::Heartbeat(heartbeat) = soon(self.receiver.next()).await.unwrap().unwrap() {
                 return heartbeat;
             }
         }
@@ -184,10 +155,7 @@ impl Tunnel {
         soon(async {
             loop {
                 let heartbeat = self.heartbeat().await;
-                let found = heartbeat
-                    .services
-                    .into_iter()
-                    .find(|s| s.service_id.as_str() == service);
+                let found = heartbeat.services.into_iter().find(|s| s.service_id.as_str() == service);
                 if let Some(found) = found
                     && found.state == wanted
                 {
@@ -215,9 +183,7 @@ impl Tunnel {
     pub fn chat(&self, question: &str) -> WorkStream {
         let body = json!({"model": "a", "stream": true, "messages": [{"role": "user", "content": question}]});
         let head = self.head("llm:a", WorkPath::ChatCompletions);
-        self.link
-            .open(&head, Bytes::from(body.to_string()))
-            .unwrap()
+        self.link.open(&head, Bytes::from(body.to_string())).unwrap()
     }
 }
 
@@ -248,12 +214,7 @@ pub fn service(name: &str) -> DesiredService {
 }
 
 pub fn file(name: &str) -> DesiredFile {
-    DesiredFile {
-        role: "model".into(),
-        name: name.into(),
-        sha256: None,
-        size: None,
-    }
+    DesiredFile { role: "model".into(), name: name.into(), sha256: None, size: None }
 }
 
 /// A node in this process.
@@ -266,11 +227,7 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn start(
-        gateway: &Gateway,
-        fake: Option<Fake>,
-        change: impl FnOnce(&mut NodeConfig),
-    ) -> Self {
+    pub fn start(gateway: &Gateway, fake: Option<Fake>, change: impl FnOnce(&mut NodeConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = config(gateway, dir.path().to_owned());
         change(&mut config);
@@ -286,24 +243,14 @@ impl Running {
         let node = Node::build(config.clone(), deps).unwrap();
         let view = node.view();
         let result = tokio::spawn(node.run());
-        Self {
-            view,
-            tasks,
-            config,
-            result,
-            dir: None,
-        }
+        Self { view, tasks, config, result, dir: None }
     }
 
     /// Stops it; nothing may be left over.
     pub async fn stop(self) {
         self.tasks.soft().cancel();
         soon(self.result).await.unwrap().unwrap();
-        assert_eq!(
-            self.tasks.stop(LONG).await,
-            Vec::<&str>::new(),
-            "tasks are left over"
-        );
+        assert_eq!(self.tasks.stop(LONG).await, Vec::<&str>::new(), "tasks are left over");
         let left: Vec<_> = std::fs::read_dir(cxmpute_node::place::run_dir(&self.config.data_dir))
             .unwrap()
             .flatten()
@@ -314,10 +261,7 @@ impl Running {
 }
 
 pub fn config(gateway: &Gateway, dir: PathBuf) -> NodeConfig {
-    let mut config = NodeConfig {
-        data_dir: dir,
-        ..NodeConfig::default()
-    };
+    let mut config = NodeConfig { data_dir: dir, ..NodeConfig::default() };
     config.api.url = gateway.url();
     config
 }
@@ -339,16 +283,9 @@ impl World {
         let mut gateway = Gateway::start().await;
         let node = Running::start(&gateway, Some(fake.clone()), |_| {});
         let mut tunnel = gateway.tunnel().await;
-        tunnel
-            .publish(vec![service("llm:a"), service("embeddings:e")])
-            .await;
+        tunnel.publish(vec![service("llm:a"), service("embeddings:e")]).await;
         tunnel.until("llm:a", ServiceState::Ready).await;
-        Self {
-            tunnel,
-            node,
-            gateway,
-            fake,
-        }
+        Self { tunnel, node, gateway, fake }
     }
 
     pub async fn close(self) {

@@ -23,41 +23,23 @@ async fn enrolment_is_signed_idempotent_and_remembered() {
     let config = config(&gateway, dir.path().to_owned());
     let identity = identity::load_or_create(dir.path()).unwrap();
     let clock = Clock::system();
-    let error = agent::ensure_enrolled(&config, &identity, None, &clock)
-        .await
-        .unwrap_err();
+    let error = agent::ensure_enrolled(&config, &identity, None, &clock).await.unwrap_err();
     assert_eq!(code_of(error.as_ref()), exit::GRANT);
     let grant = Secret::new("grant".to_owned());
     for _ in 0..2 {
-        agent::ensure_enrolled(&config, &identity, Some(&grant), &clock)
-            .await
-            .unwrap();
+        agent::ensure_enrolled(&config, &identity, Some(&grant), &clock).await.unwrap();
     }
     let enrolments = gateway.desk.enrolments.lock().clone();
-    assert_eq!(
-        enrolments.len(),
-        1,
-        "the second run knows that it is enrolled"
-    );
+    assert_eq!(enrolments.len(), 1, "the second run knows that it is enrolled");
     assert_eq!(enrolments[0]["grant"], "grant");
-    assert!(
-        enrolments[0]["diagnostics"]["memory"]["total"]
-            .as_u64()
-            .unwrap()
-            > 0
-    );
+    assert!(enrolments[0]["diagnostics"]["memory"]["total"].as_u64().unwrap() > 0);
     assert_eq!(enrolments[0]["diagnostics"]["net"]["control_plane"], true);
     let state = identity::read_state(dir.path()).unwrap();
     assert_eq!(state.api_url, Some(gateway.url()));
     assert_eq!(state.provision_id, Some(identity.provision_id));
     let everything: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().collect();
     for entry in everything {
-        assert!(
-            !std::fs::read_to_string(entry.path())
-                .unwrap_or_default()
-                .contains("grant"),
-            "{entry:?}"
-        );
+        assert!(!std::fs::read_to_string(entry.path()).unwrap_or_default().contains("grant"), "{entry:?}");
     }
 }
 
@@ -75,9 +57,8 @@ async fn a_refused_enrolment_says_what_to_do_and_its_exit_code() {
     ] {
         *gateway.desk.refuse_enrolments.lock() = Some(code);
         let grant = Secret::new("grant".to_owned());
-        let error = agent::ensure_enrolled(&config, &identity, Some(&grant), &Clock::system())
-            .await
-            .unwrap_err();
+        let error =
+            agent::ensure_enrolled(&config, &identity, Some(&grant), &Clock::system()).await.unwrap_err();
         assert_eq!(code_of(error.as_ref()), exit_code, "{code}");
         assert!(error.to_string().contains(says), "{error}");
     }
@@ -93,33 +74,19 @@ async fn a_lost_tunnel_is_dialled_again_and_services_stay() {
     let heartbeat = second.heartbeat().await;
     assert_eq!(heartbeat.epoch, second.epoch);
     assert_eq!(heartbeat.observed_generation, world.tunnel.generation);
-    let still = heartbeat
-        .services
-        .into_iter()
-        .find(|s| s.service_id == first.service_id)
-        .unwrap();
-    assert_eq!(
-        still.state,
-        ServiceState::Ready,
-        "no new plan is needed for what runs"
-    );
+    let still = heartbeat.services.into_iter().find(|s| s.service_id == first.service_id).unwrap();
+    assert_eq!(still.state, ServiceState::Ready, "no new plan is needed for what runs");
     world.tunnel = second;
     world.close().await;
 }
 
 #[tokio::test]
 async fn codes_that_a_person_must_mend_end_the_node() {
-    for (code, exit_code) in [
-        (Code::EpochStale, exit::CLONED),
-        (Code::NodeRevoked, exit::REVOKED),
-    ] {
+    for (code, exit_code) in [(Code::EpochStale, exit::CLONED), (Code::NodeRevoked, exit::REVOKED)] {
         let mut gateway = Gateway::start().await;
         let node = Running::start(&gateway, Some(fake()), |_| {});
         let mut tunnel = gateway.tunnel().await;
-        let closing = ToNode::Closing {
-            code,
-            message: "as the test says".into(),
-        };
+        let closing = ToNode::Closing { code, message: "as the test says".into() };
         tunnel.sender.send(&closing).await.unwrap();
         let error = soon(node.result).await.unwrap().unwrap_err();
         assert_eq!(code_of(error.as_ref()), exit_code);
@@ -149,10 +116,7 @@ async fn a_gateway_that_forgot_the_node_gets_it_back_or_the_owner_learns_why_not
     *gateway.desk.refuse_enrolments.lock() = Some(Code::GrantInvalid);
     let error = soon(node.result).await.unwrap().unwrap_err();
     assert_eq!(code_of(error.as_ref()), exit::GRANT);
-    assert!(
-        error.to_string().contains("has forgotten this node"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("has forgotten this node"), "{error}");
 }
 
 #[tokio::test]
@@ -160,22 +124,14 @@ async fn the_local_socket_answers_and_stops() {
     let world = World::start(1, |_, _| Script::saying(&["hi"])).await;
     let dir = world.node.config.data_dir.clone();
     assert!(local::ask(&dir, Question::Status).await.is_err());
-    let socket = local::open(&dir, world.node.view.clone(), &world.node.tasks)
-        .await
-        .unwrap();
+    let socket = local::open(&dir, world.node.view.clone(), &world.node.tasks).await.unwrap();
     assert!(
-        local::open(&dir, world.node.view.clone(), &world.node.tasks)
-            .await
-            .is_err(),
+        local::open(&dir, world.node.view.clone(), &world.node.tasks).await.is_err(),
         "one node per directory"
     );
     let answer = local::ask(&dir, Question::Status).await.unwrap();
     assert!(answer.connected && answer.services.len() == 2);
-    assert_eq!(
-        answer.reason.unwrap().code,
-        "starting",
-        "this gateway never sends a status"
-    );
+    assert_eq!(answer.reason.unwrap().code, "starting", "this gateway never sends a status");
     local::ask(&dir, Question::Stop).await.unwrap();
     soon(world.node.tasks.soft().cancelled()).await;
     drop(socket);

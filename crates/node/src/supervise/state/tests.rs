@@ -34,12 +34,7 @@ fn a_crash_after_health_is_mended_at_once() {
         (100, Event::Ended, Act::Prepare, ServiceState::Verifying),
         (100, Event::Prepared, Act::Start, ServiceState::Loading),
         (100, Event::Started, Act::Ask, ServiceState::Loading),
-        (
-            101,
-            Event::SaysReady,
-            Act::Wait(s(401)),
-            ServiceState::Ready,
-        ),
+        (101, Event::SaysReady, Act::Wait(s(401)), ServiceState::Ready),
     ]);
 }
 
@@ -60,18 +55,8 @@ fn a_start_that_takes_too_long_is_ended() {
     play(&[
         (0, Event::Prepared, Act::Start, ServiceState::Loading),
         (0, Event::Started, Act::Ask, ServiceState::Loading),
-        (
-            200,
-            Event::SaysNothing,
-            Act::Wait(s(203)),
-            ServiceState::Loading,
-        ),
-        (
-            301,
-            Event::SaysNothing,
-            Act::Terminate,
-            ServiceState::Loading,
-        ),
+        (200, Event::SaysNothing, Act::Wait(s(203)), ServiceState::Loading),
+        (301, Event::SaysNothing, Act::Terminate, ServiceState::Loading),
         (301, Event::Time, Act::Wait(s(311)), ServiceState::Loading),
         (311, Event::Time, Act::Kill, ServiceState::Loading),
         (311, Event::Ended, Act::Wait(s(321)), ServiceState::Failed),
@@ -84,12 +69,7 @@ fn three_bad_probes_in_a_row_start_an_engine_anew() {
         (301, Event::Time, Act::Probe, ServiceState::Ready),
         (302, Event::ProbeBad, Act::Wait(s(312)), ServiceState::Ready),
         (312, Event::Time, Act::Probe, ServiceState::Ready),
-        (
-            312,
-            Event::ProbeBusy,
-            Act::Wait(s(322)),
-            ServiceState::Ready,
-        ),
+        (312, Event::ProbeBusy, Act::Wait(s(322)), ServiceState::Ready),
         (322, Event::ProbeBad, Act::Wait(s(332)), ServiceState::Ready),
         (332, Event::ProbeBad, Act::Terminate, ServiceState::Loading),
         (333, Event::Ended, Act::Prepare, ServiceState::Verifying),
@@ -140,18 +120,8 @@ fn answers(act: Act, chance: u8) -> Event {
     match act {
         Act::Prepare => pick(&[Event::Prepared, Event::Prepared, Event::Unprepared]),
         Act::Start => pick(&[Event::Started, Event::Started, Event::Ended]),
-        Act::Ask => pick(&[
-            Event::SaysReady,
-            Event::SaysNothing,
-            Event::Ended,
-            Event::WrongModel,
-        ]),
-        Act::Probe => pick(&[
-            Event::ProbeGood,
-            Event::ProbeBusy,
-            Event::ProbeBad,
-            Event::Ended,
-        ]),
+        Act::Ask => pick(&[Event::SaysReady, Event::SaysNothing, Event::Ended, Event::WrongModel]),
+        Act::Probe => pick(&[Event::ProbeGood, Event::ProbeBusy, Event::ProbeBad, Event::Ended]),
         Act::Terminate | Act::Kill => pick(&[Event::Time, Event::Ended]),
         Act::Wait(_) => pick(&[Event::Time, Event::Time, Event::Ended]),
         Act::Finish => Event::Time,

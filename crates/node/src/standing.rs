@@ -122,8 +122,7 @@ mod tests {
         ] {
             assert_eq!(code(true, Some(&off), &[service(state)]), expected);
         }
-        assert_eq!(code(true, Some(&on), &[service(ServiceState::Ready, 0)]), "no_demand");
-        assert_eq!(code(true, Some(&on), &[service(ServiceState::Ready, 1)]), "");
+        assert_eq!(code(true, Some(&on), &[service(ServiceState::Ready)]), "");
         let suspended = NodeStatus { state: "suspended".into(), ..status(false) };
         assert_eq!(code(true, Some(&suspended), &[]), "suspended");
         let leaving = Facts { draining: true, connected: false, trouble: None, server: None, services: &[] };

@@ -3,6 +3,7 @@
 //! The gateway is the real program, on SQLite, with everything on, pinned to one core. Its node is a stand-in: the
 //! tunnel crate's node end, enrolled and signed, that answers at once. nginx proxies to an equivalent plain HTTP
 //! upstream and is pinned likewise. This process (load, stand-in, upstream) is pinned to another core.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the real clock and owns its tasks")]
 
 mod books;

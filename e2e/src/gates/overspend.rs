@@ -8,7 +8,7 @@ use cxmpute_wire::MicroCredits;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::settings::Setting;
+use crate::settings::{Setting, Store};
 use crate::verdict::Verdict;
 use crate::world::{FIXED_COST, FIXED_MODEL, World};
 
@@ -23,7 +23,8 @@ const CLIENTS: u64 = 64;
 /// # Errors
 /// The world could not be built, or a connection broke.
 pub async fn gate(setting: Setting) -> Result<Verdict> {
-    let mut verdict = Verdict::new("L1");
+    let name = if setting.store == Store::Sqlite { "L1" } else { "L1-pg" };
+    let mut verdict = Verdict::new(name);
     let requests = setting.counts.pick(1_600, 10_000);
     let payable = requests / 10;
     verdict.count = requests;

@@ -158,7 +158,7 @@ async fn stand_up(demo: &Demo, folder: &Path, show: &Show) -> Result<Standing> {
     show.line(&format!("node       pid {}, routable after {} ms", node.pid(), begin.elapsed().as_millis()));
     let engine = process::children(node.pid())
         .into_iter()
-        .find(|pid| process::arguments(*pid).contains("cxmpute-engine"));
+        .find(|pid| process::arguments(*pid).contains(&format!("--model {CHAT_MODEL}=")));
     let engine = engine.context("the node runs no cxmpute-engine")?;
     let file = models_dir().join("cxm-tiny-q8.gguf");
     show.line(&format!("engine     pid {engine}, cxmpute-engine, {}", file.display()));

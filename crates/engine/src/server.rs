@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use cxmpute_runtime::{Clock, Secret, random};
 use cxmpute_wire::Code;
+use http_body_util::BodyExt;
 use serde_json::json;
 
 use crate::embed::Embedder;
@@ -20,6 +21,8 @@ use crate::{chat, completion, embedding};
 
 /// Largest request body: a full context of the largest supported models is far below.
 const MAX_BODY_BYTES: usize = 8 << 20;
+/// Most of a refused body that is read so that its sender hears the refusal.
+const DRAINED_BYTES: usize = 64 << 20;
 /// The header that carries the secret.
 pub const SECRET_HEADER: &str = "x-cxmpute-engine-secret";
 
@@ -82,7 +85,8 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/v1/completions", post(completion::complete_text))
         .route("/v1/embeddings", post(embedding::embed_texts))
         .layer(middleware::from_fn_with_state(engine.clone(), check_secret))
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn(refuse_large_bodies));
     Router::new()
         .route("/health", get(show_health))
         .merge(guarded)
@@ -91,6 +95,25 @@ pub fn router(engine: Arc<Engine>) -> Router {
             Refusal::new(Code::MethodNotAllowed, "The route has another method.")
         })
         .with_state(engine)
+}
+
+/// Reads a body that is announced as too large to its end before refusing it: a caller that is still writing when the
+/// connection closes would see a broken pipe instead of the refusal.
+async fn refuse_large_bodies(request: Request, next: Next) -> Response {
+    let length = request.headers().get(http::header::CONTENT_LENGTH);
+    let announced = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok()).unwrap_or(0);
+    if announced <= MAX_BODY_BYTES {
+        return next.run(request).await;
+    }
+    let mut body = request.into_body();
+    let mut left = DRAINED_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            break;
+        }
+    }
+    Refusal::new(Code::BodyTooLarge, format!("A request has at most {MAX_BODY_BYTES} bytes.")).into_response()
 }
 
 async fn check_secret(State(engine): State<Arc<Engine>>, request: Request, next: Next) -> Response {

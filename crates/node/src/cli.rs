@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use cxmpute_runtime::exit::{self, ExitError};
+use cxmpute_runtime::lifecycle::OwnedTask;
 use cxmpute_runtime::{Clock, Secret, Tasks, telemetry};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -200,7 +201,7 @@ async fn start(config: NodeConfig, grant: &GrantSource, output: Output) -> Resul
     deps.grant = grant;
     let node = Node::build(config, deps)?;
     let socket = local::open(&data_dir, node.view(), &tasks).await?;
-    listen_to_signals(&tasks, node.view())?;
+    let signals = listen_to_signals(&tasks, node.view())?;
     let value = json!({"event": "started", "pid": std::process::id(), "provision_id": identity.provision_id});
     let text = format!(
         "Node {} is starting and dials {api}. Ctrl-C drains and stops it; see it with: cxmpute-provider status",
@@ -209,18 +210,18 @@ async fn start(config: NodeConfig, grant: &GrantSource, output: Output) -> Resul
     output.result(&value, &text);
     let follower = tasks.spawn_owned("follow", show::follow(node.view(), output));
     let result = Box::pin(node.run()).await;
-    drop((follower, socket));
+    drop((follower, socket, signals));
     tasks.stop(Duration::from_secs(2)).await;
     output.result(&json!({"event": "stopped"}), "Node stopped.");
     result
 }
 
 /// First signal: drain. Second: drain for ten seconds at most. Third: stop at once (NR26).
-fn listen_to_signals(tasks: &Tasks, view: NodeView) -> Result<()> {
+fn listen_to_signals(tasks: &Tasks, view: NodeView) -> Result<OwnedTask> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let own = tasks.clone();
-    tasks.spawn("signals", async move {
+    let task = tasks.spawn_owned("signals", async move {
         let hard = own.hard();
         for count in 1u8.. {
             tokio::select! {
@@ -245,7 +246,7 @@ fn listen_to_signals(tasks: &Tasks, view: NodeView) -> Result<()> {
             }
         }
     });
-    Ok(())
+    Ok(task)
 }
 
 /// The running node's word; without one, what is known of it here and at its server.
@@ -267,7 +268,7 @@ async fn status(config: &NodeConfig, output: Output) -> Result<()> {
     let server = enrol::ask_server(config, &identity, &Clock::system()).await;
     let word = match &server {
         Ok(known) => known["state"].as_str().unwrap_or("unknown").to_owned(),
-        Err(error) => format!("{error:#}"),
+        Err(error) => output::chain(error),
     };
     let message =
         format!("No node runs in {}; start it with: cxmpute-provider start", config.data_dir.display());

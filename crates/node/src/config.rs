@@ -33,20 +33,17 @@ pub struct NodeConfig {
     pub log: LogConfig,
 }
 
+/// Where a gateway on the same machine listens by default.
+const LOCAL_GATEWAY: &str = "http://127.0.0.1:8080";
+
 /// `[api]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiSection {
-    /// `https://HOST[:PORT]`; `http://` only for the loopback.
+    /// `https://HOST[:PORT]`; `http://` only for the loopback. Empty: the one this device is enrolled with.
     pub url: String,
     /// PEM file of an authority to trust beside the public ones.
     pub ca_file: Option<PathBuf>,
-}
-
-impl Default for ApiSection {
-    fn default() -> Self {
-        Self { url: "http://127.0.0.1:8080".into(), ca_file: None }
-    }
 }
 
 /// `[location]`
@@ -161,6 +158,10 @@ impl NodeConfig {
         let mut config: Self = load(Sources { file, env_prefix: "CXMPUTE".into(), flags })?;
         // Sockets and logs must not move when the directory of the process does.
         config.data_dir = std::path::absolute(&config.data_dir).context("key `data_dir`")?;
+        if config.api.url.is_empty() {
+            let enrolled = crate::identity::read_state(&config.data_dir)?.api_url;
+            config.api.url = enrolled.unwrap_or_else(|| LOCAL_GATEWAY.to_owned());
+        }
         for external in &config.external {
             external.service.parse::<ServiceId>().context("key `external.service`")?;
         }

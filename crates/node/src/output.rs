@@ -25,5 +25,34 @@ impl Output {
 /// A failure, with all its causes, for people.
 #[expect(clippy::print_stderr, reason = "this is the door to standard error")]
 pub fn failure(error: &anyhow::Error) {
-    eprintln!("{error:#}");
+    eprintln!("{}", chain(error));
+}
+
+/// An error with its causes on one line; a cause that its error has quoted already is not said twice.
+#[must_use]
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    #[test]
+    fn a_quoted_cause_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot connect: {0}")]
+        struct Connect(#[source] std::io::Error);
+        let error =
+            Err::<(), _>(Connect(std::io::Error::other("refused"))).context("no gateway").unwrap_err();
+        assert_eq!(super::chain(&error), "no gateway: cannot connect: refused");
+    }
 }

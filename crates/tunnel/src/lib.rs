@@ -6,7 +6,7 @@
 //!
 //! | gateway end | node end |
 //! |---|---|
-//! | [`accept`]: answers the upgrade | [`dial`]: connects, signs, upgrades |
+//! | [`accept`]: answers the upgrade | [`dial()`]: connects, signs, upgrades |
 //! | [`Link`]: opens [`WorkStream`]s | [`NodeEnd`]: yields [`Incoming`] work |
 //!
 //! Nothing outside this crate knows that the transport is HTTP/2.

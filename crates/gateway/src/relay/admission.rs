@@ -176,3 +176,78 @@ pub(super) fn refusal(error: AdmitError) -> ApiError {
         AdmitError::StoreUnavailable(cause) => ApiError::store_unavailable(cause),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use cxmpute_market::catalogue::Catalogue;
+    use cxmpute_market::route::OwnNodes;
+    use cxmpute_tokens::TokenCounter;
+    use cxmpute_wire::RequestId;
+
+    use super::*;
+    use crate::relay::job::Ask;
+
+    fn job(limit: u64, explicit_limit: bool, text: &str) -> Job {
+        let catalogue =
+            Catalogue::parse(include_str!("../../../../catalogue/models.toml"), "models.toml").unwrap();
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/tiny-model/cxm-tiny-q8.gguf");
+        let body = serde_json::json!({"model": "tiny", "messages": [{"role": "user", "content": text}]});
+        Job {
+            request_id: RequestId::from_tail("1"),
+            arrived: Duration::ZERO,
+            created: 0,
+            ask: Ask::Chat(Box::new(serde_json::from_value(body).unwrap())),
+            model: catalogue.resolve("cxm-tiny").unwrap().clone(),
+            model_name: "tiny".to_owned(),
+            choices: 1,
+            limit,
+            explicit_limit,
+            own_nodes: OwnNodes::Never,
+            counter: Some(TokenCounter::from_gguf(&model).unwrap()),
+            title: None,
+            referer: None,
+        }
+    }
+
+    #[test]
+    fn the_bound_is_never_below_the_exact_count() {
+        for text in
+            ["", "Hello!", "a b c d e f g", "\u{1f600}\u{4e16}\u{754c}", "\\\"\n\t", &"x ".repeat(2000)]
+        {
+            let job = job(16, true, text);
+            assert!(job.prompt_bound() >= job.count_prompt().unwrap().0, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_affordable_is_affordable_and_one_more_is_not() {
+        let job = job(512, true, "Hello!");
+        let price = |output| cost(&job.model.price, &job.units_of(40, output)).unwrap();
+        for available in [0, 1, 100, 219, 220, 221, 240, 1_000, 10_439, 10_440, 1_000_000] {
+            let affordable = affordable_tokens(&job, 40, MicroCredits(available));
+            assert!(affordable <= job.limit);
+            if affordable > 0 {
+                assert!(price(affordable).0 <= available, "{available}: {affordable}");
+            }
+            if affordable < job.limit {
+                assert!(price(affordable + 1).0 > available, "{available}: {affordable}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_asked_for_limit_must_fit_and_ours_shrinks() {
+        let mut ours = job(512, false, "x");
+        fit_context(&mut ours, 1000, 1024).unwrap();
+        assert_eq!(ours.limit, 24);
+        let error = fit_context(&mut ours, 1024, 1024).unwrap_err();
+        assert_eq!((error.code, error.param.as_deref()), (Code::ContextLengthExceeded, Some("messages")));
+        let mut asked = job(100, true, "x");
+        assert!(fit_context(&mut asked, 925, 1024).is_err());
+        fit_context(&mut asked, 924, 1024).unwrap();
+        assert_eq!(asked.limit, 100);
+    }
+}

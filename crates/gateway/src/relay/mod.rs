@@ -20,6 +20,7 @@ mod run;
 mod select;
 mod settle;
 mod so_far;
+mod vectors;
 mod watchdog;
 
 pub use delivery::MAX_CHOICES;

@@ -234,6 +234,9 @@ impl Keeper {
                 && let Some(process) = self.process.take()
             {
                 tracing::info!(service = %self.desired.service_id, pid = process.pid(), "engine ended");
+                if let Some(engine) = self.shared.view.lock().adapter.as_deref().and_then(Adapter::process) {
+                    let _ = std::fs::remove_file(&engine.socket);
+                }
             }
             act = machine.step(event, self.around.clock.mono());
             self.publish(machine.state());

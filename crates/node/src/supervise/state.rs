@@ -80,10 +80,10 @@ enum Phase {
     Missing { again: Duration },
     Starting,
     Loading { since: Duration, ask: Duration },
-    Ready { since: Duration, probe: Duration, failures: u32 },
+    Ready { probe: Duration, failures: u32 },
     Waiting { until: Duration },
     Degraded { until: Duration },
-    Ending { since: Duration, ready_for: Option<Duration>, for_ever: bool, killed: bool },
+    Ending { since: Duration, was_ready: bool, for_ever: bool, killed: bool },
     Finished,
 }
 
@@ -159,19 +159,17 @@ impl Machine {
             }
             Event::SaysReady => match self.phase {
                 Phase::Loading { .. } => {
-                    self.phase = Phase::Ready { since: now, probe: now + PROBE_EVERY, failures: 0 };
+                    self.phase = Phase::Ready { probe: now + PROBE_EVERY, failures: 0 };
                     self.wait(now)
                 }
                 _ => self.wait(now),
             },
             Event::SaysNothing => self.not_ready(now),
-            Event::WrongModel if self.has_process() => self.end(now, None),
+            Event::WrongModel if self.has_process() => self.end(now, false),
             Event::ProbeGood => self.probed(now, now + PROBE_EVERY, Some(0)),
             Event::ProbeBusy => self.probed(now, now + PROBE_AGAIN, None),
             Event::ProbeBad => match self.phase {
-                Phase::Ready { since, failures, .. } if failures + 1 >= PROBE_FAILURES => {
-                    self.end(now, Some(now.saturating_sub(since)))
-                }
+                Phase::Ready { failures, .. } if failures + 1 >= PROBE_FAILURES => self.end(now, true),
                 Phase::Ready { failures, .. } => self.probed(now, now + PROBE_AGAIN, Some(failures + 1)),
                 _ => self.wait(now),
             },
@@ -193,7 +191,7 @@ impl Machine {
                 self.wait(now)
             }
             Phase::Ready { .. } | Phase::Loading { .. } => {
-                self.phase = Phase::Ending { since: now, ready_for: None, for_ever: true, killed: false };
+                self.phase = Phase::Ending { since: now, was_ready: true, for_ever: true, killed: false };
                 Act::Terminate
             }
             _ => {
@@ -203,22 +201,22 @@ impl Machine {
         }
     }
 
-    fn end(&mut self, now: Duration, ready_for: Option<Duration>) -> Act {
-        self.phase = Phase::Ending { since: now, ready_for, for_ever: false, killed: false };
+    fn end(&mut self, now: Duration, was_ready: bool) -> Act {
+        self.phase = Phase::Ending { since: now, was_ready, for_ever: false, killed: false };
         Act::Terminate
     }
 
     fn ended(&mut self, now: Duration) -> Act {
-        let ready_for = match self.phase {
-            Phase::Ready { since, .. } => Some(now.saturating_sub(since)),
+        let was_ready = match self.phase {
+            Phase::Ready { .. } => true,
             Phase::Ending { for_ever: true, .. } | Phase::Finished => {
                 self.phase = Phase::Finished;
                 return Act::Finish;
             }
-            Phase::Ending { ready_for, .. } => ready_for,
-            _ => None,
+            Phase::Ending { was_ready, .. } => was_ready,
+            _ => false,
         };
-        match self.restarts.after_end(now, ready_for) {
+        match self.restarts.after_end(now, was_ready) {
             Next::Now => {
                 self.phase = Phase::Preparing;
                 Act::Prepare
@@ -240,7 +238,7 @@ impl Machine {
         };
         let loading_for = now.saturating_sub(since);
         if self.start_budget.is_some_and(|budget| loading_for > budget) {
-            return self.end(now, None);
+            return self.end(now, false);
         }
         let pause = if loading_for < ASK_OFTEN_FOR { ASK_EVERY } else { ASK_SELDOM };
         self.phase = Phase::Loading { since, ask: now + pause };

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::Write as _;
+use std::time::Duration;
 
 use crate::settings;
 
@@ -24,13 +25,14 @@ pub struct Verdict {
     /// How many times the thing was done.
     pub count: u64,
     checks: Vec<Check>,
+    measured: Vec<String>,
 }
 
 impl Verdict {
     /// An empty verdict of a gate.
     #[must_use]
     pub fn new(gate: &'static str) -> Self {
-        Self { gate, count: 0, checks: Vec::new() }
+        Self { gate, count: 0, checks: Vec::new(), measured: Vec::new() }
     }
 
     /// Notes one assertion. The same name may be noted often; it held only if it held every time.
@@ -49,6 +51,18 @@ impl Verdict {
     /// Notes that two values must be equal.
     pub fn equal<T: PartialEq + std::fmt::Debug>(&mut self, name: &'static str, seen: &T, wanted: &T) {
         self.check(name, seen == wanted, format!("saw {seen:?}, wanted {wanted:?}"));
+    }
+
+    /// Reports the 99th percentile and the longest of some spans beside the figure that the rules name, whatever the
+    /// assertions allow a loaded machine.
+    pub fn measured(&mut self, what: &str, wanted: Duration, mut spans: Vec<Duration>) {
+        spans.sort_unstable();
+        let Some(longest) = spans.last() else { return };
+        let p99 = spans[(spans.len() * 99).div_ceil(100) - 1];
+        self.measured.push(format!(
+            "{what}: p99 {p99:.1?}, longest {longest:.1?} of {} (rule {wanted:?})",
+            spans.len()
+        ));
     }
 
     /// The assertions that broke.
@@ -90,7 +104,7 @@ impl Verdict {
     fn record(&self, kind: &str, text: &str) {
         let Some(folder) = settings::variable("CXMPUTE_GATE_ROWS") else { return };
         let path = std::path::Path::new(&folder).join(format!("{}.{kind}", self.gate));
-        let line = format!("{}\t{}\t{text}\n", self.gate, self.count);
+        let line = format!("{}\t{}\t{text}\t{}\n", self.gate, self.count, self.measured.join("; "));
         let written = std::fs::OpenOptions::new()
             .create(true)
             .append(true)

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
@@ -39,6 +40,8 @@ pub struct Activity {
     idle_since: AtomicU64,
     /// The connection became something else, with timers of its own.
     handed_over: AtomicBool,
+    /// Who reads without a timer because a request runs; woken when the last one ends, so that the timer starts.
+    reader: AtomicWaker,
 }
 
 impl Activity {
@@ -51,6 +54,7 @@ impl Activity {
             head_since: AtomicU64::new(1),
             idle_since: AtomicU64::new(0),
             handed_over: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
         })
     }
 
@@ -102,7 +106,9 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.idle_since.store(self.0.elapsed_ms(), Ordering::Release);
-        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if self.0.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.reader.wake();
+        }
     }
 }
 
@@ -227,6 +233,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
             }
             return Poll::Ready(result);
         }
+        // Registered before the look: a request that ends in between wakes us.
+        this.activity.reader.register(cx.waker());
         let Some(deadline) = this.activity.read_deadline(&this.spans) else { return Poll::Pending };
         let sleep = this.read_sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if sleep.deadline() != deadline {
@@ -316,6 +324,25 @@ mod tests {
         let error = tokio::select! { error = reader => error, () = writer => unreachable!() };
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         assert!((10..=11).contains(&start.elapsed().as_secs()));
+    }
+
+    /// hyper polls the socket while a request runs and need not poll it again when the request ends.
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_waits_during_a_request_is_cut_when_it_stays_idle() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let activity = Activity::new();
+        let mut watched = Watched::new(server, activity.clone(), SPANS);
+        client.write_all(b"x").await.unwrap();
+        watched.read_u8().await.unwrap();
+        let running = activity.begin();
+        let end = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            drop(running);
+        };
+        let start = Instant::now();
+        let (read, ()) = tokio::join!(watched.read_u8(), end);
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::TimedOut);
+        assert_eq!(start.elapsed().as_secs(), 65);
     }
 
     #[tokio::test(start_paused = true)]

@@ -41,27 +41,37 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     let world = World::plan(setting).write_stall(Duration::from_secs(1)).start().await?;
     let node = world.stand_in("node").await?;
     let account = world.account("leaver@example.org", MicroCredits(1_000_000_000)).await?;
+    let mut spans = Spans::default();
     let rounds = setting.counts.pick(1, 10);
     for _ in 0..rounds {
         for tokens in [0_u64, 1, 7, 500] {
             for leave in [Leave::Reset, Leave::Close, Leave::HalfClose, Leave::Stall] {
                 verdict.count += 1;
-                one(&world, &node, &account, tokens, leave, &mut verdict)
+                one(&world, &node, &account, (tokens, leave), &mut spans, &mut verdict)
                     .await
                     .with_context(|| format!("{leave:?} after {tokens}"))?;
             }
         }
     }
+    verdict.measured("cancel at the node", Duration::from_millis(250), spans.cancelled);
+    verdict.measured("hold released", Duration::from_secs(1), spans.released);
     world.finish(&mut verdict).await?;
     Ok(verdict)
+}
+
+/// What is measured, for the report.
+#[derive(Default)]
+struct Spans {
+    cancelled: Vec<Duration>,
+    released: Vec<Duration>,
 }
 
 async fn one(
     world: &World,
     node: &StandIn,
     account: &Account,
-    tokens: u64,
-    leave: Leave,
+    (tokens, leave): (u64, Leave),
+    spans: &mut Spans,
     verdict: &mut Verdict,
 ) -> Result<()> {
     let what = format!("{leave:?} after {tokens}");
@@ -107,6 +117,10 @@ async fn one(
         settled.is_ok() && cancelled.elapsed() <= RELEASED_WITHIN,
         format!("{what}: {settled:?}"),
     );
+    spans.released.push(cancelled.elapsed());
+    if leave != Leave::Stall {
+        spans.cancelled.push(cancelled - left);
+    }
     let Ok(settled) = settled else { return Ok(()) };
     if let Some(mut conversation) = kept {
         received.push_str(&drain(&mut conversation).await);

@@ -59,6 +59,7 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
 
     let traffic = Traffic::start(Client::with_key(house.address, &key));
     let mut dice = StdRng::seed_from_u64(1);
+    let mut recoveries = Vec::new();
     let kills = setting.counts.pick(50, 500);
     for _ in 0..kills {
         verdict.count += 1;
@@ -77,7 +78,9 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
             recovered <= RECOVERED_WITHIN,
             format!("{recovered:?}"),
         );
+        recoveries.push(recovered);
     }
+    verdict.measured("ready after a kill", Duration::from_secs(2), recoveries);
     let seen = traffic.stop().await?;
     let money = Money::open(&house.database_url()).await?;
     until("every hold to be resolved", Duration::from_secs(60), async || {

@@ -2,7 +2,7 @@
 
 use cxmpute_e2e::gates::{aborted, crash, enrolment, epochs, leaks, overspend, retries, slow_clients};
 use cxmpute_e2e::ground::alone;
-use cxmpute_e2e::settings::Setting;
+use cxmpute_e2e::settings::{Setting, Store};
 
 macro_rules! caught {
     ($name:ident, $gate:ident, $variant:literal) => {
@@ -22,3 +22,10 @@ caught!(g1_catches_missing_timers, slow_clients, "no_accept_timer");
 caught!(n3_catches_an_upsert, enrolment, "unconditional_upsert");
 caught!(p5_catches_a_missing_owner_check, epochs, "no_owner_check");
 caught!(x1_catches_a_body_in_the_log, leaks, "body_in_log");
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l1_catches_check_then_debit_on_postgres() {
+    let _alone = alone().unwrap();
+    let setting = Setting::bad("check_then_debit").on(Store::Postgres);
+    overspend::gate(setting).await.unwrap().must_break(overspend::CAUGHT_BY, "check_then_debit");
+}

@@ -90,18 +90,19 @@ impl Run {
         }
     }
 
-    /// The acceptance must name this request and the tunnel that is the provision's newest one still; anything else
-    /// is dropped, flagged and never settled.
+    /// The acceptance must name this request and this tunnel, and the tunnel must still be the provision's newest;
+    /// anything else is dropped and never settled, and an acceptance of other work is flagged.
     fn check_owner(&self, seat: &Seat, head: &WorkHead, accepted: &Accepted) -> Result<(), Stop> {
         #[cfg(feature = "sabotage")]
         if self.app.sabotage == Some(crate::sabotage::Sabotage::NoOwnerCheck) {
             return Ok(());
         }
-        if accepted.request_id == head.request_id && accepted.epoch == head.epoch && seat.is_current() {
-            return Ok(());
+        if accepted.request_id == head.request_id && accepted.epoch == head.epoch {
+            // A tunnel that the provision replaced by a newer one is a lost tunnel, not a lie.
+            return if seat.is_current() { Ok(()) } else { Err(Stop::Fault(Fault::Lost)) };
         }
         tracing::warn!(request_id = %head.request_id, provision = %seat.provision(), epoch = %head.epoch,
-            named_epoch = %accepted.epoch, "an acceptance of other work, or of an older tunnel, was dropped");
+            named_epoch = %accepted.epoch, "an acceptance of other work was dropped");
         metrics::counter!("cxmpute_foreign_frames_total").increment(1);
         Err(Stop::Fault(Fault::Foreign))
     }

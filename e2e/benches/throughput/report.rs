@@ -192,7 +192,7 @@ impl Report {
         }
         let _ = writeln!(
             table,
-            "\nEverything on: key, limits, hold, durable settlement, metrics, token counting `always`; TLS off."
+            "\nEverything on: key, size and time limits, hold, durable settlement, metrics, token counting `always`; TLS off."
         );
         match &self.nginx {
             Some(version) => drop(writeln!(

@@ -167,7 +167,7 @@ impl ApiError {
         let shown: String = model.chars().take(128).collect();
         Self::new(
             Code::ModelNotFound,
-            format!("The model `{shown}` does not exist; GET /v1/models lists all."),
+            format!("There is no model `{shown}` for this route; GET /v1/models lists all with their kinds."),
         )
         .param("model")
     }

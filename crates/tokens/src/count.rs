@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use cxmpute_wire::openai::ChatRequest;
+use cxmpute_wire::openai::{ChatRequest, ToolChoice};
 use cxmpute_wire::unit::Tokens;
 
 use crate::gguf::{GgufError, Header};
@@ -95,7 +95,7 @@ impl TokenCounter {
     pub fn render_prompt(&self, request: &ChatRequest) -> Result<String, CountError> {
         let template = self.inner.template.as_ref().ok_or(CountError::NoTemplate)?;
         // `tool_choice: "none"`: the model does not hear of the tools.
-        let forbidden = request.tool_choice.as_ref().is_some_and(|choice| choice == "none");
+        let forbidden = request.tool_choice.as_ref().is_some_and(ToolChoice::forbids);
         let tools = request.tools.as_deref().filter(|_| !forbidden);
         Ok(template.render(&request.messages, tools, true)?)
     }

@@ -90,6 +90,8 @@ codes! {
     VersionTooOld = "version_too_old", 426;
     /// Too many requests.
     RateLimited = "rate_limited", 429;
+    /// Too many requests of one key or account at the same time.
+    ConcurrencyLimited = "concurrency_limited", 429;
     /// The queue of the engine or the model is full.
     QueueFull = "queue_full", 429;
     /// All slots of the node are taken.
@@ -124,6 +126,8 @@ codes! {
     StoreUnavailable = "store_unavailable", 503;
     /// The process is shutting down.
     Draining = "draining", 503;
+    /// The gateway shut down while content was being relayed.
+    GatewayDraining = "gateway_draining", 503;
     /// No content came in time.
     FirstTokenTimeout = "first_token_timeout", 504;
     /// The request's total time is over.

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ProviderPreferences, Stop, StreamOptions, Unknown, Usage, UsageOptions};
+use super::{
+    ChatLogprobs, FunctionChoice, LogitBias, ProviderPreferences, Stop, StreamOptions, ToolChoice, Unknown,
+    Usage, UsageOptions,
+};
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -56,7 +59,8 @@ impl Content {
                 .iter()
                 .filter_map(|part| match part {
                     ContentPart::Text { text } => Some(text.as_str()),
-                    ContentPart::ImageUrl { .. } => None,
+                    ContentPart::Refusal { refusal } => Some(refusal.as_str()),
+                    ContentPart::ImageUrl { .. } | ContentPart::InputAudio { .. } => None,
                 })
                 .collect::<Vec<_>>()
                 .join("\n")
@@ -68,6 +72,12 @@ impl Content {
     #[must_use]
     pub fn has_image(&self) -> bool {
         matches!(self, Self::Parts(parts) if parts.iter().any(|part| matches!(part, ContentPart::ImageUrl { .. })))
+    }
+
+    /// Whether a part is a sound.
+    #[must_use]
+    pub fn has_audio(&self) -> bool {
+        matches!(self, Self::Parts(parts) if parts.iter().any(|part| matches!(part, ContentPart::InputAudio { .. })))
     }
 }
 
@@ -85,6 +95,25 @@ pub enum ContentPart {
         /// Where the image is.
         image_url: ImageUrl,
     },
+    /// A sound, as bytes.
+    InputAudio {
+        /// The sound.
+        input_audio: InputAudio,
+    },
+    /// What the assistant refused with, in a conversation that is sent again.
+    Refusal {
+        /// The text.
+        refusal: String,
+    },
+}
+
+/// A sound.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputAudio {
+    /// Base64 of the file.
+    pub data: String,
+    /// `wav` or `mp3`.
+    pub format: String,
 }
 
 /// An image reference.
@@ -114,6 +143,12 @@ pub struct ChatMessage {
     /// Which call a tool message answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
+    /// The call the assistant made, in the old form of `tool_calls`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCall>,
+    /// What the assistant refused with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
 }
 
 /// A call of a declared tool.
@@ -158,6 +193,9 @@ pub struct FunctionSpec {
     /// JSON schema of the arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Value>,
+    /// Whether the arguments must follow the schema exactly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
 }
 
 /// Shape of the output.
@@ -171,8 +209,24 @@ pub enum ResponseFormat {
     /// JSON by schema.
     JsonSchema {
         /// Name, schema and strictness.
-        json_schema: Value,
+        json_schema: JsonSchemaFormat,
     },
+}
+
+/// `response_format.json_schema`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JsonSchemaFormat {
+    /// Name of the shape: letters, digits, `_` and `-`, up to 64.
+    pub name: String,
+    /// What the shape is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The JSON schema; any JSON when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Value>,
+    /// Whether the output must follow the schema exactly; it always does here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
 }
 
 /// `POST /chat/completions`.
@@ -180,6 +234,9 @@ pub enum ResponseFormat {
 pub struct ChatRequest {
     /// Model id or alias.
     pub model: String,
+    /// Models to try in order when no node of `model` can serve; stays in the gateway.
+    #[serde(default, skip_serializing)]
+    pub models: Option<Vec<String>>,
     /// The conversation.
     pub messages: Vec<ChatMessage>,
     /// Answer as server-sent events.
@@ -203,6 +260,27 @@ pub struct ChatRequest {
     /// Only the k likeliest tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<u64>,
+    /// Only tokens at least this likely, relative to the likeliest one; 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f64>,
+    /// Lowers the score of a token by its number of occurrences in the output; -2 to 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frequency_penalty: Option<f64>,
+    /// Lowers the score of a token that occurs in the output; -2 to 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presence_penalty: Option<f64>,
+    /// Divides the score of a token that occurs in prompt or output; over 0 to 2, 1 is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f64>,
+    /// Added to the scores of tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_bias: Option<LogitBias>,
+    /// Send the probability of each token of the output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<bool>,
+    /// How many of the likeliest tokens to list at each place; 0 to 20, needs `logprobs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_logprobs: Option<u64>,
     /// Seed of the sampler.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<i64>,
@@ -217,10 +295,31 @@ pub struct ChatRequest {
     pub tools: Option<Vec<Tool>>,
     /// Which tool to use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tool_choice: Option<Value>,
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether one answer may hold several calls; true when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel_tool_calls: Option<bool>,
+    /// Old form of `tools`; the gateway turns it into the new one.
+    #[serde(default, skip_serializing)]
+    pub functions: Option<Vec<FunctionSpec>>,
+    /// Old form of `tool_choice`; the gateway turns it into the new one.
+    #[serde(default, skip_serializing)]
+    pub function_call: Option<FunctionChoice>,
     /// Shape of the output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_format: Option<ResponseFormat>,
+    /// How long a reasoning model should think, as its template has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_effort: Option<String>,
+    /// Labels of the caller; stay in the gateway.
+    #[serde(default, skip_serializing)]
+    pub metadata: Option<std::collections::BTreeMap<String, String>>,
+    /// Accepted without effect: nothing is stored.
+    #[serde(default, skip_serializing)]
+    pub store: Option<bool>,
+    /// Accepted without effect.
+    #[serde(default, skip_serializing)]
+    pub service_tier: Option<String>,
     /// The caller's own name of its user; stays in the gateway.
     #[serde(default, skip_serializing)]
     pub user: Option<String>,
@@ -316,9 +415,9 @@ pub struct ChatChoice {
     pub message: ResponseMessage,
     /// Why it ended.
     pub finish_reason: Option<FinishReason>,
-    /// Always null here.
+    /// Probabilities of the tokens, if they were asked for.
     #[serde(default)]
-    pub logprobs: Option<Value>,
+    pub logprobs: Option<ChatLogprobs>,
 }
 
 /// The message of a whole answer.
@@ -385,9 +484,9 @@ pub struct ChunkChoice {
     pub delta: Delta,
     /// Set in the last chunk of the output.
     pub finish_reason: Option<FinishReason>,
-    /// Always null here.
+    /// Probabilities of the tokens, if they were asked for.
     #[serde(default)]
-    pub logprobs: Option<Value>,
+    pub logprobs: Option<ChatLogprobs>,
 }
 
 /// What a chunk adds.

@@ -1,9 +1,11 @@
 //! Legacy completions: request and answer (a stream chunk has the answer's shape).
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::{FinishReason, ProviderPreferences, Stop, StreamOptions, Unknown, Usage, UsageOptions};
+use super::{
+    CompletionLogprobs, FinishReason, LogitBias, ProviderPreferences, Stop, StreamOptions, Unknown, Usage,
+    UsageOptions,
+};
 
 /// `prompt`: one text or several.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +33,9 @@ impl PromptInput {
 pub struct CompletionRequest {
     /// Model id or alias.
     pub model: String,
+    /// Models to try in order when no node of `model` can serve; stays in the gateway.
+    #[serde(default, skip_serializing)]
+    pub models: Option<Vec<String>>,
     /// The text to continue.
     pub prompt: PromptInput,
     /// Answer as server-sent events.
@@ -51,6 +56,33 @@ pub struct CompletionRequest {
     /// Only the k likeliest tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<u64>,
+    /// Only tokens at least this likely, relative to the likeliest one; 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f64>,
+    /// Lowers the score of a token by its number of occurrences in the output; -2 to 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frequency_penalty: Option<f64>,
+    /// Lowers the score of a token that occurs in the output; -2 to 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presence_penalty: Option<f64>,
+    /// Divides the score of a token that occurs in prompt or output; over 0 to 2, 1 is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f64>,
+    /// Added to the scores of tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_bias: Option<LogitBias>,
+    /// How many of the likeliest tokens to list at each place; 0 to 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<u64>,
+    /// Repeat the prompt before the output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub echo: Option<bool>,
+    /// Make this many and send the best `n`; only equal to `n` here.
+    #[serde(default, skip_serializing)]
+    pub best_of: Option<u64>,
+    /// Text after the output; no model here fills in the middle.
+    #[serde(default, skip_serializing)]
+    pub suffix: Option<String>,
     /// Seed of the sampler.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<i64>,
@@ -122,7 +154,7 @@ pub struct CompletionChoice {
     pub text: String,
     /// Why it ended.
     pub finish_reason: Option<FinishReason>,
-    /// Always null here.
+    /// Probabilities of the tokens, if they were asked for.
     #[serde(default)]
-    pub logprobs: Option<Value>,
+    pub logprobs: Option<CompletionLogprobs>,
 }

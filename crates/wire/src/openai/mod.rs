@@ -5,22 +5,29 @@ mod chat;
 mod completion;
 mod embedding;
 mod error;
+mod logprobs;
 mod model;
 mod provider;
+mod tool_choice;
 mod usage;
 
 pub use chat::{
     ChatChoice, ChatChunk, ChatMessage, ChatRequest, ChatResponse, ChunkChoice, Content, ContentPart, Delta,
-    FinishReason, FunctionCall, FunctionDelta, FunctionSpec, ImageUrl, ResponseFormat, ResponseMessage, Role,
-    Tool, ToolCall, ToolCallDelta,
+    FinishReason, FunctionCall, FunctionDelta, FunctionSpec, ImageUrl, InputAudio, JsonSchemaFormat,
+    ResponseFormat, ResponseMessage, Role, Tool, ToolCall, ToolCallDelta,
 };
 pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, PromptInput};
 pub use embedding::{
     EmbeddingInput, EmbeddingItem, EmbeddingList, EmbeddingRequest, EmbeddingValue, EncodingFormat,
 };
 pub use error::{ErrorBody, ErrorEnvelope};
+pub use logprobs::{ChatLogprobs, CompletionLogprobs, LogitBias, TokenLogprob, TopLogprob};
 pub use model::{Architecture, Availability, ModelList, ModelObject, Pricing, PricingMicro};
-pub use provider::{OwnNodes, ProviderPreferences};
+pub use provider::{
+    DataCollection, LatencyBound, MaxPrice, OwnNodes, Percentiles, ProviderPreferences, Sort, SortBy,
+    SortOrder,
+};
+pub use tool_choice::{FunctionChoice, NamedFunction, NamedTool, ToolChoice, ToolMode};
 pub use usage::{CompletionDetails, PromptDetails, StreamOptions, Usage, UsageOptions};
 
 use serde::{Deserialize, Serialize};

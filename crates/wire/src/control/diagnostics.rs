@@ -1,11 +1,12 @@
 //! What a machine is made of, as measured by the node.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Bytes;
 
 /// Hardware and system of a machine.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Diagnostics {
     /// System.
     #[serde(default)]
@@ -28,7 +29,7 @@ pub struct Diagnostics {
 }
 
 /// Operating system.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct OsInfo {
     /// Such as `Debian GNU/Linux`.
     #[serde(default)]
@@ -45,7 +46,7 @@ pub struct OsInfo {
 }
 
 /// Processor.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CpuInfo {
     /// Model name.
     #[serde(default)]
@@ -59,7 +60,7 @@ pub struct CpuInfo {
 }
 
 /// System memory.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryInfo {
     /// All of it.
     #[serde(default)]
@@ -70,7 +71,7 @@ pub struct MemoryInfo {
 }
 
 /// The file system that holds the models.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct DiskInfo {
     /// Mount point.
     #[serde(default)]
@@ -84,7 +85,7 @@ pub struct DiskInfo {
 }
 
 /// One accelerator.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct GpuInfo {
     /// Position.
     #[serde(default)]
@@ -113,7 +114,7 @@ pub struct GpuInfo {
 }
 
 /// Reachability of the control plane.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct NetInfo {
     /// Whether the control plane answered.
     #[serde(default)]

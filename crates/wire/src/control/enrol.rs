@@ -1,12 +1,13 @@
 //! Enrolment: `PUT /api/v1/provisions/{provision_id}`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Diagnostics;
 use crate::{Epoch, ProvisionId, Timestamp, UserId};
 
 /// Body of an enrolment; the request is signed by the key it brings.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct EnrolRequest {
     /// Ed25519 public key, base64.
     pub public_key: String,
@@ -34,7 +35,7 @@ pub struct EnrolRequest {
 }
 
 /// Where a device stands; only the country is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Location {
     /// Country.
     #[serde(default)]
@@ -48,7 +49,7 @@ pub struct Location {
 }
 
 /// Program version and platform.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Software {
     /// Version of the provider program.
     #[serde(default)]
@@ -62,7 +63,7 @@ pub struct Software {
 }
 
 /// The answer, the same for a new and a repeated enrolment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EnrolAnswer {
     /// The provision.
     pub provision_id: ProvisionId,

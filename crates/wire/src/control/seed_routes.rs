@@ -1,11 +1,12 @@
 //! The five routes of the first seed (`/api/v1/providers/…`): thin adapters over enrolment, desired and observed
 //! state. Field names are the seed's.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// `POST /providers/new`.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SeedNew {
     /// Account id.
@@ -30,7 +31,7 @@ pub struct SeedNew {
 }
 
 /// Answer of `new`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SeedNewAnswer {
     /// Always true.
@@ -40,7 +41,7 @@ pub struct SeedNewAnswer {
 }
 
 /// `POST /providers/start`.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SeedStart {
     /// Alias or provision id.
@@ -52,14 +53,14 @@ pub struct SeedStart {
 }
 
 /// Answer of `start`: the assignment as service ids.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SeedServices {
     /// Such as `llm:cxm-tiny`.
     pub services: Vec<String>,
 }
 
 /// `POST /providers/start/callback`.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SeedCallback {
     /// Alias or provision id.
@@ -73,7 +74,7 @@ pub struct SeedCallback {
 }
 
 /// `POST /providers/end`.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SeedEnd {
     /// Alias or provision id.
@@ -86,7 +87,7 @@ pub struct SeedEnd {
 }
 
 /// `POST` or `DELETE /providers/delete`.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SeedDelete {
     /// Alias or provision id.
@@ -96,7 +97,7 @@ pub struct SeedDelete {
 }
 
 /// Answer of `callback`, `end` and `delete`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SeedDone {
     /// Always true.
     pub success: bool,
@@ -105,7 +106,7 @@ pub struct SeedDone {
 }
 
 /// An error of the seed's routes: the text under `error`, with our code and the way out beside it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SeedError {
     /// One sentence.
     pub error: String,

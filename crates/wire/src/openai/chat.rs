@@ -1,5 +1,6 @@
 //! Chat completions: request, answer and stream chunk.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -9,7 +10,7 @@ use super::{
 };
 
 /// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Instructions.
@@ -40,7 +41,7 @@ impl Role {
 }
 
 /// The content of a message: a text or a list of parts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Content {
     /// Plain text.
@@ -82,7 +83,7 @@ impl Content {
 }
 
 /// One part of a message.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ContentPart {
     /// Text.
@@ -108,7 +109,7 @@ pub enum ContentPart {
 }
 
 /// A sound.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InputAudio {
     /// Base64 of the file.
     pub data: String,
@@ -117,7 +118,7 @@ pub struct InputAudio {
 }
 
 /// An image reference.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageUrl {
     /// `https:` or `data:` address.
     pub url: String,
@@ -127,7 +128,7 @@ pub struct ImageUrl {
 }
 
 /// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChatMessage {
     /// Who speaks.
     pub role: Role,
@@ -152,7 +153,7 @@ pub struct ChatMessage {
 }
 
 /// A call of a declared tool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolCall {
     /// Name of the call.
     pub id: String,
@@ -164,7 +165,7 @@ pub struct ToolCall {
 }
 
 /// Function name and arguments.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionCall {
     /// Name of the declared function.
     pub name: String,
@@ -173,7 +174,7 @@ pub struct FunctionCall {
 }
 
 /// A declared tool.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Tool {
     /// Always `function`.
     #[serde(rename = "type")]
@@ -183,7 +184,7 @@ pub struct Tool {
 }
 
 /// A declared function.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionSpec {
     /// Name.
     pub name: String,
@@ -199,7 +200,7 @@ pub struct FunctionSpec {
 }
 
 /// Shape of the output.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ResponseFormat {
     /// Free text.
@@ -214,7 +215,7 @@ pub enum ResponseFormat {
 }
 
 /// `response_format.json_schema`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JsonSchemaFormat {
     /// Name of the shape: letters, digits, `_` and `-`, up to 64.
     pub name: String,
@@ -230,7 +231,7 @@ pub struct JsonSchemaFormat {
 }
 
 /// `POST /chat/completions`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ChatRequest {
     /// Model id or alias.
     pub model: String,
@@ -331,6 +332,7 @@ pub struct ChatRequest {
     pub provider: Option<ProviderPreferences>,
     /// Fields outside the schema.
     #[serde(flatten, skip_serializing)]
+    #[schemars(skip)]
     pub unknown: Unknown,
 }
 
@@ -359,7 +361,7 @@ impl ChatRequest {
 }
 
 /// Why an output ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The model ended, or a stop text came.
@@ -386,7 +388,7 @@ impl FinishReason {
 }
 
 /// A whole answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChatResponse {
     /// `chatcmpl-…`.
     pub id: String,
@@ -407,7 +409,7 @@ pub struct ChatResponse {
 }
 
 /// One output of a whole answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChatChoice {
     /// Position.
     pub index: u64,
@@ -421,7 +423,7 @@ pub struct ChatChoice {
 }
 
 /// The message of a whole answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResponseMessage {
     /// `assistant`.
     pub role: Role,
@@ -436,7 +438,7 @@ pub struct ResponseMessage {
 }
 
 /// One chunk of a stream.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChatChunk {
     /// `chatcmpl-…`, constant over a stream.
     pub id: String,
@@ -450,6 +452,7 @@ pub struct ChatChunk {
     pub choices: Vec<ChunkChoice>,
     /// `Some(None)` prints `null` (other chunks of a stream with usage), `None` prints nothing.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "present")]
+    #[schemars(with = "Option<Usage>")]
     pub usage: Option<Option<Usage>>,
     /// Always null here.
     #[serde(default)]
@@ -476,7 +479,7 @@ mod present {
 }
 
 /// One change of one output.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChunkChoice {
     /// Position.
     pub index: u64,
@@ -490,7 +493,7 @@ pub struct ChunkChoice {
 }
 
 /// What a chunk adds.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Delta {
     /// `assistant` in the first chunk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -504,7 +507,7 @@ pub struct Delta {
 }
 
 /// A part of a tool call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolCallDelta {
     /// Position of the call.
     pub index: u64,
@@ -520,7 +523,7 @@ pub struct ToolCallDelta {
 }
 
 /// A part of a function call.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionDelta {
     /// Name, in the first part.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,5 +1,6 @@
 //! Legacy completions: request and answer (a stream chunk has the answer's shape).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -8,7 +9,7 @@ use super::{
 };
 
 /// `prompt`: one text or several.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum PromptInput {
     /// One prompt.
@@ -29,7 +30,7 @@ impl PromptInput {
 }
 
 /// `POST /completions`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CompletionRequest {
     /// Model id or alias.
     pub model: String,
@@ -103,6 +104,7 @@ pub struct CompletionRequest {
     pub provider: Option<ProviderPreferences>,
     /// Fields outside the schema.
     #[serde(flatten, skip_serializing)]
+    #[schemars(skip)]
     pub unknown: Unknown,
 }
 
@@ -125,7 +127,7 @@ impl CompletionRequest {
 }
 
 /// A whole answer, or one chunk of a stream.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CompletionResponse {
     /// `cmpl-…`.
     pub id: String,
@@ -146,7 +148,7 @@ pub struct CompletionResponse {
 }
 
 /// One output, or a change of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CompletionChoice {
     /// Position.
     pub index: u64,

@@ -1,11 +1,12 @@
 //! Embeddings: request and answer.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ProviderPreferences, Unknown, Usage};
 
 /// `input`: one text or several.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EmbeddingInput {
     /// One text.
@@ -26,7 +27,7 @@ impl EmbeddingInput {
 }
 
 /// How a vector is printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EncodingFormat {
     /// A list of numbers.
@@ -37,7 +38,7 @@ pub enum EncodingFormat {
 }
 
 /// `POST /embeddings`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct EmbeddingRequest {
     /// Model id or alias.
     pub model: String,
@@ -63,11 +64,12 @@ pub struct EmbeddingRequest {
     pub provider: Option<ProviderPreferences>,
     /// Fields outside the schema.
     #[serde(flatten, skip_serializing)]
+    #[schemars(skip)]
     pub unknown: Unknown,
 }
 
 /// The answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EmbeddingList {
     /// `list`.
     pub object: String,
@@ -80,7 +82,7 @@ pub struct EmbeddingList {
 }
 
 /// One vector.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EmbeddingItem {
     /// `embedding`.
     pub object: String,
@@ -91,7 +93,7 @@ pub struct EmbeddingItem {
 }
 
 /// A vector in either print.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EmbeddingValue {
     /// Numbers.

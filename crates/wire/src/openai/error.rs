@@ -1,9 +1,10 @@
 //! The error envelope.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `{"error": {...}, "request_id": ...}`: the body of every refusal, and the payload of an error event.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorEnvelope {
     /// What went wrong.
     pub error: ErrorBody,
@@ -13,7 +14,7 @@ pub struct ErrorEnvelope {
 }
 
 /// One error.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
     /// One sentence for a person; never internals.
     pub message: String,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `logit_bias`: token id (as text) → -100 to 100, added to the token's score before sampling.
 pub type LogitBias = BTreeMap<String, f64>;
 
 /// Probabilities of the tokens of a chat output, or of the part of it that a chunk adds.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ChatLogprobs {
     /// The tokens of the content.
     pub content: Option<Vec<TokenLogprob>>,
@@ -18,7 +19,7 @@ pub struct ChatLogprobs {
 }
 
 /// A token that was chosen.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenLogprob {
     /// Its text; bytes that are no UTF-8 are replaced.
     pub token: String,
@@ -33,7 +34,7 @@ pub struct TokenLogprob {
 }
 
 /// A token that could have been chosen.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TopLogprob {
     /// Its text; bytes that are no UTF-8 are replaced.
     pub token: String,
@@ -45,7 +46,7 @@ pub struct TopLogprob {
 }
 
 /// Probabilities of the tokens of a legacy completion; four lists of equal length.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CompletionLogprobs {
     /// The tokens.
     pub tokens: Vec<String>,

@@ -30,10 +30,11 @@ pub use provider::{
 pub use tool_choice::{FunctionChoice, NamedFunction, NamedTool, ToolChoice, ToolMode};
 pub use usage::{CompletionDetails, PromptDetails, StreamOptions, Usage, UsageOptions};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `stop`: one text or several.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Stop {
     /// One stop text.

@@ -1,9 +1,10 @@
 //! The model list.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `GET /models`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelList {
     /// `list`.
     pub object: String,
@@ -12,7 +13,7 @@ pub struct ModelList {
 }
 
 /// One model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelObject {
     /// Model id; opaque.
     pub id: String,
@@ -52,7 +53,7 @@ pub struct ModelObject {
 }
 
 /// What goes in and out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Architecture {
     /// Such as `text->text`.
     pub modality: String,
@@ -65,7 +66,7 @@ pub struct Architecture {
 }
 
 /// Credits per single unit as decimal texts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pricing {
     /// Per prompt token.
     pub prompt: String,
@@ -76,7 +77,7 @@ pub struct Pricing {
 }
 
 /// Micro-credits per 10^6 units.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PricingMicro {
     /// Per 10^6 prompt tokens.
     pub prompt: i64,
@@ -93,7 +94,7 @@ pub struct PricingMicro {
 }
 
 /// Nodes that serve a model now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Availability {
     /// `ready`, `loading` or `none`.
     pub status: String,

@@ -1,11 +1,12 @@
 //! The `provider` object of a request: what the caller wants of the nodes (GR section 6).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Unknown;
 
 /// `provider`. Every field narrows or orders the set of nodes that may serve.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ProviderPreferences {
     /// Nodes to try first, in this order, by public name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,11 +55,12 @@ pub struct ProviderPreferences {
     pub own_nodes: Option<OwnNodes>,
     /// Fields outside the schema.
     #[serde(flatten, skip_serializing)]
+    #[schemars(skip)]
     pub unknown: Unknown,
 }
 
 /// Whether nodes of the caller's own account may serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OwnNodes {
     /// Never.
@@ -70,7 +72,7 @@ pub enum OwnNodes {
 }
 
 /// Whether nodes that may keep data can serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DataCollection {
     /// They can.
@@ -80,7 +82,7 @@ pub enum DataCollection {
 }
 
 /// `sort`: a word, or an object with the word in `by`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Sort {
     /// The word.
@@ -101,7 +103,7 @@ impl Sort {
 }
 
 /// `sort` as an object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SortOrder {
     /// What comes first.
     pub by: SortBy,
@@ -111,7 +113,7 @@ pub struct SortOrder {
 }
 
 /// What comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SortBy {
     /// The cheapest.
@@ -123,7 +125,7 @@ pub enum SortBy {
 }
 
 /// A bound: a number (the median), or one per percentile.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum LatencyBound {
     /// Of the median.
@@ -133,7 +135,7 @@ pub enum LatencyBound {
 }
 
 /// One bound per percentile.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Percentiles {
     /// Median.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -150,7 +152,7 @@ pub struct Percentiles {
 }
 
 /// Upper bounds of prices, in credits per million units (numbers, or decimals as text).
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct MaxPrice {
     /// Per million prompt tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,9 +1,10 @@
 //! Which of the declared tools the model may, must or must not call.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `tool_choice`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum ToolChoice {
     /// In general.
@@ -13,7 +14,7 @@ pub enum ToolChoice {
 }
 
 /// `tool_choice` as a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ToolMode {
     /// No call; the model does not hear of the tools.
@@ -25,7 +26,7 @@ pub enum ToolMode {
 }
 
 /// `tool_choice` as an object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NamedTool {
     /// Always `function`.
     #[serde(rename = "type")]
@@ -35,14 +36,14 @@ pub struct NamedTool {
 }
 
 /// A function by its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NamedFunction {
     /// Name of a declared function.
     pub name: String,
 }
 
 /// `function_call`, the old form of [`ToolChoice`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum FunctionChoice {
     /// In general.

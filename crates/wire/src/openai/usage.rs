@@ -1,9 +1,10 @@
 //! Token usage and its cost.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `stream_options` of a streamed request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct StreamOptions {
     /// Send one chunk with `choices: []` and `usage` before `[DONE]`.
     #[serde(default)]
@@ -11,7 +12,7 @@ pub struct StreamOptions {
 }
 
 /// `usage: {"include": true}`, the other spelling of `stream_options.include_usage`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct UsageOptions {
     /// Send usage.
     #[serde(default)]
@@ -19,7 +20,7 @@ pub struct UsageOptions {
 }
 
 /// Tokens and cost of one request.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// Tokens of the templated prompt.
     #[serde(default)]
@@ -61,7 +62,7 @@ impl Usage {
 }
 
 /// Parts of the prompt tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct PromptDetails {
     /// Tokens found in a prefix cache.
     #[serde(default)]
@@ -69,7 +70,7 @@ pub struct PromptDetails {
 }
 
 /// Parts of the completion tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CompletionDetails {
     /// Tokens of visible reasoning.
     #[serde(default)]

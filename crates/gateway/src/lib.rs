@@ -17,6 +17,7 @@ pub mod fleet;
 pub mod json;
 pub mod listen;
 pub mod meter;
+pub mod openapi;
 pub mod relay;
 pub mod router;
 #[cfg(feature = "sabotage")]

@@ -1,18 +1,25 @@
-//! All routes of the API, in one table (GR1): it drives the router, the limits, the meters, the permissions and their
-//! tests. Every path answers under `/v1` and under `/api/v1`, except the two for probes.
+//! All routes of the API, in one table (GR1): it drives the router, the permissions, the limits, the meters, the OpenAPI
+//! document, the reference page and their tests. Every path answers under `/v1` and under `/api/v1`, except those for
+//! probes and for this documentation. A row without one of its columns does not compile.
+
+mod account;
+mod inference;
+pub mod operation;
+mod provider;
+mod table;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::routing::MethodRouter;
 use cxmpute_wire::Code;
 use http::Method;
 
-use crate::api::{account, health, openai, provider};
 use crate::app::App;
-use crate::body::JSON_LIMIT;
 use crate::error::ApiError;
+pub use operation::Operation;
+pub use table::ROUTES;
 
 /// Who may use a route. The handler's extractor enforces it; a test holds both together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,98 +45,55 @@ pub enum Cost {
     Work,
 }
 
+/// Which limits of rate a route counts against, beside those of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateClass {
+    /// None: it costs no more than the connection.
+    Free,
+    /// Requests of a key and its account.
+    Requests,
+    /// Requests, tokens and simultaneous requests of a key and its account.
+    Work,
+    /// Signed requests: a nonce is used once.
+    Signed,
+}
+
+/// What paid work is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meter {
+    /// Tokens of prompt and output.
+    Text,
+    /// Tokens that were embedded.
+    Embedding,
+}
+
 /// One row of the table.
 pub struct Route {
     /// Method.
     pub method: Method,
-    /// Path below the prefixes, or the whole path for probes.
+    /// Path below the prefixes, or the whole path where there are none.
     pub path: &'static str,
     /// Who may use it.
     pub access: Access,
     /// What it costs.
     pub cost: Cost,
-    /// Largest body.
+    /// Which limits of rate it counts against.
+    pub rate: RateClass,
+    /// How its work is counted; none where there is no paid work.
+    pub meter: Option<Meter>,
+    /// Largest body, in bytes.
     pub body_limit: usize,
     /// Below `/v1` and `/api/v1`, or as it stands.
     pub prefixed: bool,
-    handler: fn() -> MethodRouter<Arc<App>>,
+    /// What it says about itself: parameters, shapes, codes, words.
+    pub operation: &'static Operation,
+    handler: Handler,
 }
 
 /// Prefixes under which the API answers.
 pub const PREFIXES: [&str; 2] = ["/v1", "/api/v1"];
 
-/// A diagnostics report is a few kilobytes; this leaves room for machines with many accelerators.
-const PROVIDER_LIMIT: usize = 256 * 1024;
-
 type Handler = fn() -> MethodRouter<Arc<App>>;
-
-const fn route(method: Method, path: &'static str, access: Access, cost: Cost, handler: Handler) -> Route {
-    let body_limit = match cost {
-        Cost::Work => JSON_LIMIT,
-        Cost::Cheap | Cost::Store => PROVIDER_LIMIT,
-    };
-    Route { method, path, access, cost, body_limit, prefixed: true, handler }
-}
-
-const fn probe(path: &'static str, handler: Handler) -> Route {
-    Route {
-        method: Method::GET,
-        path,
-        access: Access::Public,
-        cost: Cost::Cheap,
-        body_limit: 0,
-        prefixed: false,
-        handler,
-    }
-}
-
-/// The table.
-pub static ROUTES: &[Route] = &[
-    // For users: OpenAI's shapes.
-    route(Method::POST, "/chat/completions", Access::Key, Cost::Work, || {
-        post(openai::chat::create_chat_completion)
-    }),
-    route(Method::POST, "/completions", Access::Key, Cost::Work, || {
-        post(openai::completion::create_completion)
-    }),
-    route(Method::POST, "/embeddings", Access::Key, Cost::Work, || post(openai::embedding::create_embedding)),
-    route(Method::GET, "/models", Access::Public, Cost::Cheap, || get(openai::model::list_models)),
-    route(Method::GET, "/models/{*id}", Access::Public, Cost::Cheap, || get(openai::model::get_model)),
-    // For users: what it cost.
-    route(Method::GET, "/generation", Access::Key, Cost::Store, || get(account::generation::get_generation)),
-    route(Method::GET, "/credits", Access::Key, Cost::Store, || get(account::credits::get_credits)),
-    route(Method::GET, "/key", Access::Key, Cost::Store, || get(account::key::get_key)),
-    // For nodes.
-    route(Method::GET, "/tunnel", Access::Node, Cost::Store, || get(provider::tunnel::open_tunnel)),
-    route(Method::PUT, "/provisions/{provision_id}", Access::Node, Cost::Store, || {
-        put(provider::provision::put_provision)
-    }),
-    route(Method::GET, "/provisions/{provision_id}", Access::Node, Cost::Store, || {
-        get(provider::provision::get_provision)
-    }),
-    // For programs written for the first seed (DESIGN D7).
-    route(Method::POST, "/providers/new", Access::ProviderKey, Cost::Store, || {
-        post(provider::seed::enrol_device)
-    }),
-    route(Method::POST, "/providers/start", Access::ProviderKey, Cost::Store, || {
-        post(provider::seed::start_device)
-    }),
-    route(Method::POST, "/providers/start/callback", Access::ProviderKey, Cost::Store, || {
-        post(provider::seed::report_started)
-    }),
-    route(Method::POST, "/providers/end", Access::ProviderKey, Cost::Store, || {
-        post(provider::seed::end_services)
-    }),
-    route(Method::POST, "/providers/delete", Access::ProviderKey, Cost::Store, || {
-        post(provider::seed::retire_device)
-    }),
-    route(Method::DELETE, "/providers/delete", Access::ProviderKey, Cost::Store, || {
-        delete(provider::seed::retire_device)
-    }),
-    // For load balancers.
-    probe("/healthz", || get(health::get_health)),
-    probe("/readyz", || get(health::get_readiness)),
-];
 
 /// Builds the router of the API listener.
 pub fn build_router(app: Arc<App>) -> Router {
@@ -227,6 +191,35 @@ mod tests {
     fn work_is_never_public() {
         for route in ROUTES {
             assert!(route.cost != Cost::Work || route.access == Access::Key, "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn work_has_a_meter_and_limits_and_nothing_else_has() {
+        for route in ROUTES {
+            let work = route.cost == Cost::Work;
+            assert_eq!(route.meter.is_some(), work, "{}", route.path);
+            assert_eq!(route.rate == RateClass::Work, work, "{}", route.path);
+            assert_eq!(route.operation.codes().contains(&Code::InsufficientCredits), work, "{}", route.path);
+            assert_eq!(route.access == Access::Public, route.rate == RateClass::Free, "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn a_route_takes_a_body_if_and_only_if_it_describes_one() {
+        for route in ROUTES {
+            assert_eq!(route.body_limit > 0, route.operation.request.is_some(), "{}", route.path);
+            let codes = route.operation.codes();
+            assert_eq!(codes.contains(&Code::BodyTooLarge), route.body_limit > 0, "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn every_path_parameter_is_described() {
+        for route in ROUTES {
+            let described = route.operation.parameters.iter();
+            let described = described.filter(|parameter| parameter.place == operation::Place::Path).count();
+            assert_eq!(route.path.matches('{').count(), described, "{}", route.path);
         }
     }
 }

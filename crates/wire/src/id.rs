@@ -258,6 +258,7 @@ impl<'de> Deserialize<'de> for ServiceId {
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(transparent)]
+#[schemars(inline)]
 pub struct Epoch(pub i64);
 
 impl fmt::Display for Epoch {
@@ -271,6 +272,7 @@ impl fmt::Display for Epoch {
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(transparent)]
+#[schemars(inline)]
 pub struct Generation(pub i64);
 
 impl fmt::Display for Generation {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use cxmpute_wire::MicroCredits;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Data;
@@ -13,7 +14,7 @@ use crate::auth::Caller;
 use crate::error::ApiResult;
 
 /// Credits as exact decimal texts, and the same in whole micro-credits for programs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Credits {
     balance: String,
     held: String,

@@ -9,6 +9,7 @@ use cxmpute_market::ledger::End;
 use cxmpute_market::price::Units;
 use cxmpute_store::{AttemptRow, GenerationRow};
 use cxmpute_wire::{MicroCredits, Millis, ProvisionId, RequestId, Tokens};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Data;
@@ -23,7 +24,7 @@ pub struct GenerationQuery {
 }
 
 /// The receipt.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Generation {
     id: RequestId,
     model: String,
@@ -51,13 +52,13 @@ pub struct Generation {
     referer: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Claimed {
     prompt: Tokens,
     completion: Tokens,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Attempt {
     attempt: i64,
     provider: String,

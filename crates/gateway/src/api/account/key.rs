@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use cxmpute_wire::{KeyId, MicroCredits};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Data;
@@ -13,7 +14,7 @@ use crate::auth::Caller;
 use crate::error::{ApiError, ApiResult};
 
 /// The key without its secret. What is not limited is null.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct KeyView {
     id: KeyId,
     label: String,

@@ -4,10 +4,12 @@ pub mod credits;
 pub mod generation;
 pub mod key;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// `{"data": …}`, as the marketplace fields have it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "{T}Answer")]
 pub struct Data<T> {
     /// The object.
     pub data: T,

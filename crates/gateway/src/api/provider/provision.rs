@@ -11,6 +11,7 @@ use cxmpute_tunnel::provision_id;
 use cxmpute_wire::control::{EnrolAnswer, EnrolRequest};
 use cxmpute_wire::{Code, Generation, ProvisionId, ServiceId};
 use http::{Request, StatusCode};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::App;
@@ -24,7 +25,7 @@ use crate::json;
 const ENROL_LIMIT: usize = 256 * 1024;
 
 /// What the server knows of a node.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ProvisionView {
     #[serde(flatten)]
     enrolled: EnrolAnswer,
@@ -34,7 +35,7 @@ pub struct ProvisionView {
     reason: Option<&'static str>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ServiceView {
     service_id: ServiceId,
     state: String,

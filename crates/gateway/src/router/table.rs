@@ -1,0 +1,138 @@
+//! The rows.
+
+use axum::routing::{delete, get, post, put};
+use http::Method;
+
+use super::{
+    Access, Cost, Handler, Meter, Operation, RateClass, Route, account as about, inference, provider as node,
+};
+use crate::api::{account, docs, health, openai, provider};
+use crate::body::JSON_LIMIT;
+
+/// A diagnostics report is a few kilobytes; this leaves room for machines with many accelerators.
+const PROVIDER_LIMIT: usize = 256 * 1024;
+
+/// Paid work: a key, a meter, all limits.
+const fn work(path: &'static str, meter: Meter, operation: &'static Operation, handler: Handler) -> Route {
+    Route {
+        method: Method::POST,
+        path,
+        access: Access::Key,
+        cost: Cost::Work,
+        rate: RateClass::Work,
+        meter: Some(meter),
+        body_limit: JSON_LIMIT,
+        prefixed: true,
+        operation,
+        handler,
+    }
+}
+
+/// Something that a user reads.
+const fn read(
+    path: &'static str,
+    access: Access,
+    cost: Cost,
+    operation: &'static Operation,
+    handler: Handler,
+) -> Route {
+    let rate = match access {
+        Access::Public => RateClass::Free,
+        Access::Key | Access::ProviderKey => RateClass::Requests,
+        Access::Node => RateClass::Signed,
+    };
+    Route {
+        method: Method::GET,
+        path,
+        access,
+        cost,
+        rate,
+        meter: None,
+        body_limit: 0,
+        prefixed: true,
+        operation,
+        handler,
+    }
+}
+
+/// A change that a node or a device asks for.
+const fn report(
+    method: Method,
+    path: &'static str,
+    access: Access,
+    operation: &'static Operation,
+    handler: Handler,
+) -> Route {
+    let rate = match access {
+        Access::Node => RateClass::Signed,
+        Access::Public | Access::Key | Access::ProviderKey => RateClass::Requests,
+    };
+    Route {
+        method,
+        path,
+        access,
+        cost: Cost::Store,
+        rate,
+        meter: None,
+        body_limit: PROVIDER_LIMIT,
+        prefixed: true,
+        operation,
+        handler,
+    }
+}
+
+/// Something for everybody, at the root.
+const fn root(path: &'static str, operation: &'static Operation, handler: Handler) -> Route {
+    let mut route = read(path, Access::Public, Cost::Cheap, operation, handler);
+    route.prefixed = false;
+    route
+}
+
+/// The table.
+pub static ROUTES: &[Route] = &[
+    // For users: OpenAI's shapes.
+    work("/chat/completions", Meter::Text, &inference::CHAT, || post(openai::chat::create_chat_completion)),
+    work("/completions", Meter::Text, &inference::COMPLETION, || post(openai::completion::create_completion)),
+    work("/embeddings", Meter::Embedding, &inference::EMBEDDING, || {
+        post(openai::embedding::create_embedding)
+    }),
+    read("/models", Access::Public, Cost::Cheap, &inference::MODELS, || get(openai::model::list_models)),
+    read("/models/{*id}", Access::Public, Cost::Cheap, &inference::MODEL, || get(openai::model::get_model)),
+    // For users: what it cost.
+    read("/generation", Access::Key, Cost::Store, &about::GENERATION, || {
+        get(account::generation::get_generation)
+    }),
+    read("/credits", Access::Key, Cost::Store, &about::CREDITS, || get(account::credits::get_credits)),
+    read("/key", Access::Key, Cost::Store, &about::OWN_KEY, || get(account::key::get_key)),
+    // For nodes.
+    read("/tunnel", Access::Node, Cost::Store, &node::TUNNEL, || get(provider::tunnel::open_tunnel)),
+    report(Method::PUT, "/provisions/{provision_id}", Access::Node, &node::PUT_PROVISION, || {
+        put(provider::provision::put_provision)
+    }),
+    read("/provisions/{provision_id}", Access::Node, Cost::Store, &node::GET_PROVISION, || {
+        get(provider::provision::get_provision)
+    }),
+    // For programs written for the first seed (DESIGN D7).
+    report(Method::POST, "/providers/new", Access::ProviderKey, &node::SEED_NEW, || {
+        post(provider::seed::enrol_device)
+    }),
+    report(Method::POST, "/providers/start", Access::ProviderKey, &node::SEED_START, || {
+        post(provider::seed::start_device)
+    }),
+    report(Method::POST, "/providers/start/callback", Access::ProviderKey, &node::SEED_CALLBACK, || {
+        post(provider::seed::report_started)
+    }),
+    report(Method::POST, "/providers/end", Access::ProviderKey, &node::SEED_END, || {
+        post(provider::seed::end_services)
+    }),
+    report(Method::POST, "/providers/delete", Access::ProviderKey, &node::SEED_DELETE_POST, || {
+        post(provider::seed::retire_device)
+    }),
+    report(Method::DELETE, "/providers/delete", Access::ProviderKey, &node::SEED_DELETE, || {
+        delete(provider::seed::retire_device)
+    }),
+    // For load balancers, and about this API.
+    root("/healthz", &about::HEALTHZ, || get(health::get_health)),
+    root("/readyz", &about::READYZ, || get(health::get_readiness)),
+    root("/openapi.json", &about::DOCUMENT, || get(docs::get_document)),
+];

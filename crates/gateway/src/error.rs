@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use axum::response::{IntoResponse, Response};
-use cxmpute_store::DbError;
+use cxmpute_store::{DbError, SpendCap};
 use cxmpute_wire::openai::{ErrorBody, ErrorEnvelope};
 use cxmpute_wire::{Code, MicroCredits, RequestId};
 use http::{HeaderValue, StatusCode, header};
@@ -155,6 +155,23 @@ impl ApiError {
         Self::new(Code::InsufficientCredits, "The balance of this account does not cover the request.")
             .with("required", required.to_credits())
             .with("available", available.to_credits())
+    }
+
+    /// 402: a spend limit of the key or the account is in the way. The amounts are exact decimal credits.
+    pub fn budget_exceeded(required: MicroCredits, available: MicroCredits, cap: SpendCap) -> Self {
+        let message = match cap {
+            SpendCap::KeyTotal => "The budget of this API key does not cover the request.",
+            SpendCap::KeyDay => "What this API key may spend per day (UTC) does not cover the request.",
+            SpendCap::KeyMonth => "What this API key may spend per month (UTC) does not cover the request.",
+            SpendCap::AccountDay => "What this account may spend per day (UTC) does not cover the request.",
+            SpendCap::AccountMonth => {
+                "What this account may spend per month (UTC) does not cover the request."
+            }
+        };
+        Self::new(Code::BudgetExceeded, message)
+            .with("required", required.to_credits())
+            .with("available", available.to_credits())
+            .with("limit", cap.as_str())
     }
 
     /// 403: the account is suspended.

@@ -209,6 +209,14 @@ impl Db {
 }
 
 impl Tx {
+    /// Which database it is on.
+    pub(crate) fn kind(&self) -> DbKind {
+        match self {
+            Self::Sqlite(_) => DbKind::Sqlite,
+            Self::Postgres(_) => DbKind::Postgres,
+        }
+    }
+
     /// Makes the transaction durable.
     ///
     /// # Errors

@@ -10,6 +10,15 @@ pub(crate) const fn now_ms(kind: DbKind) -> &'static str {
     }
 }
 
+/// The UTC day in database time as a number such as 20261121; divided by 100 it is the month. It may lie behind the day
+/// that another transaction has seen already, never before this transaction began.
+pub(crate) const fn today(kind: DbKind) -> &'static str {
+    match kind {
+        DbKind::Sqlite => "CAST(strftime('%Y%m%d', 'now') AS INTEGER)",
+        DbKind::Postgres => "CAST(to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD') AS BIGINT)",
+    }
+}
+
 /// Fills the placeholders of a migration.
 pub(crate) fn expand(kind: DbKind, sql: &str) -> String {
     let (int, bytes, strict, compact) = match kind {

@@ -1,10 +1,11 @@
 //! API keys and provider keys. Only hashes are stored; the secret is seen once, by the person who made the key.
 
 use cxmpute_wire::{KeyId, MicroCredits, Timestamp, UserId};
-use sqlx::FromRow;
+use sqlx::{AssertSqlSafe, FromRow};
 
 use crate::db::{Db, on, read};
 use crate::error::DbError;
+use crate::limits::{KeySettings, Limits, list};
 
 /// Which side of the account a key opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,6 +75,12 @@ pub struct KeyRow {
     pub held: MicroCredits,
     /// Whether the account is suspended.
     pub suspended: bool,
+    /// Expiry and manners.
+    pub settings: KeySettings,
+    /// The key's limits, defaults included.
+    pub limits: Limits,
+    /// Limits of the whole account, defaults included.
+    pub account: Limits,
 }
 
 #[derive(FromRow)]
@@ -90,12 +97,49 @@ struct RawKey {
     spent: i64,
     held: i64,
     suspended_at: Option<i64>,
+    expires_at: Option<i64>,
+    strict: i64,
+    force_usage: i64,
+    requests_per_minute: Option<i64>,
+    tokens_per_minute: Option<i64>,
+    concurrent: Option<i64>,
+    spend_per_day: Option<i64>,
+    spend_per_month: Option<i64>,
+    models: Option<String>,
+    routes: Option<String>,
+    account_requests_per_minute: Option<i64>,
+    account_tokens_per_minute: Option<i64>,
+    account_concurrent: Option<i64>,
+    account_spend_per_day: Option<i64>,
+    account_spend_per_month: Option<i64>,
+    account_models: Option<String>,
+    account_routes: Option<String>,
 }
+
+/// A key with its account and the limits of both, 0 turned into "no limit".
+const SELECT: &str =
+    "SELECT k.id, k.user_id, k.kind, k.name, k.hash, k.env, k.created_at, k.revoked_at, k.budget,
+    k.spent, k.held, u.suspended_at, k.expires_at, k.strict, k.force_usage,
+    NULLIF(COALESCE(k.requests_per_minute, dk.requests_per_minute), 0) AS requests_per_minute,
+    NULLIF(COALESCE(k.tokens_per_minute, dk.tokens_per_minute), 0) AS tokens_per_minute,
+    NULLIF(COALESCE(k.concurrent, dk.concurrent), 0) AS concurrent,
+    NULLIF(COALESCE(k.spend_per_day, dk.spend_per_day), 0) AS spend_per_day,
+    NULLIF(COALESCE(k.spend_per_month, dk.spend_per_month), 0) AS spend_per_month,
+    k.models, k.routes,
+    NULLIF(COALESCE(u.requests_per_minute, da.requests_per_minute), 0) AS account_requests_per_minute,
+    NULLIF(COALESCE(u.tokens_per_minute, da.tokens_per_minute), 0) AS account_tokens_per_minute,
+    NULLIF(COALESCE(u.concurrent, da.concurrent), 0) AS account_concurrent,
+    NULLIF(COALESCE(u.spend_per_day, da.spend_per_day), 0) AS account_spend_per_day,
+    NULLIF(COALESCE(u.spend_per_month, da.spend_per_month), 0) AS account_spend_per_month,
+    u.models AS account_models, u.routes AS account_routes
+ FROM api_keys k JOIN users u ON u.id = k.user_id
+   JOIN limit_defaults dk ON dk.subject = 'key' JOIN limit_defaults da ON da.subject = 'account'";
 
 impl TryFrom<RawKey> for KeyRow {
     type Error = DbError;
 
     fn try_from(raw: RawKey) -> Result<Self, DbError> {
+        let count = |value: Option<i64>| value.map(|value| u64::try_from(value).unwrap_or(0));
         Ok(Self {
             id: raw.id.parse().map_err(|e| DbError::impossible("api_keys.id", e))?,
             user_id: raw.user_id.parse().map_err(|e| DbError::impossible("api_keys.user_id", e))?,
@@ -113,6 +157,29 @@ impl TryFrom<RawKey> for KeyRow {
             spent: MicroCredits(raw.spent),
             held: MicroCredits(raw.held),
             suspended: raw.suspended_at.is_some(),
+            settings: KeySettings {
+                expires_at: raw.expires_at.map(Timestamp),
+                strict: raw.strict != 0,
+                force_usage: raw.force_usage != 0,
+            },
+            limits: Limits {
+                requests_per_minute: count(raw.requests_per_minute),
+                tokens_per_minute: count(raw.tokens_per_minute),
+                concurrent: count(raw.concurrent),
+                spend_per_day: raw.spend_per_day.map(MicroCredits),
+                spend_per_month: raw.spend_per_month.map(MicroCredits),
+                models: list(raw.models)?,
+                routes: list(raw.routes)?,
+            },
+            account: Limits {
+                requests_per_minute: count(raw.account_requests_per_minute),
+                tokens_per_minute: count(raw.account_tokens_per_minute),
+                concurrent: count(raw.account_concurrent),
+                spend_per_day: raw.account_spend_per_day.map(MicroCredits),
+                spend_per_month: raw.account_spend_per_month.map(MicroCredits),
+                models: list(raw.account_models)?,
+                routes: list(raw.account_routes)?,
+            },
         })
     }
 }
@@ -148,10 +215,7 @@ impl Db {
     /// The store failed.
     pub async fn find_key(&self, id: &KeyId) -> Result<Option<KeyRow>, DbError> {
         let raw: Option<RawKey> = read!(self, e =>
-            sqlx::query_as(
-                "SELECT k.id, k.user_id, k.kind, k.name, k.hash, k.env, k.created_at, k.revoked_at, k.budget, k.spent,
-                        k.held, u.suspended_at
-                 FROM api_keys k JOIN users u ON u.id = k.user_id WHERE k.id = $1")
+            sqlx::query_as(AssertSqlSafe(format!("{SELECT} WHERE k.id = $1")))
                 .bind(id.as_str())
                 .fetch_optional(e)
                 .await?);
@@ -164,11 +228,7 @@ impl Db {
     /// The store failed.
     pub async fn list_keys(&self, user: &UserId) -> Result<Vec<KeyRow>, DbError> {
         let raw: Vec<RawKey> = read!(self, e =>
-            sqlx::query_as(
-                "SELECT k.id, k.user_id, k.kind, k.name, k.hash, k.env, k.created_at, k.revoked_at, k.budget, k.spent,
-                        k.held, u.suspended_at
-                 FROM api_keys k JOIN users u ON u.id = k.user_id
-                 WHERE k.user_id = $1 ORDER BY k.created_at DESC, k.id")
+            sqlx::query_as(AssertSqlSafe(format!("{SELECT} WHERE k.user_id = $1 ORDER BY k.created_at DESC, k.id")))
                 .bind(user.as_str())
                 .fetch_all(e)
                 .await?);

@@ -10,6 +10,7 @@ mod epochs;
 mod error;
 pub mod keys;
 pub mod ledger;
+pub mod limits;
 mod migrations;
 pub mod prices;
 pub mod provisions;
@@ -27,6 +28,7 @@ pub use ledger::{
     AttemptRecord, Balance, BatchError, Entry, EntryKind, LedgerOp, LedgerReply, LedgerReport, NewHold, Note,
     Posted, ResolveHold, Settled,
 };
+pub use limits::{KeySettings, LimitSubject, Limits, SpendCap};
 pub use migrations::SCHEMA_VERSION;
 pub use provisions::{ProvisionRow, ProvisionState, ServiceRow};
 pub use receipts::AttemptRow;

@@ -9,6 +9,7 @@ use crate::dialect;
 use crate::error::DbError;
 
 mod m0001_house;
+mod m0002_limits;
 
 /// One change of the schema.
 pub(crate) struct Migration {
@@ -22,7 +23,7 @@ pub(crate) struct Migration {
     pub(crate) append_only: &'static [&'static str],
 }
 
-const MIGRATIONS: &[Migration] = &[m0001_house::MIGRATION];
+const MIGRATIONS: &[Migration] = &[m0001_house::MIGRATION, m0002_limits::MIGRATION];
 
 /// The newest schema version this program knows.
 pub const SCHEMA_VERSION: i64 = MIGRATIONS[MIGRATIONS.len() - 1].version;

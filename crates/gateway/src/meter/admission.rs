@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cxmpute_market::price::PriceRow;
-use cxmpute_store::{LedgerOp, LedgerReply, NewHold};
+use cxmpute_store::{LedgerOp, LedgerReply, NewHold, SpendCap};
 use cxmpute_wire::{KeyId, MicroCredits, RequestId, ServiceId, Timestamp, UserId};
 use tokio::sync::oneshot;
 
@@ -51,13 +51,15 @@ pub enum AdmitError {
         /// There.
         available: MicroCredits,
     },
-    /// The key's own budget is too small.
-    #[error("{required} micro-credits are needed, {available} are left of the key's budget")]
+    /// A spend limit of the key or the account is in the way.
+    #[error("{required} micro-credits are needed, {available} are left of the limit {}", cap.as_str())]
     Budget {
         /// Needed.
         required: MicroCredits,
-        /// Left of the budget.
+        /// Left of the limit.
         available: MicroCredits,
+        /// Which one.
+        cap: SpendCap,
     },
     /// The account is suspended.
     #[error("the account is suspended")]
@@ -76,7 +78,7 @@ impl AdmitError {
         Some(match reply {
             LedgerReply::Done => return None,
             LedgerReply::Insufficient { available } => Self::Insufficient { required, available },
-            LedgerReply::Budget { remaining } => Self::Budget { required, available: remaining },
+            LedgerReply::Budget { remaining, cap } => Self::Budget { required, available: remaining, cap },
             LedgerReply::Suspended => Self::Suspended,
             LedgerReply::KeyRevoked => Self::KeyRevoked,
             LedgerReply::Resolved(_)

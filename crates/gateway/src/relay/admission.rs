@@ -48,10 +48,7 @@ pub(super) async fn admit(app: &App, caller: &Caller, job: Job) -> ApiResult<(Ar
                 let exact = prompt.exact.then_some(Tokens(prompt.tokens));
                 return Ok((job, Admitted { hold, covered, prompt: exact }));
             }
-            Err(AdmitError::Insufficient { required, available }) => {
-                (required, available, Code::InsufficientCredits)
-            }
-            Err(AdmitError::Budget { required, available }) => (required, available, Code::BudgetExceeded),
+            Err(refused @ (AdmitError::Insufficient { .. } | AdmitError::Budget { .. })) => refused,
             Err(other) => return Err(refusal(other)),
         };
         if prompt.exact || job.counter.is_none() {
@@ -138,15 +135,13 @@ fn admission(caller: &Caller, job: &Job, amount: MicroCredits, app: &App) -> Adm
 }
 
 /// 402 after an exact count: what it needs, what there is, and how long an answer that would buy.
-fn payment_required(job: &Job, prompt: u64, refused: (MicroCredits, MicroCredits, Code)) -> ApiError {
-    let (required, available, code) = refused;
-    let mut error = ApiError::insufficient_credits(required, available);
-    if code == Code::BudgetExceeded {
-        error.code = Code::BudgetExceeded;
-        error.message = "The budget of this API key does not cover the request.".into();
-    }
+fn payment_required(job: &Job, prompt: u64, refused: AdmitError) -> ApiError {
+    let available = match &refused {
+        AdmitError::Insufficient { available, .. } | AdmitError::Budget { available, .. } => *available,
+        _ => MicroCredits::ZERO,
+    };
     let affordable = affordable_tokens(job, prompt, available);
-    error.with("affordable_max_tokens", affordable)
+    refusal(refused).with("affordable_max_tokens", affordable)
 }
 
 /// The longest output per choice that `available` pays for, by bisection over the true price.
@@ -168,8 +163,11 @@ fn affordable_tokens(job: &Job, prompt: u64, available: MicroCredits) -> u64 {
 /// What other refusals of the meter mean.
 pub(super) fn refusal(error: AdmitError) -> ApiError {
     match error {
-        AdmitError::Insufficient { required, available } | AdmitError::Budget { required, available } => {
+        AdmitError::Insufficient { required, available } => {
             ApiError::insufficient_credits(required, available)
+        }
+        AdmitError::Budget { required, available, cap } => {
+            ApiError::budget_exceeded(required, available, cap)
         }
         AdmitError::Suspended => ApiError::account_suspended(),
         AdmitError::KeyRevoked => ApiError::invalid_api_key(),

@@ -4,12 +4,14 @@
 
 use cxmpute_market::ledger::{Account, AccountKind, hold_postings};
 use cxmpute_wire::{KeyId, MicroCredits, RequestId, Timestamp, UserId};
+use sqlx::AssertSqlSafe;
 
 use super::book::{Book, TransactionLine};
 use super::resolve::units_text;
 use super::{LedgerOp, LedgerReply, NewHold, Note};
 use crate::db::{Db, Tx, on};
 use crate::error::DbError;
+use crate::limits::{self, Obstacle, RawCaps};
 
 /// Why a whole batch failed.
 #[derive(Debug, thiserror::Error)]
@@ -88,22 +90,25 @@ impl Tx {
     }
 
     async fn admit(&mut self, book: &mut Book, hold: &NewHold) -> Result<LedgerReply, DbError> {
-        if let Some(refused) = self.reserve(book, &hold.user_id, &hold.key_id, hold.amount).await? {
-            return Ok(refused);
+        match self.reserve(book, &hold.user_id, &hold.key_id, hold.amount).await? {
+            Err(refused) => Ok(refused),
+            Ok(day) => {
+                enter_hold(book, hold, day)?;
+                Ok(LedgerReply::Done)
+            }
         }
-        enter_hold(book, hold)?;
-        Ok(LedgerReply::Done)
     }
 
     /// Takes the money: account first, then key, each by one guarded statement; what the first took is given back
-    /// when the second refuses.
+    /// when the second refuses. Returns the day to which it counts.
     async fn reserve(
         &mut self,
         book: &mut Book,
         user: &UserId,
         key: &KeyId,
         amount: MicroCredits,
-    ) -> Result<Option<LedgerReply>, DbError> {
+    ) -> Result<Result<i64, LedgerReply>, DbError> {
+        let kind = self.kind();
         let available = Account::of(user, AccountKind::UserAvailable);
         book.settle_account(self, &available).await?;
         let taken = on!(&mut *self, c =>
@@ -113,25 +118,20 @@ impl Tx {
                 .execute(c)
                 .await?
                 .rows_affected());
-        let bound = if taken == 1 {
+        let day: Option<i64> = if taken == 1 {
             on!(&mut *self, c =>
-                sqlx::query(
-                    "UPDATE api_keys SET held = held + $3
-                     WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL
-                       AND (budget IS NULL OR spent + held + $3 <= budget)
-                       AND EXISTS (SELECT 1 FROM users u WHERE u.id = $2 AND u.suspended_at IS NULL)")
+                sqlx::query_scalar(limits::reserve_sql(kind))
                     .bind(key.as_str())
                     .bind(user.as_str())
                     .bind(amount.0)
-                    .execute(c)
-                    .await?
-                    .rows_affected())
+                    .fetch_optional(c)
+                    .await?)
         } else {
-            0
+            None
         };
-        if bound == 1 {
+        if let Some(day) = day {
             book.moved(&available, -amount.0);
-            return Ok(None);
+            return Ok(Ok(day));
         }
         if taken == 1 {
             on!(&mut *self, c =>
@@ -142,7 +142,7 @@ impl Tx {
                     .await?
                     .rows_affected());
         }
-        self.refusal(user, key, &available).await.map(Some)
+        self.refusal(user, key, &available).await.map(Err)
     }
 
     /// Why money was not given, most basic reason first.
@@ -152,25 +152,19 @@ impl Tx {
         key: &KeyId,
         available: &Account,
     ) -> Result<LedgerReply, DbError> {
-        type Raw = (Option<i64>, Option<i64>, Option<i64>, i64, i64, i64);
-        let row: Option<Raw> = on!(self, c =>
-            sqlx::query_as(
-                "SELECT u.suspended_at, k.revoked_at, k.budget, k.spent, k.held, a.balance
-                 FROM users u JOIN api_keys k ON k.user_id = u.id JOIN ledger_accounts a ON a.id = $3
-                 WHERE u.id = $1 AND k.id = $2")
+        let sql = limits::caps_sql(self.kind());
+        let row: Option<RawCaps> = on!(self, c =>
+            sqlx::query_as(AssertSqlSafe(sql))
                 .bind(user.as_str())
                 .bind(key.as_str())
                 .bind(available.id())
                 .fetch_optional(c)
                 .await?);
-        Ok(match row {
-            None => LedgerReply::KeyRevoked,
-            Some((Some(_), ..)) => LedgerReply::Suspended,
-            Some((_, Some(_), ..)) => LedgerReply::KeyRevoked,
-            Some((_, _, Some(budget), spent, held, balance)) if budget - spent - held < balance => {
-                LedgerReply::Budget { remaining: MicroCredits((budget - spent - held).max(0)) }
-            }
-            Some((.., balance)) => LedgerReply::Insufficient { available: MicroCredits(balance) },
+        Ok(match row.as_ref().map(RawCaps::obstacle) {
+            None | Some(Obstacle::Revoked) => LedgerReply::KeyRevoked,
+            Some(Obstacle::Suspended) => LedgerReply::Suspended,
+            Some(Obstacle::Cap(cap, remaining)) => LedgerReply::Budget { remaining, cap },
+            Some(Obstacle::Balance(available)) => LedgerReply::Insufficient { available },
         })
     }
 
@@ -225,7 +219,8 @@ impl Tx {
                     .await?);
             return Ok(if step == Some(hold.step) { LedgerReply::Done } else { LedgerReply::NotHeld });
         }
-        if let Some(refused) = self.reserve(book, hold.user_id, hold.key_id, amount).await? {
+        let reserved = self.reserve(book, hold.user_id, hold.key_id, amount).await?;
+        if let Err(refused) = reserved {
             on!(&mut *self, c =>
                 sqlx::query(sql)
                     .bind(hold.request_id.as_str())
@@ -238,6 +233,16 @@ impl Tx {
                     .await?
                     .rows_affected());
             return Ok(refused);
+        }
+        if let Ok(day) = reserved {
+            on!(&mut *self, c =>
+                sqlx::query(limits::EXTENDED_SQL)
+                    .bind(hold.request_id.as_str())
+                    .bind(day)
+                    .bind(amount.0)
+                    .execute(c)
+                    .await?
+                    .rows_affected());
         }
         let postings = hold_postings(hold.user_id, amount).map_err(|e| DbError::impossible("holds", e))?;
         let line = TransactionLine {
@@ -279,7 +284,7 @@ impl Tx {
                 .await?
                 .rows_affected());
         book.moved(&available, -hold.amount.0);
-        enter_hold(book, hold)?;
+        enter_hold(book, hold, 0)?;
         Ok(LedgerReply::Done)
     }
 }
@@ -294,7 +299,7 @@ struct Extension<'a> {
     now: Timestamp,
 }
 
-fn enter_hold(book: &mut Book, hold: &NewHold) -> Result<(), DbError> {
+fn enter_hold(book: &mut Book, hold: &NewHold, day: i64) -> Result<(), DbError> {
     let postings = hold_postings(&hold.user_id, hold.amount).map_err(|e| DbError::impossible("holds", e))?;
     let price = serde_json::to_string(&*hold.price).map_err(|e| DbError::impossible("holds.price", e))?;
     let line = TransactionLine {
@@ -306,6 +311,6 @@ fn enter_hold(book: &mut Book, hold: &NewHold) -> Result<(), DbError> {
         at: hold.created_at,
     };
     book.enter(line, &postings);
-    book.admit(Box::new(hold.clone()), price);
+    book.admit(Box::new(hold.clone()), price, day);
     Ok(())
 }

@@ -43,7 +43,8 @@ pub(super) struct Book {
     transactions: Vec<TransactionLine>,
     postings: Vec<PostingLine>,
     deltas: BTreeMap<Account, i128>,
-    holds: Vec<(Box<NewHold>, String)>,
+    /// Each with its price as it is stored and the day to which its amount counts.
+    holds: Vec<(Box<NewHold>, String, i64)>,
     attempts: Vec<AttemptLine>,
     flags: Vec<FlagLine>,
 }
@@ -104,8 +105,8 @@ impl Book {
     }
 
     /// Keeps the rows of an admitted request.
-    pub(super) fn admit(&mut self, hold: Box<NewHold>, price: String) {
-        self.holds.push((hold, price));
+    pub(super) fn admit(&mut self, hold: Box<NewHold>, price: String, day: i64) {
+        self.holds.push((hold, price, day));
     }
 
     /// Keeps the attempts and flags of a resolved request.
@@ -146,9 +147,9 @@ impl Book {
     async fn insert(&self, tx: &mut Tx) -> Result<(), DbError> {
         on!(tx, c => {
             insert!(c,
-                "holds (request_id, user_id, key_id, state, amount, price, replica, epoch, created_at)",
+                "holds (request_id, user_id, key_id, state, amount, price, replica, epoch, spend_day, created_at)",
                 self.holds, |line, row| {
-                    let (hold, price) = row;
+                    let (hold, price, day) = row;
                     line.push_bind(hold.request_id.as_str())
                         .push_bind(hold.user_id.as_str())
                         .push_bind(hold.key_id.as_str())
@@ -157,13 +158,14 @@ impl Book {
                         .push_bind(price.as_str())
                         .push_bind(&*hold.replica)
                         .push_bind(hold.epoch)
+                        .push_bind(*day)
                         .push_bind(hold.created_at.0);
                 });
             insert!(c,
                 "requests (id, user_id, key_id, route, model, service, streamed, title, referer, price_id, \
                  price_version, created_at)",
                 self.holds, |line, row| {
-                    let (hold, _) = row;
+                    let (hold, ..) = row;
                     line.push_bind(hold.request_id.as_str())
                         .push_bind(hold.user_id.as_str())
                         .push_bind(hold.key_id.as_str())

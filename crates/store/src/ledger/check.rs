@@ -92,6 +92,22 @@ const RULES: &[(&str, &str)] = &[
          WHERE k.held <> COALESCE(h.bound, 0) OR k.spent <> COALESCE(h.paid, 0) ORDER BY k.id",
     ),
     (
+        "a key's spending in its period equals its holds",
+        "SELECT k.id FROM api_keys k
+         LEFT JOIN (SELECT h.key_id,
+                      CAST(COALESCE(SUM(CASE WHEN h.spend_day <> o.spend_day THEN 0
+                                             WHEN h.state = 'held' THEN h.amount - h.day_base
+                                             WHEN h.posted - h.refunded <= h.day_base THEN 0
+                                             ELSE h.posted - h.refunded - h.day_base END), 0) AS BIGINT) AS day,
+                      CAST(COALESCE(SUM(CASE WHEN h.state = 'held' THEN h.amount - h.month_base
+                                             WHEN h.posted - h.refunded <= h.month_base THEN 0
+                                             ELSE h.posted - h.refunded - h.month_base END), 0) AS BIGINT) AS month
+                    FROM holds h JOIN api_keys o ON o.id = h.key_id AND o.spend_day / 100 = h.spend_day / 100
+                    GROUP BY h.key_id) h ON h.key_id = k.id
+         WHERE k.spend_day > 0 AND (k.day_spend <> COALESCE(h.day, 0) OR k.month_spend <> COALESCE(h.month, 0))
+         ORDER BY k.id",
+    ),
+    (
         "every hold has its admission",
         "SELECT h.request_id FROM holds h
          WHERE NOT EXISTS (SELECT 1 FROM ledger_transactions t WHERE t.id = 'hold:' || h.request_id)

@@ -16,6 +16,8 @@ use cxmpute_wire::{
     Epoch, KeyId, MicroCredits, Millis, ProvisionId, RequestId, ServiceId, Timestamp, UserId,
 };
 
+use crate::limits::SpendCap;
+
 pub use batch::BatchError;
 pub use check::{LedgerReport, Offence};
 pub use post::{Balance, Earnings, Entry, EntryKind, Posted};
@@ -273,10 +275,12 @@ pub enum LedgerReply {
         /// Available now.
         available: MicroCredits,
     },
-    /// The key's own budget is too small; this much of it is left.
+    /// A spend limit of the key or the account is in the way; this much of it is left.
     Budget {
         /// Left now.
         remaining: MicroCredits,
+        /// Which one.
+        cap: SpendCap,
     },
     /// The account is suspended.
     Suspended,

@@ -6,6 +6,7 @@ use cxmpute_wire::{MicroCredits, RequestId, Timestamp, UserId};
 use super::book::bounds;
 use crate::db::{Db, Tx, on, read};
 use crate::error::DbError;
+use crate::limits::REFUND_SQL;
 
 /// Most that one entry may move: a million credits. Keeps every sum far from the ends of i64.
 const MOST_PER_ENTRY: i64 = 1_000_000 * MicroCredits::PER_CREDIT;
@@ -185,8 +186,9 @@ impl Db {
         let posted = tx.post(&entry).await?;
         if posted == Posted::Entered {
             on!(&mut tx, c =>
-                sqlx::query("UPDATE api_keys SET spent = spent - $2 WHERE id = $1")
+                sqlx::query(REFUND_SQL)
                     .bind(&key)
+                    .bind(request.as_str())
                     .bind(amount.0)
                     .execute(c)
                     .await?

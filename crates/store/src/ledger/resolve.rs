@@ -8,6 +8,7 @@ use super::book::{Book, TransactionLine};
 use super::{LedgerReply, ResolveHold, Settled};
 use crate::db::{Tx, on};
 use crate::error::DbError;
+use crate::limits::RELEASE_SQL;
 
 impl Tx {
     pub(super) async fn resolve(
@@ -47,10 +48,11 @@ impl Tx {
         book.enter(line, &postings);
         book.settle_account(self, &Account::of(&end.user_id, AccountKind::UserAvailable)).await?;
         on!(&mut *self, c =>
-            sqlx::query("UPDATE api_keys SET held = held - $2, spent = spent + $3 WHERE id = $1")
+            sqlx::query(RELEASE_SQL)
                 .bind(end.key_id.as_str())
                 .bind(end.held.0)
                 .bind(bill.posted.0)
+                .bind(end.request_id.as_str())
                 .execute(c)
                 .await?
                 .rows_affected());

@@ -1,7 +1,7 @@
 //! Holds, settlements, refunds, recovery, reconciliation.
 
 use cxmpute_market::ledger::End;
-use cxmpute_store::{LedgerOp, LedgerReply, Note, Posted};
+use cxmpute_store::{LedgerOp, LedgerReply, Note, Posted, SpendCap};
 use cxmpute_wire::{MicroCredits, ProvisionId, RequestId};
 
 use crate::world::{Market, NOW, chat, databases, tamper};
@@ -70,7 +70,7 @@ async fn a_refused_admission_says_why_and_disturbs_nobody() {
         market.assert_clean(3, fresh.name).await;
         market.resolve(market.end("a", 600, End::Refused, chat(0, 0))).await;
         tamper(db, "UPDATE api_keys SET budget = 500 WHERE id = 'keypayer'").await.unwrap();
-        let budget = LedgerReply::Budget { remaining: MicroCredits(100) };
+        let budget = LedgerReply::Budget { remaining: MicroCredits(100), cap: SpendCap::KeyTotal };
         assert_eq!(market.one(market.hold("e", 101)).await, budget);
         db.suspend_user(&market.payer, "test", NOW).await.unwrap();
         assert_eq!(market.one(market.hold("f", 1)).await, LedgerReply::Suspended);

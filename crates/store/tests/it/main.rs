@@ -4,6 +4,7 @@
 
 mod history;
 mod ledger;
+mod limits;
 mod open;
 mod people;
 mod provisions;

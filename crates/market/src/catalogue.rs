@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use cxmpute_wire::{Bytes, MicroCredits, ServiceId, ServiceKind, Tokens};
+use cxmpute_wire::{Bytes, MicroCredits, Millis, ServiceId, ServiceKind, Tokens};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -48,6 +48,11 @@ pub struct ModelEntry {
     pub price: Arc<PriceRow>,
     /// How many provisions the plan wants to serve it.
     pub target: u32,
+    /// Quantisation of the model file, in lower case, such as `q8_0`.
+    pub quantization: Option<String>,
+    /// Time to the first token, where the configured one is too short for this model: of an empty prompt, and more for
+    /// each 1,000 prompt tokens.
+    pub first_token: Option<(Millis, Millis)>,
 }
 
 /// One file of a model.
@@ -119,6 +124,10 @@ struct RawModel {
     price: Spanned<RawPrice>,
     #[serde(default = "one")]
     target: u32,
+    quantization: Option<Spanned<String>>,
+    first_token_ms: Option<Spanned<i64>>,
+    #[serde(default)]
+    first_token_ms_per_1k: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize)]
@@ -267,8 +276,31 @@ fn entry(source: &Source<'_>, raw: &RawModel, span: Range<usize>) -> Result<Mode
         disk: Bytes(u64::from(raw.disk_mb) << 20),
         price: Arc::new(price(source, raw, kind, &id)?),
         target: raw.target,
+        quantization: raw.quantization.as_ref().map(|name| quantization(source, name)).transpose()?,
+        first_token: first_token(source, raw)?,
         id,
     })
+}
+
+fn quantization(source: &Source<'_>, name: &Spanned<String>) -> Result<String, CatalogueError> {
+    let text = name.get_ref();
+    let valid = (1..=16).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    if !valid {
+        let reason = format!("`{text}` is not a name such as `q8_0`, `int4` or `bf16`");
+        return Err(source.error(name.span(), "model.quantization", reason));
+    }
+    Ok(text.clone())
+}
+
+fn first_token(source: &Source<'_>, raw: &RawModel) -> Result<Option<(Millis, Millis)>, CatalogueError> {
+    let of = |value: &Option<Spanned<i64>>, key: &str| {
+        value.as_ref().map(|value| source.number(value, key, 1)).transpose()
+    };
+    let base = of(&raw.first_token_ms, "model.first_token_ms")?;
+    let more = of(&raw.first_token_ms_per_1k, "model.first_token_ms_per_1k")?;
+    Ok((base.is_some() || more.is_some())
+        .then(|| (Millis(base.unwrap_or_default()), Millis(more.unwrap_or_default()))))
 }
 
 fn model_file(source: &Source<'_>, file: &Spanned<RawFile>) -> Result<ModelFile, CatalogueError> {

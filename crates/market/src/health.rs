@@ -106,6 +106,17 @@ pub enum Gate {
     },
 }
 
+/// On which terms the work was sent whose outcome is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// The breaker was closed.
+    Ordinary,
+    /// It was the one trial of a half-open breaker.
+    Trial,
+    /// The breaker was open, but too many others were away as well (GR27).
+    Degraded,
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Bucket {
     second: u64,
@@ -166,18 +177,18 @@ impl Breaker {
     }
 
     /// Real work succeeded.
-    pub fn succeed(&mut self, now: Duration) {
+    pub fn succeed(&mut self, sent: Sent, now: Duration) {
         self.bucket(now).good += 1;
         self.in_a_row = 0;
-        match self.state {
-            State::HalfOpen => {
+        match (self.state, sent) {
+            (State::HalfOpen, Sent::Trial) | (State::HalfOpen | State::Open { .. }, Sent::Degraded) => {
                 self.state = State::Closed;
                 self.returned_at = Some(now);
                 self.buckets = [Bucket::default(); WINDOW_S];
             }
-            // Work that began before the opening proves nothing about now.
-            State::Open { .. } => {}
-            State::Closed => {
+            // Work that was sent before the opening proves nothing about now.
+            (State::Open { .. } | State::HalfOpen, _) => {}
+            (State::Closed, _) => {
                 let calm = self.returned_at.is_none_or(|at| now.saturating_sub(at) > self.policy.open_cap);
                 if calm {
                     self.openings = 0;
@@ -186,17 +197,20 @@ impl Breaker {
         }
     }
 
-    /// Real work failed by the node's fault (GR28).
-    pub fn fail(&mut self, now: Duration) {
+    /// Real work failed by the node's fault (GR28). Gives whether the breaker opened by it.
+    pub fn fail(&mut self, sent: Sent, now: Duration) -> bool {
         self.bucket(now).bad += 1;
         self.in_a_row = self.in_a_row.saturating_add(1);
-        match self.state {
-            State::HalfOpen => self.open(now),
-            State::Closed if self.in_a_row >= self.policy.consecutive_faults || self.below_share(now) => {
-                self.open(now);
-            }
-            State::Closed | State::Open { .. } => {}
+        let opens = match self.state {
+            // Only the trial decides; what was sent before it may still be failing.
+            State::HalfOpen => sent == Sent::Trial,
+            State::Closed => self.in_a_row >= self.policy.consecutive_faults || self.below_share(now),
+            State::Open { .. } => false,
+        };
+        if opens {
+            self.open(now);
         }
+        opens
     }
 
     /// A trial ended without saying anything about the node (the client left, capacity refused): the next may go.
@@ -280,16 +294,16 @@ mod tests {
     fn five_faults_in_a_row_open_it_and_one_trial_closes_it() {
         let mut breaker = Breaker::new(BreakerPolicy::default());
         for _ in 0..4 {
-            breaker.fail(at(0));
+            breaker.fail(Sent::Ordinary, at(0));
         }
         assert_eq!(breaker.gate(at(0)), Gate::Closed);
-        breaker.fail(at(0));
+        breaker.fail(Sent::Ordinary, at(0));
         assert_eq!(breaker.gate(at(29_999)), Gate::Open { until: at(30_000) });
         assert_eq!(breaker.gate(at(30_000)), Gate::Trial);
         assert!(breaker.begin_trial(at(30_000)));
         assert!(!breaker.begin_trial(at(30_000)), "one trial at a time");
         assert_eq!(breaker.gate(at(30_001)), Gate::Trying);
-        breaker.succeed(at(30_100));
+        breaker.succeed(Sent::Trial, at(30_100));
         assert_eq!(breaker.gate(at(30_100)), Gate::Closed);
         assert!(breaker.ramp(at(30_200)) < 0.2 && breaker.ramp(at(70_000)) >= 1.0);
     }
@@ -299,7 +313,7 @@ mod tests {
         let mut breaker = Breaker::new(BreakerPolicy::default());
         let mut now = at(0);
         for _ in 0..5 {
-            breaker.fail(now);
+            breaker.fail(Sent::Ordinary, now);
         }
         let mut spans = Vec::new();
         for _ in 0..12 {
@@ -307,7 +321,7 @@ mod tests {
             spans.push((until - now).as_secs());
             now = until;
             assert!(breaker.begin_trial(now));
-            breaker.fail(now);
+            assert!(breaker.fail(Sent::Trial, now));
         }
         assert_eq!(spans[..4], [30, 60, 90, 120]);
         assert_eq!(spans[11], 300);
@@ -322,10 +336,10 @@ mod tests {
             let mut breaker =
                 Breaker::new(BreakerPolicy { consecutive_faults: 1000, ..BreakerPolicy::default() });
             for _ in 0..good {
-                breaker.succeed(at(10));
+                breaker.succeed(Sent::Ordinary, at(10));
             }
             for _ in 0..bad {
-                breaker.fail(at(10));
+                breaker.fail(Sent::Ordinary, at(10));
             }
             assert_eq!(matches!(breaker.gate(at(10)), Gate::Open { .. }), opens, "{good} good, {bad} bad");
         }
@@ -336,9 +350,9 @@ mod tests {
         let mut breaker =
             Breaker::new(BreakerPolicy { consecutive_faults: 1000, ..BreakerPolicy::default() });
         for _ in 0..9 {
-            breaker.fail(at(0));
+            breaker.fail(Sent::Ordinary, at(0));
         }
-        breaker.fail(at(31_000));
+        breaker.fail(Sent::Ordinary, at(31_000));
         assert_eq!(breaker.gate(at(31_000)), Gate::Closed);
     }
 
@@ -346,11 +360,38 @@ mod tests {
     fn a_trial_that_proved_nothing_can_be_repeated() {
         let mut breaker = Breaker::new(BreakerPolicy::default());
         for _ in 0..5 {
-            breaker.fail(at(0));
+            breaker.fail(Sent::Ordinary, at(0));
         }
         assert!(breaker.begin_trial(at(30_000)));
         breaker.forget_trial(at(30_500));
         assert_eq!(breaker.gate(at(30_500)), Gate::Trial);
+    }
+
+    #[test]
+    fn only_the_trial_ends_a_half_open_breaker() {
+        let mut breaker = Breaker::new(BreakerPolicy::default());
+        for _ in 0..5 {
+            breaker.fail(Sent::Ordinary, at(0));
+        }
+        assert!(breaker.begin_trial(at(30_000)));
+        breaker.succeed(Sent::Ordinary, at(30_001));
+        assert!(!breaker.fail(Sent::Ordinary, at(30_002)));
+        assert_eq!(breaker.gate(at(30_003)), Gate::Trying, "late outcomes of older work decide nothing");
+        breaker.succeed(Sent::Trial, at(30_004));
+        assert_eq!(breaker.gate(at(30_004)), Gate::Closed);
+    }
+
+    #[test]
+    fn the_last_node_returns_by_the_work_it_does() {
+        let mut breaker = Breaker::new(BreakerPolicy::default());
+        for _ in 0..5 {
+            breaker.fail(Sent::Ordinary, at(0));
+        }
+        assert!(!breaker.fail(Sent::Degraded, at(1_000)), "open already");
+        assert_eq!(breaker.gate(at(1_000)), Gate::Open { until: at(30_000) });
+        breaker.succeed(Sent::Degraded, at(2_000));
+        assert_eq!(breaker.gate(at(2_000)), Gate::Closed);
+        assert!(breaker.ramp(at(2_000)) < 0.2, "with a slow start");
     }
 
     proptest! {
@@ -374,8 +415,12 @@ mod tests {
             let mut now = at(0);
             for (good, step) in steps {
                 now += at(step);
-                if breaker.gate(now) == Gate::Trial { prop_assert!(breaker.begin_trial(now)); }
-                if good { breaker.succeed(now) } else { breaker.fail(now) }
+                let sent = if breaker.begin_trial(now) { Sent::Trial } else { Sent::Ordinary };
+                if good {
+                    breaker.succeed(sent, now);
+                } else {
+                    breaker.fail(sent, now);
+                }
                 if let Gate::Open { until } = breaker.gate(now) {
                     prop_assert!(until - now <= Duration::from_secs(300));
                 }

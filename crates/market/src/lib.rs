@@ -10,3 +10,5 @@ pub mod ledger;
 pub mod limit;
 pub mod price;
 pub mod route;
+pub mod speed;
+pub mod wish;

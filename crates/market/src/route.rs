@@ -1,8 +1,11 @@
 //! Choosing a node: filter, score, pick. Arguments in, value out; the caller brings the time and the chance.
 
 use cxmpute_wire::UserId;
+use cxmpute_wire::openai::{OwnNodes, SortBy};
 
 use crate::health::Gate;
+use crate::price::PriceRow;
+use crate::wish::{Traits, Wishes, is_quantization};
 
 /// Most requests at a time that a node's own word is believed for (GR23).
 pub const SLOTS_CAP: u32 = 64;
@@ -11,9 +14,9 @@ pub const EJECTED_PERCENT_CAP: usize = 50;
 
 /// One node as the choice sees it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Candidate {
-    /// Who owns the node.
-    pub owner: UserId,
+pub struct Candidate<'a> {
+    /// What is known of it beside its load.
+    pub traits: &'a Traits,
     /// Whether the request already lost or failed on this node.
     pub tried: bool,
     /// Whether its link answers, its service is ready and it passed its check.
@@ -22,6 +25,10 @@ pub struct Candidate {
     pub gate: Gate,
     /// Time to first token in milliseconds; `None` when nothing was measured.
     pub latency_ms: Option<f64>,
+    /// Tokens per second of one request; `None` when nothing was measured.
+    pub rate: Option<f64>,
+    /// Whether it is known to miss a preferred bound of the request ([`Wishes::is_missed_by`]).
+    pub slow: bool,
     /// Requests this gateway has on it now, for this service.
     pub in_flight: u32,
     /// Requests it says are waiting for a slot.
@@ -34,16 +41,15 @@ pub struct Candidate {
     pub ramp: f64,
 }
 
-/// Whether a request may run on nodes of its own payer (MR48: such work earns nothing, so it runs only when asked).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OwnNodes {
-    /// Never.
-    #[default]
-    Never,
-    /// Own nodes are as good as others.
-    Allow,
-    /// Only own nodes.
-    Only,
+/// Who asks for what.
+#[derive(Debug, Clone, Copy)]
+pub struct Seeker<'a> {
+    /// Who pays.
+    pub payer: &'a UserId,
+    /// What is wished for.
+    pub wishes: &'a Wishes,
+    /// The model's price; every node of a model has the same.
+    pub price: &'a PriceRow,
 }
 
 /// Why nobody is left, named by the filter that emptied the set (GR19).
@@ -51,10 +57,28 @@ pub enum OwnNodes {
 pub enum Nobody {
     /// No node serves the model.
     Ready,
+    /// The model costs more than the request allows.
+    MaxPrice,
+    /// Only nodes of the payer serve it, or none of them (MR48: such work earns nothing, so it runs only when asked).
+    OwnNodes,
+    /// None of the named nodes.
+    Only,
+    /// All are to be ignored.
+    Ignore,
+    /// None of the ordered nodes, and no others may serve.
+    Order,
+    /// None with such a quantisation.
+    Quantizations,
+    /// None in these countries.
+    Region,
+    /// None with that much evidence.
+    Evidence,
+    /// None that is known to keep nothing, asked for as `data_collection`.
+    DataCollection,
+    /// None that is known to keep nothing, asked for as `zdr`.
+    Zdr,
     /// Every node that serves it was tried by this request.
     Tried,
-    /// Only nodes of the payer serve it, or none of them.
-    OwnNodes,
     /// The breakers keep all of them away.
     Ejected,
     /// All are full.
@@ -67,11 +91,26 @@ impl Nobody {
     pub const fn filter(self) -> &'static str {
         match self {
             Self::Ready => "ready",
-            Self::Tried => "untried",
+            Self::MaxPrice => "max_price",
             Self::OwnNodes => "own_nodes",
+            Self::Only => "only",
+            Self::Ignore => "ignore",
+            Self::Order => "order",
+            Self::Quantizations => "quantizations",
+            Self::Region => "region",
+            Self::Evidence => "evidence",
+            Self::DataCollection => "data_collection",
+            Self::Zdr => "zdr",
+            Self::Tried => "untried",
             Self::Ejected => "breaker",
             Self::Capacity => "capacity",
         }
+    }
+
+    /// Whether the request's own wishes left nobody, so that waiting for load to go down helps nobody.
+    #[must_use]
+    pub const fn is_wish(self) -> bool {
+        !matches!(self, Self::Ready | Self::Tried | Self::Ejected | Self::Capacity)
     }
 }
 
@@ -93,51 +132,112 @@ struct Fit {
     degraded: bool,
 }
 
-/// Chooses a node for work paid by `payer`. `chance` are two numbers drawn uniformly from all of `u64`.
+/// Chooses a node. `chance` are two numbers drawn uniformly from all of `u64`.
 ///
 /// # Errors
 /// The filter that left nobody.
-pub fn choose(
-    candidates: &[Candidate],
-    payer: &UserId,
-    own_nodes: OwnNodes,
-    chance: [u64; 2],
-) -> Result<Choice, Nobody> {
-    let mut left: Vec<usize> = (0..candidates.len()).filter(|i| candidates[*i].ready).collect();
-    if left.is_empty() {
-        return Err(Nobody::Ready);
-    }
-    left.retain(|i| match own_nodes {
-        OwnNodes::Never => candidates[*i].owner != *payer,
-        OwnNodes::Allow => true,
-        OwnNodes::Only => candidates[*i].owner == *payer,
-    });
-    if left.is_empty() {
-        return Err(Nobody::OwnNodes);
-    }
+pub fn choose(candidates: &[Candidate<'_>], seeker: &Seeker<'_>, chance: [u64; 2]) -> Result<Choice, Nobody> {
+    let left = filter(candidates, seeker)?;
     let allowed = pass_breakers(candidates, &left);
     let allowed: Vec<Fit> = allowed.into_iter().filter(|fit| !candidates[fit.index].tried).collect();
     if allowed.is_empty() {
         let all_tried = left.iter().all(|i| candidates[*i].tried);
         return Err(if all_tried { Nobody::Tried } else { Nobody::Ejected });
     }
-    let free: Vec<Fit> = allowed.into_iter().filter(|fit| has_room(&candidates[fit.index])).collect();
-    if free.is_empty() {
+    let mut free: Vec<Fit> = allowed.into_iter().filter(|fit| has_room(&candidates[fit.index])).collect();
+    let Some(best) = free.iter().map(|fit| tier(&candidates[fit.index], seeker.wishes)).min() else {
         return Err(Nobody::Capacity);
-    }
+    };
+    free.retain(|fit| tier(&candidates[fit.index], seeker.wishes) == best);
     // A breaker that may try gets its one request, else nobody would ever come back.
-    let fit = free.iter().find(|fit| fit.trial).copied().unwrap_or_else(|| {
-        let median = median_ms(candidates);
-        let [first, second] = two_of(free.len(), chance);
-        let (a, b) = (free[first], free[second]);
-        if cost(&candidates[b.index], median) < cost(&candidates[a.index], median) { b } else { a }
-    });
+    let trial = free.iter().find(|fit| fit.trial).copied();
+    let median = median_ms(candidates);
+    let fit = match (trial, seeker.wishes.sort) {
+        (Some(trial), _) => trial,
+        (None, None) => {
+            let [first, second] = two_of(free.len(), chance);
+            let (a, b) = (free[first], free[second]);
+            if cost(&candidates[b.index], median) < cost(&candidates[a.index], median) { b } else { a }
+        }
+        (None, Some(by)) => first_by(candidates, &free, by, median),
+    };
     Ok(Choice { index: fit.index, trial: fit.trial, degraded: fit.degraded })
+}
+
+/// The ready nodes that every wish leaves.
+///
+/// # Errors
+/// The filter that emptied the set.
+pub fn filter(candidates: &[Candidate<'_>], seeker: &Seeker<'_>) -> Result<Vec<usize>, Nobody> {
+    let wishes = seeker.wishes;
+    // The price is the model's, so no node can change what this filter says.
+    if !wishes.max_price.admits(seeker.price) {
+        return Err(Nobody::MaxPrice);
+    }
+    let mut left: Vec<usize> = (0..candidates.len()).filter(|i| candidates[*i].ready).collect();
+    if left.is_empty() {
+        return Err(Nobody::Ready);
+    }
+    let mut pass = |filter: Nobody, keeps: &dyn Fn(&Traits) -> bool| {
+        left.retain(|i| keeps(candidates[*i].traits));
+        if left.is_empty() { Err(filter) } else { Ok(()) }
+    };
+    pass(Nobody::OwnNodes, &|node| match wishes.own_nodes {
+        None | Some(OwnNodes::Never) => node.owner != *seeker.payer,
+        Some(OwnNodes::Allow) => true,
+        Some(OwnNodes::Only) => node.owner == *seeker.payer,
+    })?;
+    if wishes.is_plain() {
+        return Ok(left);
+    }
+    pass(Nobody::Only, &|node| wishes.only.is_empty() || wishes.only.contains(&node.slug))?;
+    pass(Nobody::Ignore, &|node| !wishes.ignore.contains(&node.slug))?;
+    pass(Nobody::Order, &|node| {
+        !wishes.no_fallbacks || wishes.order.is_empty() || wishes.order.contains(&node.slug)
+    })?;
+    pass(Nobody::Quantizations, &|node| {
+        let have = node.quantization.as_deref();
+        wishes.quantizations.is_empty()
+            || wishes.quantizations.iter().any(|asked| is_quantization(asked, have))
+    })?;
+    pass(Nobody::Region, &|node| {
+        wishes.region.is_empty() || node.region.as_ref().is_some_and(|region| wishes.region.contains(region))
+    })?;
+    pass(Nobody::Evidence, &|node| node.evidence >= wishes.evidence)?;
+    pass(Nobody::DataCollection, &|node| !wishes.deny_collection || node.keeps_nothing)?;
+    pass(Nobody::Zdr, &|node| !wishes.zdr || node.keeps_nothing)?;
+    Ok(left)
+}
+
+/// Where a node stands in the request's own order: first by name, then those that keep the preferred bounds. Smaller is
+/// better; equal ones are chosen among by load, or as sorted.
+fn tier(candidate: &Candidate<'_>, wishes: &Wishes) -> (usize, bool) {
+    let place = wishes.order.iter().position(|name| *name == candidate.traits.slug);
+    (place.unwrap_or(wishes.order.len()), candidate.slow)
+}
+
+/// The first by the request's own measure. What was not measured comes last; equal ones are told apart by their cost.
+fn first_by(candidates: &[Candidate<'_>], free: &[Fit], by: SortBy, median_ms: f64) -> Fit {
+    let key = |fit: &Fit| {
+        let candidate = &candidates[fit.index];
+        let first = match by {
+            // All nodes of a model have its price.
+            SortBy::Price => 0.0,
+            SortBy::Throughput => -candidate.rate.unwrap_or(0.0),
+            SortBy::Latency => candidate.latency_ms.unwrap_or(f64::INFINITY),
+        };
+        (first, cost(candidate, median_ms))
+    };
+    let order = |a: &Fit, b: &Fit| {
+        let (a, b) = (key(a), key(b));
+        a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
+    };
+    free.iter().copied().min_by(order).unwrap_or(free[0])
 }
 
 /// The cost of one more request on a node (GR22), in milliseconds of expected wait.
 #[must_use]
-pub fn cost(candidate: &Candidate, median_ms: f64) -> f64 {
+pub fn cost(candidate: &Candidate<'_>, median_ms: f64) -> f64 {
     let latency = candidate.latency_ms.unwrap_or(median_ms).max(0.1);
     let waiting = f64::from(candidate.in_flight) + f64::from(candidate.queued) + 1.0;
     let capacity = f64::from(candidate.slots.clamp(1, SLOTS_CAP));
@@ -146,19 +246,19 @@ pub fn cost(candidate: &Candidate, median_ms: f64) -> f64 {
 
 /// The median of the measured latencies; 100 ms while nothing is measured (all nodes are equal then).
 #[must_use]
-pub fn median_ms(candidates: &[Candidate]) -> f64 {
+pub fn median_ms(candidates: &[Candidate<'_>]) -> f64 {
     let mut known: Vec<f64> = candidates.iter().filter_map(|c| c.latency_ms).collect();
     known.sort_by(f64::total_cmp);
     if known.is_empty() { 100.0 } else { known[known.len() / 2] }
 }
 
-fn has_room(candidate: &Candidate) -> bool {
+fn has_room(candidate: &Candidate<'_>) -> bool {
     candidate.in_flight < candidate.slots.clamp(1, SLOTS_CAP)
 }
 
 /// Who may work in spite of the breakers: the closed ones, one trial each of those that may try, and, so that at most
 /// half are away and the last never is, those that would return first, marked as degraded.
-fn pass_breakers(candidates: &[Candidate], left: &[usize]) -> Vec<Fit> {
+fn pass_breakers(candidates: &[Candidate<'_>], left: &[usize]) -> Vec<Fit> {
     let mut fits = Vec::with_capacity(left.len());
     let mut away = Vec::new();
     for &index in left {
@@ -191,153 +291,4 @@ fn two_of(count: usize, chance: [u64; 2]) -> [usize; 2] {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn node(owner: &str) -> Candidate {
-        Candidate {
-            owner: UserId::from_tail(owner),
-            tried: false,
-            ready: true,
-            gate: Gate::Closed,
-            latency_ms: Some(100.0),
-            in_flight: 0,
-            queued: 0,
-            slots: 4,
-            reliability: 1.0,
-            ramp: 1.0,
-        }
-    }
-
-    fn payer() -> UserId {
-        UserId::from_tail("payer")
-    }
-
-    const OPEN: Gate = Gate::Open { until: Duration::from_secs(99) };
-
-    #[test]
-    fn each_filter_that_empties_the_set_is_named() {
-        let away = Candidate { ready: false, ..node("a") };
-        let tried = Candidate { tried: true, ..node("a") };
-        let full = Candidate { in_flight: 4, ..node("a") };
-        let table = [
-            (vec![], OwnNodes::Never, Nobody::Ready),
-            (vec![away], OwnNodes::Never, Nobody::Ready),
-            (vec![node("payer")], OwnNodes::Never, Nobody::OwnNodes),
-            (vec![node("a")], OwnNodes::Only, Nobody::OwnNodes),
-            (vec![tried], OwnNodes::Never, Nobody::Tried),
-            (vec![full.clone(), full], OwnNodes::Never, Nobody::Capacity),
-        ];
-        for (nodes, own, nobody) in table {
-            assert_eq!(choose(&nodes, &payer(), own, [0, 0]), Err(nobody));
-        }
-    }
-
-    #[test]
-    fn own_nodes_serve_only_when_asked() {
-        let nodes = [node("payer"), node("a")];
-        for chance in 0..20u64 {
-            let chance = [chance << 60, chance << 59];
-            assert_eq!(choose(&nodes, &payer(), OwnNodes::Never, chance).map(|c| c.index), Ok(1));
-            assert_eq!(choose(&nodes, &payer(), OwnNodes::Only, chance).map(|c| c.index), Ok(0));
-        }
-        assert!(choose(&nodes[..1], &payer(), OwnNodes::Allow, [0, 0]).is_ok());
-    }
-
-    #[test]
-    fn the_last_node_stays_and_is_marked() {
-        let alone = [Candidate { gate: OPEN, ..node("a") }];
-        assert_eq!(
-            choose(&alone, &payer(), OwnNodes::Never, [0, 0]),
-            Ok(Choice { index: 0, trial: false, degraded: true })
-        );
-        let two = [Candidate { gate: OPEN, ..node("a") }, node("b")];
-        for chance in [0, u64::MAX / 2, u64::MAX] {
-            assert_eq!(choose(&two, &payer(), OwnNodes::Never, [chance, chance]).map(|c| c.index), Ok(1));
-        }
-    }
-
-    #[test]
-    fn when_all_are_open_half_come_back_the_earliest_first() {
-        let open = |s| Gate::Open { until: Duration::from_secs(s) };
-        let nodes: Vec<_> = [40, 10, 30, 20].map(|s| Candidate { gate: open(s), ..node("a") }).to_vec();
-        for a in 0..8u64 {
-            let choice = choose(&nodes, &payer(), OwnNodes::Never, [a << 61, a << 60]).unwrap();
-            assert!(choice.degraded && [1, 3].contains(&choice.index), "{choice:?}");
-        }
-    }
-
-    #[test]
-    fn a_breaker_that_may_try_gets_the_request() {
-        let nodes = [node("a"), Candidate { gate: Gate::Trial, latency_ms: Some(9000.0), ..node("b") }];
-        let choice = choose(&nodes, &payer(), OwnNodes::Never, [0, 0]).unwrap();
-        assert_eq!((choice.index, choice.trial), (1, true));
-    }
-
-    #[test]
-    fn an_unknown_node_counts_as_the_median() {
-        let known = node("a");
-        let unknown = Candidate { latency_ms: None, ..node("b") };
-        let median = median_ms(&[known.clone(), unknown.clone()]);
-        assert!((cost(&known, median) - cost(&unknown, median)).abs() < 1e-9);
-    }
-
-    #[test]
-    fn a_claim_of_a_thousand_slots_counts_as_sixty_four() {
-        let boast = Candidate { slots: 1000, in_flight: 64, ..node("a") };
-        assert_eq!(choose(&[boast], &payer(), OwnNodes::Never, [0, 0]), Err(Nobody::Capacity));
-    }
-
-    fn any_node() -> impl Strategy<Value = Candidate> {
-        let gate = prop_oneof![Just(Gate::Closed), Just(Gate::Trial), Just(Gate::Trying), Just(OPEN)];
-        let load = (0u32..80, 0u32..10, 0u32..100);
-        let speed = (proptest::option::of(0.1f64..60_000.0), 0.01f64..1.0, 0.1f64..1.0);
-        (any::<bool>(), any::<bool>(), gate, load, speed, 0u32..4).prop_map(
-            |(tried, ready, gate, load, speed, who)| Candidate {
-                owner: UserId::from_tail(if who == 0 { "payer" } else { "other" }),
-                tried,
-                ready,
-                gate,
-                latency_ms: speed.0,
-                in_flight: load.0,
-                queued: load.1,
-                slots: load.2,
-                reliability: speed.1,
-                ramp: speed.2,
-            },
-        )
-    }
-
-    proptest! {
-        #[test]
-        fn the_choice_passes_every_filter(
-            nodes in proptest::collection::vec(any_node(), 0..12),
-            chance in any::<[u64; 2]>(),
-        ) {
-            let fits = |c: &Candidate| c.ready && !c.tried && has_room(c) && c.owner != payer();
-            match choose(&nodes, &payer(), OwnNodes::Never, chance) {
-                Ok(choice) => prop_assert!(fits(&nodes[choice.index])),
-                // With nobody away there is a choice whenever anybody fits.
-                Err(_) => prop_assert!(!nodes.iter().any(|c| fits(c) && c.gate == Gate::Closed)),
-            }
-        }
-
-        #[test]
-        fn of_two_nodes_the_cheaper_is_taken(a in 1.0f64..5000.0, b in 1.0f64..5000.0, chance in any::<[u64; 2]>()) {
-            prop_assume!((a - b).abs() > 1e-6);
-            let nodes = [Candidate { latency_ms: Some(a), ..node("x") }, Candidate { latency_ms: Some(b), ..node("y") }];
-            let choice = choose(&nodes, &payer(), OwnNodes::Never, chance).unwrap();
-            prop_assert_eq!(choice.index, usize::from(b < a));
-        }
-
-        #[test]
-        fn two_of_gives_two_different_places(count in 2usize..50, chance in any::<[u64; 2]>()) {
-            let [a, b] = two_of(count, chance);
-            prop_assert!(a != b && a < count && b < count);
-        }
-    }
-}
+mod tests;

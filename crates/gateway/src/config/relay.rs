@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cxmpute_market::catalogue::ModelEntry;
 use serde::{Deserialize, Serialize};
 
 /// The section `[relay]`; all spans in milliseconds.
@@ -109,6 +110,18 @@ impl RelayConfig {
     #[must_use]
     pub const fn first_token(&self) -> Duration {
         Duration::from_millis(self.first_token_ms)
+    }
+
+    /// Time to the first token of a model and a prompt of at most `prompt_tokens`: the configured one, or the
+    /// catalogue's where that is longer, and never more than 2 min.
+    #[must_use]
+    pub fn first_token_of(&self, model: &ModelEntry, prompt_tokens: impl FnOnce() -> u64) -> Duration {
+        const CAP_MS: u64 = 120_000;
+        let raised = model.first_token.map_or(0, |(base, per_1k)| {
+            let prompt = if per_1k.0 == 0 { 0 } else { prompt_tokens() };
+            base.0.saturating_add(per_1k.0.saturating_mul(prompt) / 1_000).min(CAP_MS)
+        });
+        Duration::from_millis(self.first_token_ms.max(raised))
     }
 
     /// [`Self::gap_ms`] as a span.

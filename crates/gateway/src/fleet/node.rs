@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use cxmpute_market::health::{Breaker, BreakerPolicy, PeakEwma};
+use cxmpute_market::speed::{Rate, Samples};
+use cxmpute_market::wish::{Evidence, Traits};
 use cxmpute_runtime::CancellationToken;
 use cxmpute_tunnel::Link;
 use cxmpute_wire::control::{Heartbeat, ObservedService, OwnerState, ServiceState};
@@ -20,6 +22,8 @@ pub struct ProvisionSession {
     pub provision_id: ProvisionId,
     /// Its owner.
     pub owner: UserId,
+    /// Country, two letters in capitals, where its owner said so.
+    pub region: Option<String>,
     /// The tunnel's number; only the newest is valid.
     pub epoch: Epoch,
     /// The desired state that the store holds.
@@ -105,6 +109,11 @@ impl Node {
 #[derive(Debug)]
 pub(super) struct Health {
     pub latency: PeakEwma,
+    /// Tokens per second of one request.
+    pub rate: Rate,
+    /// The last times to the first token in milliseconds, and the last rates.
+    pub latencies: Samples,
+    pub rates: Samples,
     pub breaker: Breaker,
     /// The tunnel whose loss was counted: one lost tunnel is one fault, however many streams it carried.
     pub lost_epoch: Option<Epoch>,
@@ -114,6 +123,9 @@ impl Health {
     pub(super) fn new(now: Duration) -> Self {
         Self {
             latency: PeakEwma::unknown(now),
+            rate: Rate::default(),
+            latencies: Samples::default(),
+            rates: Samples::default(),
             breaker: Breaker::new(BreakerPolicy::default()),
             lost_epoch: None,
         }
@@ -136,6 +148,7 @@ pub(super) enum Check {
 pub(super) struct Member {
     pub node: Arc<Node>,
     pub service: ServiceId,
+    pub traits: Traits,
     pub health: Arc<Mutex<Health>>,
     /// Requests of this gateway on it, booked when routed (GR23).
     pub in_flight: AtomicU32,
@@ -149,23 +162,38 @@ pub(super) struct MemberState {
     pub foreign: u32,
     pub pid: Option<u32>,
     pub check: Check,
+    /// It said that it has no room, whatever slots it claims; believed until this moment.
+    pub full_until: Duration,
 }
 
 impl Member {
     pub(super) fn new(
         node: Arc<Node>,
         service: ServiceId,
+        quantization: Option<String>,
         health: Arc<Mutex<Health>>,
         now: Duration,
     ) -> Self {
+        let session = &node.session;
+        let traits = Traits {
+            owner: session.owner.clone(),
+            slug: slug(&session.provision_id),
+            region: session.region.clone(),
+            quantization,
+            // Nobody gets work before the check through its tunnel, and nothing attests more yet.
+            evidence: Evidence::CanaryPassed,
+            // No node can state yet what it keeps, so none is known to keep nothing.
+            keeps_nothing: false,
+        };
         let state = MemberState {
             state: ServiceState::Absent,
             slots: 0,
             foreign: 0,
             pid: None,
             check: Check::Due { at: now, tries: 0 },
+            full_until: Duration::ZERO,
         };
-        Self { node, service, health, in_flight: AtomicU32::new(0), state: Mutex::new(state) }
+        Self { node, service, traits, health, in_flight: AtomicU32::new(0), state: Mutex::new(state) }
     }
 
     /// Takes the node's word in. A service that was away, or whose engine is another process now, is checked anew.
@@ -190,4 +218,10 @@ impl Member {
         let state = self.state.lock();
         state.state == ServiceState::Ready && state.check == Check::Passed && self.node.takes_work()
     }
+}
+
+/// The name of a node for clients: enough to tell nodes apart, useless to reach one.
+pub(super) fn slug(provision: &ProvisionId) -> String {
+    let id = provision.as_str();
+    id.get(..13).unwrap_or(id).to_owned()
 }

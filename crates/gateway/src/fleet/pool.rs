@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cxmpute_market::health::Gate;
-use cxmpute_market::route::{Candidate, Nobody, OwnNodes, choose};
+use cxmpute_market::health::{Gate, Sent};
+use cxmpute_market::route::{Candidate, Choice, Nobody, Seeker, choose, filter};
+use cxmpute_market::wish::Wishes;
 use cxmpute_wire::control::ServiceState;
-use cxmpute_wire::{Epoch, ProvisionId, UserId};
+use cxmpute_wire::{Epoch, ProvisionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -18,13 +19,14 @@ use super::seat::Seat;
 /// come soon (NR14).
 const DOUBTFUL: Duration = Duration::from_millis(1500);
 
+/// A warning that work goes to faulty nodes is given at most this often for one service.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
 /// What a request wants of a node.
 #[derive(Debug)]
 pub struct Wanted<'a> {
-    /// Who pays.
-    pub payer: &'a UserId,
-    /// Whether nodes of the payer may serve.
-    pub own_nodes: OwnNodes,
+    /// Who asks for what.
+    pub seeker: Seeker<'a>,
     /// Nodes that failed for this request: all their tunnels, or only the named one.
     pub tried: &'a [(ProvisionId, Option<Epoch>)],
 }
@@ -38,6 +40,8 @@ pub(super) struct Pool {
     pub waiting: AtomicUsize,
     /// When a node of this service was attached last, in time since the process started.
     pub last_seen: Mutex<Option<Duration>>,
+    /// When somebody was told last that only faulty nodes are left.
+    warned: Mutex<Option<Duration>>,
 }
 
 impl Pool {
@@ -69,22 +73,40 @@ impl Pool {
             members.iter().filter_map(|m| m.health.lock().latency.measured_ms()).collect();
         known.sort_by(f64::total_cmp);
         let median_ms = known.get(known.len() / 2).copied();
-        let candidates: Vec<Candidate> =
+        let candidates: Vec<Candidate<'_>> =
             members.iter().map(|member| candidate(member, wanted, now, slots_cap, median_ms)).collect();
-        let choice = choose(&candidates, wanted.payer, wanted.own_nodes, chance)?;
+        let choice = choose(&candidates, &wanted.seeker, chance)?;
         let member = members[choice.index].clone();
         if choice.trial && !member.health.lock().breaker.begin_trial(now) {
             return Err(Nobody::Ejected);
         }
+        member.in_flight.fetch_add(1, Ordering::AcqRel);
+        drop(candidates);
+        drop(members);
         if choice.degraded {
-            metrics::counter!("cxmpute_degraded_picks_total", "service" => member.service.as_str().to_owned())
-                .increment(1);
+            self.warn_degraded(&member, now);
+        }
+        Ok(Seat::new(member, self.clone(), sent(choice)))
+    }
+
+    /// The wish that leaves none of the nodes that are here, if one does; load and breakers are not asked.
+    pub(super) fn unfulfilled(&self, wanted: &Wanted<'_>, now: Duration, slots_cap: u32) -> Option<Nobody> {
+        let members = self.members.lock();
+        let candidates: Vec<Candidate<'_>> =
+            members.iter().map(|member| candidate(member, wanted, now, slots_cap, None)).collect();
+        filter(&candidates, &wanted.seeker).err().filter(|nobody| nobody.is_wish())
+    }
+
+    /// The last nodes are never away silently (GR27).
+    fn warn_degraded(&self, member: &Member, now: Duration) {
+        metrics::counter!("cxmpute_degraded_picks_total", "service" => member.service.as_str().to_owned())
+            .increment(1);
+        let mut warned = self.warned.lock();
+        if warned.is_none_or(|at| now.saturating_sub(at) >= WARN_EVERY) {
+            *warned = Some(now);
             tracing::warn!(provision = %member.node.session.provision_id, service = %member.service,
                 "the last nodes of a service are faulty; work goes to one of them");
         }
-        member.in_flight.fetch_add(1, Ordering::AcqRel);
-        drop(members);
-        Ok(Seat::new(member, self.clone(), choice.trial))
     }
 
     /// The state that is nearest to ready, of nodes that do not take work yet.
@@ -102,33 +124,46 @@ impl Pool {
     }
 }
 
-fn candidate(
-    member: &Member,
+fn sent(choice: Choice) -> Sent {
+    match choice {
+        Choice { trial: true, .. } => Sent::Trial,
+        Choice { degraded: true, .. } => Sent::Degraded,
+        Choice { .. } => Sent::Ordinary,
+    }
+}
+
+fn candidate<'a>(
+    member: &'a Member,
     wanted: &Wanted<'_>,
     now: Duration,
     slots_cap: u32,
     median_ms: Option<f64>,
-) -> Candidate {
+) -> Candidate<'a> {
     let session = &member.node.session;
     let tried = wanted.tried.iter().any(|(provision, epoch)| {
         *provision == session.provision_id && epoch.is_none_or(|epoch| epoch == session.epoch)
     });
     let ready = member.routable() && member.node.link.quiet() < DOUBTFUL;
-    let (slots, foreign) = {
+    let (slots, foreign, full) = {
         let state = member.state.lock();
-        (state.slots.min(slots_cap), state.foreign)
+        (state.slots.min(slots_cap), state.foreign, now < state.full_until)
     };
     let health = member.health.lock();
     let gate: Gate = health.breaker.gate(now);
     let measured = health.latency.measured_ms().is_some();
+    let wishes: &Wishes = wanted.seeker.wishes;
+    let slow = wishes.has_bounds() && wishes.is_missed_by(&health.latencies, &health.rates);
     let latency_ms = median_ms.filter(|_| measured).map(|median| health.latency.value_ms(now, median));
     Candidate {
-        owner: session.owner.clone(),
+        traits: &member.traits,
         tried,
         ready,
         gate,
         latency_ms,
-        in_flight: member.in_flight.load(Ordering::Acquire),
+        rate: health.rate.per_second(),
+        slow,
+        // A node that says that it is full is as full as one with no slot left.
+        in_flight: if full { u32::MAX } else { member.in_flight.load(Ordering::Acquire) },
         queued: foreign,
         slots,
         reliability: health.breaker.reliability(now),

@@ -160,6 +160,13 @@ impl Fleet {
         self.pool(service).take(wanted, self.now(), self.parts().relay.slots_cap, chance)
     }
 
+    /// The wish of a request that leaves none of the nodes that are here, if one does: nothing needs to be bound to
+    /// say so.
+    #[must_use]
+    pub fn unfulfilled(&self, service: &ServiceId, wanted: &Wanted<'_>) -> Option<Nobody> {
+        self.pool(service).unfulfilled(wanted, self.now(), self.parts().relay.slots_cap)
+    }
+
     /// Woken for one waiter when a seat becomes free, and for all when a node becomes routable.
     #[must_use]
     pub fn changed(&self, service: &ServiceId) -> Arc<Notify> {
@@ -274,7 +281,12 @@ impl Fleet {
             .entry(key)
             .or_insert_with(|| Arc::new(Mutex::new(Health::new(now))))
             .clone();
-        let member = Arc::new(Member::new(node.clone(), service.clone(), health, now));
+        // What somebody else's engine loaded for the model is not known.
+        let quantization = self
+            .entry(service)
+            .filter(|_| observed.engine != "external")
+            .and_then(|entry| entry.quantization.clone());
+        let member = Arc::new(Member::new(node.clone(), service.clone(), quantization, health, now));
         node.live.lock().members.insert(service.clone(), member.clone());
         // A tunnel that was replaced meanwhile adds nobody.
         if !node.superseded.is_cancelled() {

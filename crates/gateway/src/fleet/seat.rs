@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cxmpute_market::health::{Gate, Sent};
 use cxmpute_tunnel::Link;
 use cxmpute_wire::{Epoch, Generation, ProvisionId, ServiceId, UserId};
 
@@ -15,12 +16,12 @@ use super::pool::Pool;
 pub struct Seat {
     member: Arc<Member>,
     pool: Arc<Pool>,
-    trial: bool,
+    sent: Sent,
 }
 
 impl Seat {
-    pub(super) fn new(member: Arc<Member>, pool: Arc<Pool>, trial: bool) -> Self {
-        Self { member, pool, trial }
+    pub(super) fn new(member: Arc<Member>, pool: Arc<Pool>, sent: Sent) -> Self {
+        Self { member, pool, sent }
     }
 
     /// The tunnel.
@@ -68,27 +69,54 @@ impl Seat {
     /// The name of the node for clients: enough to tell nodes apart, useless to reach one.
     #[must_use]
     pub fn slug(&self) -> String {
-        let id = self.provision().as_str();
-        id.get(..13).unwrap_or(id).to_owned()
+        self.member.traits.slug.clone()
     }
 
     /// The first content came after this time.
     pub fn first_token(&self, after: Duration, now: Duration) {
-        self.member.health.lock().latency.observe(after, now);
+        let mut health = self.member.health.lock();
+        health.latency.observe(after, now);
+        health.latencies.add(after.as_secs_f64() * 1000.0);
+    }
+
+    /// So many tokens of one answer came within this time.
+    pub fn came(&self, tokens: u64, within: Duration, now: Duration) {
+        let mut health = self.member.health.lock();
+        if let Some(rate) = health.rate.observe(tokens, within, now) {
+            health.rates.add(rate);
+        }
     }
 
     /// The attempt ended well.
     pub fn succeeded(&mut self, now: Duration) {
-        self.member.health.lock().breaker.succeed(now);
-        self.trial = false;
+        let sent = self.told();
+        self.member.health.lock().breaker.succeed(sent, now);
         self.show_breaker(now);
     }
 
     /// The attempt failed by the node's fault.
     pub fn failed(&mut self, now: Duration) {
-        self.member.health.lock().breaker.fail(now);
-        self.trial = false;
+        let sent = self.told();
+        let opened = self.member.health.lock().breaker.fail(sent, now);
+        if opened {
+            metrics::counter!("cxmpute_ejections_total", "service" => self.service().as_str().to_owned())
+                .increment(1);
+            tracing::warn!(provision = %self.provision(), service = %self.service(),
+                "a node failed too often and gets no work for a while");
+        }
         self.show_breaker(now);
+    }
+
+    /// The node says that it has no room; it is asked again a moment later, not by the next request.
+    pub fn refused_for_room(&self, now: Duration) {
+        /// A fraction of what a waiting request has.
+        const FULL_FOR: Duration = Duration::from_millis(250);
+        self.member.state.lock().full_until = now + FULL_FOR;
+    }
+
+    /// On which terms the work was sent; the outcome is told once.
+    fn told(&mut self) -> Sent {
+        std::mem::replace(&mut self.sent, Sent::Ordinary)
     }
 
     /// The tunnel was lost. All streams of one tunnel are one fault.
@@ -101,7 +129,6 @@ impl Seat {
     }
 
     fn show_breaker(&self, now: Duration) {
-        use cxmpute_market::health::Gate;
         let open = match self.member.health.lock().breaker.gate(now) {
             Gate::Closed => 0.0,
             Gate::Trial | Gate::Trying => 0.5,
@@ -116,7 +143,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.member.in_flight.fetch_sub(1, Ordering::AcqRel);
-        if self.trial {
+        if self.sent == Sent::Trial {
             // The attempt said nothing about the node: the client left, or capacity refused.
             self.member.health.lock().breaker.forget_trial(Duration::ZERO);
         }

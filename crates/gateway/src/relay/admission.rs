@@ -181,7 +181,6 @@ mod tests {
     use std::time::Duration;
 
     use cxmpute_market::catalogue::Catalogue;
-    use cxmpute_market::route::OwnNodes;
     use cxmpute_tokens::TokenCounter;
     use cxmpute_wire::RequestId;
 
@@ -203,7 +202,7 @@ mod tests {
             choices: 1,
             limit,
             explicit_limit,
-            own_nodes: OwnNodes::Never,
+            wishes: Arc::default(),
             counter: Some(TokenCounter::from_gguf(&model).unwrap()),
             title: None,
             referer: None,

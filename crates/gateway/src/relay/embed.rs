@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cxmpute_market::catalogue::ModelEntry;
 use cxmpute_market::ledger::End;
 use cxmpute_market::price::Units;
-use cxmpute_market::route::OwnNodes;
+use cxmpute_market::wish::Wishes;
 use cxmpute_runtime::{CancellationToken, random};
 use cxmpute_store::AttemptRecord;
 use cxmpute_tokens::TokenCounter;
@@ -49,8 +49,8 @@ pub struct EmbedJob {
     pub request: EmbeddingRequest,
     /// The model that answers.
     pub model: Arc<ModelEntry>,
-    /// Whether nodes of the payer may serve.
-    pub own_nodes: OwnNodes,
+    /// What is wished for of the nodes.
+    pub wishes: Arc<Wishes>,
     /// The model's tokenizer.
     pub counter: Option<TokenCounter>,
     /// Label of the calling application.
@@ -102,6 +102,7 @@ impl EmbedJob {
 /// # Errors
 /// The request is refused, or failed.
 pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> ApiResult<Response> {
+    Seeker::new(&job.model, &caller.user_id, &job.wishes).check(&app.fleet)?;
     let (job, units, hold) = admit(&app, &caller, job).await?;
     let body = node_body(&job)?;
     let (head, told) = oneshot::channel();
@@ -274,8 +275,7 @@ impl Embed {
         self.app.fleet.count_request();
         loop {
             let until = (Instant::now() + relay.queue()).min(self.total);
-            let seeker =
-                Seeker { service: &self.job.model.service, payer: &self.user, own_nodes: self.job.own_nodes };
+            let seeker = Seeker::new(&self.job.model, &self.user, &self.job.wishes);
             let found = find_seat(&self.app.fleet, seeker, &mut self.trail, until, &self.gone).await;
             let mut seat = match found {
                 Ok(seat) => seat,
@@ -316,6 +316,8 @@ impl Embed {
                 seat.lost(now);
             } else if fault.blames_node() {
                 seat.failed(now);
+            } else if fault.is_lack_of_room() {
+                seat.refused_for_room(now);
             }
             self.record(&seat, number, fault.end(), Some(fault.code()), began);
             let chance = u64::from_le_bytes(random::bytes::<8>());
@@ -391,7 +393,10 @@ impl Embed {
             biased;
             () = self.gone.cancelled() => Err(Stop::Gone),
             () = hard.cancelled() => Err(Stop::Draining),
-            () = tokio::time::sleep_until(self.total) => Err(Stop::Deadline),
+            () = tokio::time::sleep_until(self.total) => {
+                super::forward::count_late("total");
+                Err(Stop::Deadline)
+            }
             outcome = exchange => outcome,
         }
     }

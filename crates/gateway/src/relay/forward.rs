@@ -80,7 +80,10 @@ impl Run {
             biased;
             () = self.gone.cancelled() => return Err(Stop::Client(Undelivered::Gone)),
             () = hard.cancelled() => return Err(Stop::Draining),
-            () = tokio::time::sleep_until(self.total) => return Err(Stop::Deadline),
+            () = tokio::time::sleep_until(self.total) => {
+                count_late(Late::Total.label());
+                return Err(Stop::Deadline);
+            }
             answer = tokio::time::timeout(self.app.config.relay.accept(), stream.accepted()) => answer,
         };
         match answer {
@@ -115,7 +118,8 @@ impl Run {
         max_bytes: u64,
     ) -> Result<(), Stop> {
         let relay = &self.app.config.relay;
-        let mut watchdog = Watchdog::new(relay.first_token(), relay.gap(), self.total);
+        let first_token = relay.first_token_of(&self.job.model, || self.job.prompt_bound());
+        let mut watchdog = Watchdog::new(first_token, relay.gap(), self.total);
         let mut cutter = EventCutter::new(relay.event_bytes);
         let mut pieces = VecDeque::new();
         let mut bytes = 0u64;
@@ -128,9 +132,12 @@ impl Run {
                 () = hard.cancelled() => return Err(Stop::Draining),
                 next = watchdog.guard(stream.chunk()) => next,
             };
+            if let Err(late) = &next {
+                count_late(late.label());
+            }
             let chunk = match next {
                 Err(Late::FirstToken) => return Err(Stop::Fault(Fault::FirstTokenTimeout)),
-                Err(Late::Gap) => return Err(Stop::Fault(Fault::Stalled)),
+                Err(Late::Gap | Late::Rate) => return Err(Stop::Fault(Fault::Stalled)),
                 Err(Late::Total) => return Err(Stop::Deadline),
                 // All choices have ended, so nothing is missing but the end marker and the claim.
                 Ok(Some(Err(_)) | None) if self.so_far.is_complete() => return Ok(()),
@@ -289,9 +296,15 @@ impl Run {
     }
 }
 
+/// Counts a deadline that passed, by the phase it belongs to.
+pub(super) fn count_late(phase: &'static str) {
+    metrics::counter!("cxmpute_deadlines_total", "phase" => phase).increment(1);
+}
+
 /// The node neither accepted nor refused within `waited`. Work on a tunnel that has shown no life since the work was
 /// sent counts as never arrived.
 pub(super) fn not_accepted(seat: &Seat, waited: Duration) -> Fault {
+    count_late("accept");
     if seat.link().answered_within(waited) { Fault::AcceptTimeout } else { Fault::Lost }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cxmpute_market::catalogue::ModelEntry;
 use cxmpute_market::price::Units;
-use cxmpute_market::route::OwnNodes;
+use cxmpute_market::wish::Wishes;
 use cxmpute_tokens::TokenCounter;
 use cxmpute_tokens::count::CountError;
 use cxmpute_tunnel::WorkPath;
@@ -46,8 +46,8 @@ pub struct Job {
     pub limit: u64,
     /// Whether the client gave the limit.
     pub explicit_limit: bool,
-    /// Whether nodes of the payer may serve.
-    pub own_nodes: OwnNodes,
+    /// What is wished for of the nodes.
+    pub wishes: Arc<Wishes>,
     /// The model's tokenizer; absent where the model is priced per character.
     pub counter: Option<TokenCounter>,
     /// Label of the calling application.

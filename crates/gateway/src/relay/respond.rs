@@ -17,6 +17,7 @@ use super::delivery::{DeliveryBody, delivery};
 use super::job::Job;
 use super::retry::Trail;
 use super::run::{Head, Meta, Run};
+use super::select::Seeker;
 use super::so_far::SoFar;
 use crate::app::App;
 use crate::auth::Caller;
@@ -33,6 +34,7 @@ const X_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// # Errors
 /// The request is refused, or failed before the first content.
 pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Response> {
+    Seeker::new(&job.model, &caller.user_id, &job.wishes).check(&app.fleet)?;
     let (job, Admitted { hold, covered, prompt }) = admit(&app, &caller, job).await?;
     let body = job.node_body()?;
     let relay = &app.config.relay;

@@ -185,7 +185,7 @@ impl Run {
                 Next::After(wait) => {
                     tokio::select! {
                         () = self.gone.cancelled() => return Ended::Client(Undelivered::Gone),
-                        () = tokio::time::sleep(wait) => {}
+                        () = tokio::time::sleep_until((Instant::now() + wait).min(self.total)) => {}
                     }
                 }
                 Next::GiveUp => return Ended::Exhausted(fault),
@@ -197,8 +197,7 @@ impl Run {
     }
 
     async fn find_seat(&mut self, until: Instant) -> Result<Seat, NoSeat> {
-        let seeker =
-            Seeker { service: &self.job.model.service, payer: &self.user, own_nodes: self.job.own_nodes };
+        let seeker = Seeker::new(&self.job.model, &self.user, &self.job.wishes);
         find_seat(&self.app.fleet, seeker, &mut self.trail, until, &self.gone).await
     }
 
@@ -224,6 +223,8 @@ impl Run {
             seat.lost(now);
         } else if fault.blames_node() {
             seat.failed(now);
+        } else if fault.is_lack_of_room() {
+            seat.refused_for_room(now);
         }
     }
 

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use cxmpute_market::route::Nobody;
+use cxmpute_market::catalogue::ModelEntry;
+use cxmpute_market::route::{self, Nobody};
+use cxmpute_market::wish::Wishes;
 use cxmpute_runtime::CancellationToken;
-use cxmpute_wire::{Code, ServiceId};
+use cxmpute_wire::{Code, ServiceId, UserId};
 use tokio::time::Instant;
 
 use super::retry::Trail;
@@ -23,15 +25,33 @@ pub enum NoSeat {
     Nobody(ApiError),
 }
 
-/// Who asks.
+/// Who asks for which service.
 #[derive(Debug, Clone, Copy)]
 pub struct Seeker<'a> {
     /// Service.
     pub service: &'a ServiceId,
-    /// Account that pays.
-    pub payer: &'a cxmpute_wire::UserId,
-    /// Whether its own nodes may serve.
-    pub own_nodes: cxmpute_market::route::OwnNodes,
+    /// Who asks for what.
+    pub seeker: route::Seeker<'a>,
+}
+
+impl<'a> Seeker<'a> {
+    /// Who asks for a model on whose behalf.
+    #[must_use]
+    pub fn new(model: &'a ModelEntry, payer: &'a UserId, wishes: &'a Wishes) -> Self {
+        Self { service: &model.service, seeker: route::Seeker { payer, wishes, price: &model.price } }
+    }
+
+    /// Refuses a request whose own wishes leave nobody, before anything is bound for it (GR19).
+    ///
+    /// # Errors
+    /// The filter that left nobody.
+    pub fn check(&self, fleet: &Fleet) -> Result<(), ApiError> {
+        let wanted = Wanted { seeker: self.seeker, tried: &[] };
+        match fleet.unfulfilled(self.service, &wanted) {
+            Some(nobody) => Err(refusal(fleet, self.service, nobody)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Finds a node for the next attempt, waiting until `deadline` at most.
@@ -52,7 +72,7 @@ pub async fn find_seat(
         let woken = changed.notified();
         tokio::pin!(woken);
         woken.as_mut().enable();
-        let wanted = Wanted { payer: seeker.payer, own_nodes: seeker.own_nodes, tried: &trail.tried };
+        let wanted = Wanted { seeker: seeker.seeker, tried: &trail.tried };
         let nobody = match fleet.take_seat(seeker.service, &wanted) {
             Ok(seat) => {
                 if place.is_some() {
@@ -62,7 +82,7 @@ pub async fn find_seat(
             }
             Err(nobody) => nobody,
         };
-        let hopeless = nobody == Nobody::OwnNodes || !fleet.is_hopeful(seeker.service);
+        let hopeless = nobody.is_wish() || !fleet.is_hopeful(seeker.service);
         if hopeless || Instant::now() >= deadline {
             return Err(NoSeat::Nobody(refusal(fleet, seeker.service, nobody)));
         }
@@ -99,6 +119,13 @@ fn refusal(fleet: &Fleet, service: &ServiceId, nobody: Nobody) -> ApiError {
             "Only nodes of this account's owner serve this model, or none of them where only they may."
         }
         Nobody::Tried => "Every node that serves this model failed for this request.",
+        Nobody::MaxPrice => "This model costs more than provider.max_price allows.",
+        Nobody::DataCollection | Nobody::Zdr => {
+            "No node that serves this model is known to keep nothing of a request."
+        }
+        nobody if nobody.is_wish() => {
+            "No node that serves this model fits the provider object of the request."
+        }
         _ => "No node serves this model at the moment.",
     };
     ApiError::no_provider(message).with("filter", nobody.filter())

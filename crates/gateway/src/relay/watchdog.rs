@@ -12,9 +12,29 @@ pub enum Late {
     FirstToken,
     /// Content stopped coming.
     Gap,
+    /// Content comes, but slower than one piece in [`PER_PIECE`] on average.
+    Rate,
     /// The request's whole time is over.
     Total,
 }
+
+impl Late {
+    /// The label in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::FirstToken => "first_token",
+            Self::Gap => "gap",
+            Self::Rate => "rate",
+            Self::Total => "total",
+        }
+    }
+}
+
+/// The slowest average: one piece of content, which is at least a token, in this time.
+const PER_PIECE: Duration = Duration::from_secs(10);
+/// A quick beginning does not pay for a stream that crawls for ever: so much lead counts, in gaps.
+const LEAD_GAPS: u32 = 2;
 
 /// Watches an attempt after its acceptance. The timer is moved only when it fires, not with every event.
 #[derive(Debug)]
@@ -23,6 +43,10 @@ pub struct Watchdog {
     first_token: Instant,
     gap: Duration,
     last: Option<Instant>,
+    /// How long the node may still be waited for before it is slower than the slowest average.
+    lead: Duration,
+    /// When the node was last heard; what comes after is the client's time.
+    heard: Instant,
     sleep: Pin<Box<Sleep>>,
 }
 
@@ -30,23 +54,29 @@ impl Watchdog {
     /// Starts watching now.
     #[must_use]
     pub fn new(first_token: Duration, gap: Duration, total: Instant) -> Self {
-        let first_token = Instant::now() + first_token;
+        let now = Instant::now();
+        let first_token = now + first_token;
         let sleep = Box::pin(tokio::time::sleep_until(first_token.min(total)));
-        Self { total, first_token, gap, last: None, sleep }
+        Self { total, first_token, gap, last: None, lead: gap, heard: now, sleep }
     }
 
     /// Content came, and was handed on; only from now on is the node waited for again.
     pub fn content(&mut self) {
         let now = Instant::now();
-        if self.last.replace(now).is_none() {
+        match self.last.replace(now) {
             // The gap may be shorter than the rest of the first deadline.
-            self.sleep.as_mut().reset((now + self.gap).min(self.total));
+            None => self.sleep.as_mut().reset((now + self.gap).min(self.total)),
+            Some(last) => {
+                let waited = self.heard.saturating_duration_since(last);
+                self.lead = (self.lead.saturating_sub(waited) + PER_PIECE).min(self.gap * LEAD_GAPS);
+            }
         }
     }
 
     fn due(&self) -> (Instant, Late) {
         let (at, late) = match self.last {
             None => (self.first_token, Late::FirstToken),
+            Some(last) if self.lead < self.gap => (last + self.lead, Late::Rate),
             Some(last) => (last + self.gap, Late::Gap),
         };
         if self.total <= at { (self.total, Late::Total) } else { (at, late) }
@@ -61,7 +91,10 @@ impl Watchdog {
         loop {
             tokio::select! {
                 biased;
-                output = &mut future => return Ok(output),
+                output = &mut future => {
+                    self.heard = Instant::now();
+                    return Ok(output);
+                }
                 () = self.sleep.as_mut() => {
                     let (at, late) = self.due();
                     if Instant::now() >= at {
@@ -107,5 +140,56 @@ mod tests {
         tokio::time::sleep(S(60)).await;
         dog.content();
         assert!(dog.guard(tokio::time::sleep(S(4))).await.is_ok());
+    }
+
+    /// A piece every so many seconds, until the watchdog barks: after how many pieces, and why.
+    async fn drip(every: Duration, most: u32) -> (u32, Option<Late>) {
+        let mut dog = Watchdog::new(S(30), S(30), Instant::now() + S(100_000));
+        for piece in 0..most {
+            if let Err(late) = dog.guard(tokio::time::sleep(every)).await {
+                return (piece, Some(late));
+            }
+            dog.content();
+        }
+        (most, None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn less_than_one_piece_in_ten_seconds_is_a_stall_though_no_gap_is_too_long() {
+        assert_eq!(drip(S(10), 1_000).await, (1_000, None));
+        assert_eq!(drip(Duration::from_millis(1), 5_000).await, (5_000, None));
+        let (pieces, late) = drip(S(25), 1_000).await;
+        assert_eq!(late, Some(Late::Rate));
+        assert!((2..=5).contains(&pieces), "{pieces}");
+        let (pieces, late) = drip(S(11), 1_000).await;
+        assert!(late == Some(Late::Rate) && pieces > 10, "a little too slow takes a while: {pieces}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quick_beginning_does_not_pay_for_a_crawl() {
+        let mut dog = Watchdog::new(S(30), S(30), Instant::now() + S(100_000));
+        for _ in 0..1_000 {
+            dog.guard(tokio::time::sleep(Duration::from_millis(10))).await.unwrap();
+            dog.content();
+        }
+        let crawl = Instant::now();
+        let late = loop {
+            match dog.guard(tokio::time::sleep(S(25))).await {
+                Ok(()) => dog.content(),
+                Err(late) => break late,
+            }
+        };
+        assert_eq!(late, Late::Rate);
+        assert!(crawl.elapsed() < S(150), "{:?}", crawl.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_slowly_does_not_make_the_node_slow() {
+        let mut dog = Watchdog::new(S(30), S(30), Instant::now() + S(100_000));
+        for _ in 0..100 {
+            dog.guard(tokio::time::sleep(S(1))).await.unwrap();
+            tokio::time::sleep(S(25)).await;
+            dog.content();
+        }
     }
 }

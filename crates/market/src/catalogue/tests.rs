@@ -85,3 +85,14 @@ fn the_tiny_model_is_the_file_that_the_catalogue_names() {
     let digest: String = sha2::Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!((file.size.0, file.sha256.as_str()), (bytes.len() as u64, digest.as_str()));
 }
+
+#[test]
+fn a_model_may_name_its_quantisation_and_a_longer_first_token_time() {
+    let more = GOOD.replace("memory_mb = 2", "quantization = \"q8_0\"\nfirst_token_ms_per_1k = 40");
+    let catalogue = Catalogue::parse(&more, "models.toml").unwrap();
+    let tiny = catalogue.resolve("tiny").unwrap();
+    assert_eq!(tiny.quantization.as_deref(), Some("q8_0"));
+    assert_eq!(tiny.first_token, Some((Millis(0), Millis(40))));
+    let error = Catalogue::parse(&more.replace("q8_0", "Q8 0"), "models.toml").unwrap_err();
+    assert_eq!(error.key, "model.quantization");
+}

@@ -8,7 +8,7 @@ use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::ChatRequest;
 use http::HeaderMap;
 
-use super::parse::{Manners, Parsed, own_nodes, resolve_model};
+use super::parse::{Manners, Parsed, resolve_model, wishes};
 use super::validate::{check_chat, output_limit};
 use crate::app::App;
 use crate::auth::Caller;
@@ -42,7 +42,7 @@ pub async fn create_chat_completion(
         choices: usize::try_from(request.n.unwrap_or(1)).unwrap_or(1),
         limit,
         explicit_limit,
-        own_nodes: own_nodes(request.provider.as_ref()),
+        wishes: wishes(&app, &request.model, request.provider.as_ref())?,
         counter,
         title: manners.title.take(),
         referer: manners.referer.take(),

@@ -8,7 +8,7 @@ use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::EmbeddingRequest;
 use http::HeaderMap;
 
-use super::parse::{Manners, Parsed, own_nodes, resolve_model};
+use super::parse::{Manners, Parsed, resolve_model, wishes};
 use super::validate::check_embedding;
 use crate::app::App;
 use crate::auth::Caller;
@@ -34,7 +34,7 @@ pub async fn create_embedding(
     let job = EmbedJob {
         request_id: edge.request_id,
         arrived: edge.arrived,
-        own_nodes: own_nodes(request.provider.as_ref()),
+        wishes: wishes(&app, &request.model, request.provider.as_ref())?,
         request,
         model,
         counter,

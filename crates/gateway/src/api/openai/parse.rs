@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequest, Request};
 use axum::response::Response;
-use cxmpute_market::catalogue::ModelEntry;
-use cxmpute_market::route;
+use cxmpute_market::catalogue::{Catalogue, ModelEntry};
+use cxmpute_market::wish::Wishes;
 use cxmpute_tokens::TokenCounter;
 use cxmpute_wire::ServiceKind;
-use cxmpute_wire::openai::{OwnNodes, ProviderPreferences, Unknown};
+use cxmpute_wire::openai::{ProviderPreferences, SortBy, Unknown};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::de::DeserializeOwned;
 
@@ -49,7 +49,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     })
 }
 
-/// The field of the outermost object in which the position lies. `bytes` are well-formed JSON.
+/// The field of the outermost object in which the position lies; within `provider`, also the field of that one.
+/// `bytes` are well-formed JSON.
 fn field_at(bytes: &[u8], line: usize, column: usize) -> Option<String> {
     let start = match line.checked_sub(2) {
         None => 0,
@@ -58,7 +59,7 @@ fn field_at(bytes: &[u8], line: usize, column: usize) -> Option<String> {
     let until = (start + column).min(bytes.len());
     let mut depth = 0usize;
     let mut at = 0;
-    let mut field = None;
+    let (mut field, mut within) = (None::<String>, None::<String>);
     let mut wants_key = false;
     while at < until {
         match bytes[at] {
@@ -68,22 +69,46 @@ fn field_at(bytes: &[u8], line: usize, column: usize) -> Option<String> {
                 while at < bytes.len() && bytes[at] != b'"' {
                     at += if bytes[at] == b'\\' { 2 } else { 1 };
                 }
-                if depth == 1 && wants_key {
-                    field = serde_json::from_slice::<String>(bytes.get(begin..=at)?).ok();
+                if wants_key && depth <= 2 {
+                    let name = serde_json::from_slice(bytes.get(begin..=at)?).ok();
+                    if depth == 1 {
+                        field = name;
+                    } else {
+                        within = name;
+                    }
                     wants_key = false;
                 }
             }
             b'{' | b'[' => {
                 depth += 1;
-                wants_key = depth == 1 && bytes[at] == b'{';
+                wants_key = bytes[at] == b'{' && (depth == 1 || (depth == 2 && is_nested(field.as_ref())));
             }
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            b',' if depth == 1 => wants_key = true,
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                // A value that is wrong as a whole is only known at its end.
+                if depth == 1 && at + 1 < until {
+                    within = None;
+                }
+            }
+            b',' if depth == 1 || (depth == 2 && is_nested(field.as_ref())) => {
+                wants_key = true;
+                if depth == 1 {
+                    within = None;
+                }
+            }
             _ => {}
         }
         at += 1;
     }
-    field
+    match (field, within) {
+        (Some(field), Some(within)) if is_nested(Some(&field)) => Some(format!("{field}.{within}")),
+        (field, _) => field,
+    }
+}
+
+/// Objects whose fields are named one by one.
+fn is_nested(field: Option<&String>) -> bool {
+    field.is_some_and(|name| name == "provider")
 }
 
 /// What the head of a request says beside its body.
@@ -145,13 +170,43 @@ fn shown(name: &str) -> String {
     name.chars().take(64).map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '?' }).collect()
 }
 
+/// Splits a name such as `MODEL:nitro` into the model and what its nodes are sorted by (GR20). A name that the
+/// catalogue knows as it stands is never split.
+fn split_suffix<'a>(catalogue: &Catalogue, name: &'a str) -> (&'a str, Option<SortBy>) {
+    let suffixes = [(":floor", SortBy::Price), (":nitro", SortBy::Throughput)];
+    let split = suffixes.iter().find_map(|(suffix, by)| Some((name.strip_suffix(suffix)?, *by)));
+    match split {
+        Some((model, by)) if catalogue.resolve(name).is_none() => (model, Some(by)),
+        _ => (name, None),
+    }
+}
+
+/// What is wished for of the nodes: the `provider` object, and the suffix of the model's name where the object does not
+/// sort.
+///
+/// # Errors
+/// A field of the object has a value that cannot be meant.
+pub fn wishes(app: &App, model: &str, preferences: Option<&ProviderPreferences>) -> ApiResult<Arc<Wishes>> {
+    let mut wishes = match preferences {
+        None => Wishes::default(),
+        Some(preferences) => Wishes::read(preferences).map_err(|bad| {
+            ApiError::invalid_parameter(&format!("provider.{}", bad.field), bad.to_string())
+        })?,
+    };
+    if wishes.sort.is_none() {
+        wishes.sort = split_suffix(&app.catalogue, model).1;
+    }
+    Ok(Arc::new(wishes))
+}
+
 /// The model that was asked for, if it does this kind of work and can be metered here.
 pub async fn resolve_model(
     app: &App,
     name: &str,
     kind: ServiceKind,
 ) -> ApiResult<(Arc<ModelEntry>, Option<TokenCounter>)> {
-    let entry = app.catalogue.resolve(name).filter(|entry| entry.kind == kind);
+    let (model, _) = split_suffix(&app.catalogue, name);
+    let entry = app.catalogue.resolve(model).filter(|entry| entry.kind == kind);
     let entry = entry.ok_or_else(|| ApiError::model_not_found(name))?.clone();
     let counter = app.counters.of(&entry).await;
     if counter.is_none() && entry.price.character.0 == 0 && !entry.price.free {
@@ -161,15 +216,6 @@ pub async fn resolve_model(
         );
     }
     Ok((entry, counter))
-}
-
-/// Whether own nodes may serve, as the request says.
-pub fn own_nodes(preferences: Option<&ProviderPreferences>) -> route::OwnNodes {
-    match preferences.and_then(|preferences| preferences.own_nodes) {
-        None | Some(OwnNodes::Never) => route::OwnNodes::Never,
-        Some(OwnNodes::Allow) => route::OwnNodes::Allow,
-        Some(OwnNodes::Only) => route::OwnNodes::Only,
-    }
 }
 
 #[cfg(test)]
@@ -194,6 +240,23 @@ mod tests {
             ("{\n \"model\":\"m\",\n \"max_tokens\":-1,\n \"messages\":[]\n}", "max_tokens"),
             (r#"{"max_tokens":18446744073709551616,"model":"m","messages":[]}"#, "max_tokens"),
             (r#"{"x\"y,{":1,"model":7,"messages":[]}"#, "model"),
+            (
+                r#"{"model":"m","messages":[],"provider":{"only":["a"],"sort":"best","zdr":true}}"#,
+                "provider.sort",
+            ),
+            (r#"{"model":"m","messages":[],"provider":{"order":7}}"#, "provider.order"),
+            (r#"{"model":"m","messages":[],"provider":{"only":["a",{"b":1}]},"n":1}"#, "provider.only"),
+            (r#"{"provider":{"zdr":1,"x":[{}]},"model":"m","messages":[]}"#, "provider.zdr"),
+            (
+                r#"{"provider":{"data_collection":"maybe"},"model":"m","messages":[]}"#,
+                "provider.data_collection",
+            ),
+            (
+                r#"{"provider":{"preferred_max_latency":{"p50":"x"}},"model":"m","messages":[]}"#,
+                "provider.preferred_max_latency",
+            ),
+            (r#"{"provider":7,"model":"m","messages":[]}"#, "provider"),
+            (r#"{"provider":{"zdr":true},"n":"x","model":"m","messages":[]}"#, "n"),
         ];
         for (body, field) in table {
             assert_eq!(param(body), (400, Some(field.to_owned())), "{body}");

@@ -10,6 +10,7 @@ use cxmpute_tunnel::LinkConfig;
 use cxmpute_tunnel::accept::{accept, asks_for_tunnel, switching_protocols};
 use cxmpute_tunnel::ping::PingConfig;
 use cxmpute_wire::Code;
+use cxmpute_wire::control::Location;
 use http::{HeaderValue, Request, StatusCode, Version, header};
 
 use crate::app::App;
@@ -36,9 +37,11 @@ pub async fn open_tunnel(State(app): State<Arc<App>>, mut request: Request<Body>
     let epoch = epoch.ok_or_else(retired)?;
     let row = app.db.find_provision(node.provision_id.as_str()).await?;
     let row = row.ok_or_else(node_unknown)?;
+    let location: Location = serde_json::from_str(&row.location).unwrap_or_default();
     let session = ProvisionSession {
         provision_id: node.provision_id,
         owner: node.owner,
+        region: Some(location.country.trim().to_ascii_uppercase()).filter(|country| country.len() == 2),
         epoch,
         generation: row.desired_generation,
     };

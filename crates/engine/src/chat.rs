@@ -114,7 +114,8 @@ async fn collect(head: Head, admitted: Admitted) -> Result<Response, Refusal> {
         None => None,
     };
     let content = Some(content).filter(|content| tool_calls.is_none() || !content.is_empty());
-    let message = ResponseMessage { role: Role::Assistant, content, refusal: None, tool_calls };
+    let message =
+        ResponseMessage { role: Role::Assistant, content, refusal: None, tool_calls, function_call: None };
     let answer = ChatResponse {
         id: head.id,
         object: "chat.completion".into(),

@@ -15,6 +15,7 @@ pub mod edge;
 pub mod error;
 pub mod fleet;
 pub mod json;
+pub mod limits;
 pub mod listen;
 pub mod meter;
 pub mod openapi;
@@ -22,6 +23,7 @@ pub mod relay;
 pub mod router;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
+pub mod schema;
 pub mod telemetry;
 pub mod watch;
 pub mod work;

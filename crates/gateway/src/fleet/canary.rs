@@ -15,7 +15,7 @@ use cxmpute_wire::{Millis, RequestId, ServiceKind};
 
 use super::node::{Check, Member};
 use super::registry::Fleet;
-use crate::relay::events::{Dialect, EventCutter, Piece, read_event};
+use crate::relay::events::{Asked, Claim, Dialect, EventCutter, Piece, read_event};
 
 /// Time for the whole check; a cold engine on a slow machine needs some.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -134,15 +134,14 @@ async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed>
             let mut pieces = VecDeque::new();
             let mut cutter = EventCutter::new(BYTES);
             let mut seen = 0;
+            let asked = Asked { dialect: Dialect::Chat, choices: 1, logprobs: None };
             while let Some(chunk) = stream.chunk().await {
                 let chunk = chunk.map_err(Failed::new)?;
                 seen += chunk.len();
                 if seen > BYTES {
                     return Err(Failed::new("the answer is too long"));
                 }
-                cutter
-                    .push(&chunk, |data| read_event(Dialect::Chat, 1, data, &mut pieces))
-                    .map_err(Failed::new)?;
+                cutter.push(&chunk, |data| read_event(asked, data, &mut pieces)).map_err(Failed::new)?;
                 if pieces.back() == Some(&Piece::Done) {
                     break;
                 }
@@ -196,7 +195,7 @@ fn judge_chat(pieces: VecDeque<Piece>, prompt: Option<u64>) -> Result<(), Failed
                     code.map_or("?", |code| code.as_str())
                 )));
             }
-            Piece::Claim { prompt: claimed, completion } => {
+            Piece::Claim(Claim { prompt: claimed, completion, .. }) => {
                 let prompt_off = prompt.is_some_and(|exact| claimed.abs_diff(exact) > (exact / 4).max(8));
                 if completion > TOKENS || prompt_off {
                     return Err(Failed::new("the claimed usage cannot be true"));
@@ -239,10 +238,11 @@ mod tests {
     fn answer(text: &str, claim: Option<(u64, u64)>) -> VecDeque<Piece> {
         let mut pieces = VecDeque::new();
         if !text.is_empty() {
-            pieces.push_back(Piece::Text { choice: 0, text: text.to_owned() });
+            pieces.push_back(Piece::Text { choice: 0, text: text.to_owned(), logprobs: None });
         }
         pieces.push_back(Piece::Finish { choice: 0, reason: FinishReason::Length });
-        pieces.extend(claim.map(|(prompt, completion)| Piece::Claim { prompt, completion }));
+        pieces
+            .extend(claim.map(|(prompt, completion)| Piece::Claim(Claim { prompt, completion, cached: 0 })));
         pieces.push_back(Piece::Done);
         pieces
     }

@@ -199,6 +199,8 @@ mod tests {
             ask: Ask::Chat(Box::new(serde_json::from_value(body).unwrap())),
             model: catalogue.resolve("cxm-tiny").unwrap().clone(),
             model_name: "tiny".to_owned(),
+            rules: crate::relay::Rules::default(),
+            timeout: None,
             choices: 1,
             limit,
             explicit_limit,

@@ -4,12 +4,15 @@
 
 use bytes::Bytes;
 use cxmpute_wire::openai::{
-    ChatChoice, ChatChunk, ChatResponse, ChunkChoice, CompletionChoice, CompletionResponse, Delta,
-    ErrorEnvelope, FinishReason, FunctionCall, ResponseMessage, Role, ToolCall, ToolCallDelta, Usage,
+    ChatChoice, ChatChunk, ChatLogprobs, ChatResponse, ChunkChoice, CompletionChoice, CompletionLogprobs,
+    CompletionResponse, Delta, ErrorEnvelope, FinishReason, FunctionCall, FunctionDelta, ResponseMessage,
+    Role, ToolCall, ToolCallDelta, Usage,
 };
 use serde::Serialize;
 
 use super::events::Dialect;
+use super::logprobs::Logprobs;
+use crate::limits;
 
 /// Writes the events of one answer.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct Writer {
     created: i64,
     model: String,
     with_usage: bool,
+    /// Whether calls are written in the old form, `function_call`.
+    old_form: bool,
     /// Everything before and after `"index":N,"delta":{"content":"…"}` of a text event.
     text_head: Vec<u8>,
     text_tail: Vec<u8>,
@@ -28,9 +33,17 @@ pub struct Writer {
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
 
 impl Writer {
-    /// A writer for one answer. `with_usage` prints `usage: null` in every chunk (GR10).
+    /// A writer for one answer. `with_usage` prints `usage: null` in every chunk (GR10); `old_form` writes calls as
+    /// `function_call`.
     #[must_use]
-    pub fn new(dialect: Dialect, id: String, created: i64, model: String, with_usage: bool) -> Self {
+    pub fn new(
+        dialect: Dialect,
+        id: String,
+        created: i64,
+        model: String,
+        with_usage: bool,
+        old_form: bool,
+    ) -> Self {
         let object = match dialect {
             Dialect::Chat => "chat.completion.chunk",
             Dialect::Completion => "text_completion",
@@ -41,7 +54,7 @@ impl Writer {
             json(&id),
             json(&model)
         );
-        let usage = if with_usage && dialect == Dialect::Chat { ",\"usage\":null" } else { "" };
+        let usage = if with_usage { ",\"usage\":null" } else { "" };
         let text_tail =
             format!(",\"finish_reason\":null,\"logprobs\":null}}]{usage},\"system_fingerprint\":null}}\n\n");
         Self {
@@ -50,6 +63,7 @@ impl Writer {
             created,
             model,
             with_usage,
+            old_form,
             text_head: text_head.into_bytes(),
             text_tail: text_tail.into_bytes(),
         }
@@ -73,33 +87,59 @@ impl Writer {
         out.into()
     }
 
+    /// More text of a choice, with what is known of its tokens.
+    #[must_use]
+    pub fn text_with(&self, choice: usize, text: String, logprobs: Logprobs) -> Bytes {
+        match self.dialect {
+            Dialect::Chat => {
+                let delta = Delta { content: Some(text), ..Delta::default() };
+                let logprobs = chat_logprobs(logprobs);
+                self.chunk(ChunkChoice { index: choice as u64, delta, finish_reason: None, logprobs })
+            }
+            Dialect::Completion => self.legacy_chunk(CompletionChoice {
+                index: choice as u64,
+                text,
+                finish_reason: None,
+                logprobs: legacy_logprobs(logprobs),
+            }),
+        }
+    }
+
     /// The first chunk of a choice: who speaks.
     #[must_use]
     pub fn opening(&self, choice: usize) -> Option<Bytes> {
-        let delta = Delta { role: Some(Role::Assistant), content: Some(String::new()), tool_calls: None };
-        (self.dialect == Dialect::Chat).then(|| self.chunk(choice, delta, None))
+        let delta = Delta { role: Some(Role::Assistant), content: Some(String::new()), ..Delta::default() };
+        (self.dialect == Dialect::Chat).then(|| self.change(choice, delta, None))
     }
 
     /// Parts of tool calls.
     #[must_use]
     pub fn tools(&self, choice: usize, calls: Vec<ToolCallDelta>) -> Bytes {
-        self.chunk(choice, Delta { tool_calls: Some(calls), ..Delta::default() }, None)
+        let delta = if self.old_form {
+            // The rules let one call through, so its parts follow each other.
+            let mut whole = FunctionDelta::default();
+            for part in calls.into_iter().filter_map(|call| call.function) {
+                whole.name = whole.name.or(part.name);
+                whole.arguments.get_or_insert_default().push_str(&part.arguments.unwrap_or_default());
+            }
+            Delta { function_call: Some(whole), ..Delta::default() }
+        } else {
+            Delta { tool_calls: Some(calls), ..Delta::default() }
+        };
+        self.change(choice, delta, None)
     }
 
     /// The end of a choice.
     #[must_use]
     pub fn finish(&self, choice: usize, reason: FinishReason) -> Bytes {
         match self.dialect {
-            Dialect::Chat => self.chunk(choice, Delta::default(), Some(reason)),
-            Dialect::Completion => event(&self.completion(
-                vec![CompletionChoice {
-                    index: choice as u64,
-                    text: String::new(),
-                    finish_reason: Some(reason),
-                    logprobs: None,
-                }],
-                None,
-            )),
+            Dialect::Chat => self.change(choice, Delta::default(), Some(reason)),
+            Dialect::Completion => self.legacy_chunk(CompletionChoice {
+                index: choice as u64,
+                text: String::new(),
+                finish_reason: Some(reason),
+                logprobs: None,
+            }),
         }
     }
 
@@ -122,7 +162,9 @@ impl Writer {
                 object: "chat.completion".to_owned(),
                 created: self.created,
                 model: self.model.clone(),
-                choices: outputs.map(|(index, output)| output.into_chat_choice(index as u64)).collect(),
+                choices: outputs
+                    .map(|(index, output)| output.into_chat_choice(index as u64, self.old_form))
+                    .collect(),
                 usage: Some(usage),
                 system_fingerprint: None,
             }),
@@ -132,7 +174,7 @@ impl Writer {
                         index: index as u64,
                         text: output.text,
                         finish_reason: output.finish,
-                        logprobs: None,
+                        logprobs: output.logprobs.and_then(legacy_logprobs),
                     })
                     .collect();
                 serde_json::to_vec(&self.completion(choices, Some(usage)))
@@ -141,9 +183,28 @@ impl Writer {
         body.unwrap_or_default().into()
     }
 
-    fn chunk(&self, choice: usize, delta: Delta, finish_reason: Option<FinishReason>) -> Bytes {
-        let choice = ChunkChoice { index: choice as u64, delta, finish_reason, logprobs: None };
+    fn change(&self, choice: usize, delta: Delta, finish_reason: Option<FinishReason>) -> Bytes {
+        self.chunk(ChunkChoice { index: choice as u64, delta, finish_reason, logprobs: None })
+    }
+
+    fn chunk(&self, choice: ChunkChoice) -> Bytes {
         event(&self.chat_chunk(vec![choice], self.with_usage.then_some(None)))
+    }
+
+    fn legacy_chunk(&self, choice: CompletionChoice) -> Bytes {
+        let chunk = self.completion(vec![choice], None);
+        if !self.with_usage {
+            return event(&chunk);
+        }
+        event(&LegacyChunk {
+            id: &chunk.id,
+            object: &chunk.object,
+            created: chunk.created,
+            model: &chunk.model,
+            choices: &chunk.choices,
+            usage: None,
+            system_fingerprint: None,
+        })
     }
 
     fn chat_chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Option<Usage>>) -> ChatChunk {
@@ -171,6 +232,32 @@ impl Writer {
     }
 }
 
+/// A chunk of a legacy completion that says `usage: null`.
+#[derive(Serialize)]
+struct LegacyChunk<'a> {
+    id: &'a str,
+    object: &'a str,
+    created: i64,
+    model: &'a str,
+    choices: &'a [CompletionChoice],
+    usage: Option<()>,
+    system_fingerprint: Option<()>,
+}
+
+fn chat_logprobs(logprobs: Logprobs) -> Option<ChatLogprobs> {
+    match logprobs {
+        Logprobs::Chat(tokens) => Some(ChatLogprobs { content: Some(tokens), refusal: None }),
+        Logprobs::Legacy(_) => None,
+    }
+}
+
+fn legacy_logprobs(logprobs: Logprobs) -> Option<CompletionLogprobs> {
+    match logprobs {
+        Logprobs::Legacy(lists) => Some(lists),
+        Logprobs::Chat(_) => None,
+    }
+}
+
 /// What one choice came to.
 #[derive(Debug, Default, Clone)]
 pub struct Output {
@@ -180,6 +267,8 @@ pub struct Output {
     pub calls: Vec<ToolCall>,
     /// Why it ended.
     pub finish: Option<FinishReason>,
+    /// Probabilities of its tokens, where they were asked for.
+    pub logprobs: Option<Logprobs>,
 }
 
 impl Output {
@@ -187,7 +276,7 @@ impl Output {
     pub fn add_calls(&mut self, parts: &[ToolCallDelta]) {
         for part in parts {
             let Ok(place) = usize::try_from(part.index) else { continue };
-            if place >= 128 {
+            if place >= limits::CALLS {
                 continue;
             }
             while self.calls.len() <= place {
@@ -205,11 +294,27 @@ impl Output {
         }
     }
 
-    fn into_chat_choice(self, index: u64) -> ChatChoice {
-        let calls = (!self.calls.is_empty()).then_some(self.calls);
-        let content = if calls.is_some() && self.text.is_empty() { None } else { Some(self.text) };
-        let message = ResponseMessage { role: Role::Assistant, content, refusal: None, tool_calls: calls };
-        ChatChoice { index, message, finish_reason: self.finish, logprobs: None }
+    fn into_chat_choice(self, index: u64, old_form: bool) -> ChatChoice {
+        let called = !self.calls.is_empty();
+        let content = if called && self.text.is_empty() { None } else { Some(self.text) };
+        let mut message = ResponseMessage {
+            role: Role::Assistant,
+            content,
+            refusal: None,
+            tool_calls: None,
+            function_call: None,
+        };
+        if old_form {
+            message.function_call = self.calls.into_iter().next().map(|call| call.function);
+        } else if called {
+            message.tool_calls = Some(self.calls);
+        }
+        ChatChoice {
+            index,
+            message,
+            finish_reason: self.finish,
+            logprobs: self.logprobs.and_then(chat_logprobs),
+        }
     }
 }
 
@@ -235,7 +340,7 @@ mod tests {
     use super::*;
 
     fn writer(dialect: Dialect, with_usage: bool) -> Writer {
-        Writer::new(dialect, "chatcmpl-1".into(), 7, "ti\"ny".into(), with_usage)
+        Writer::new(dialect, "chatcmpl-1".into(), 7, "ti\"ny".into(), with_usage, false)
     }
 
     proptest! {
@@ -243,10 +348,10 @@ mod tests {
         fn a_text_event_is_exactly_what_the_wire_type_prints(text in ".*", choice in 0usize..9, with_usage in any::<bool>()) {
             let chat = writer(Dialect::Chat, with_usage);
             let delta = Delta { content: Some(text.clone()), ..Delta::default() };
-            prop_assert_eq!(chat.text(choice, &text), chat.chunk(choice, delta, None));
+            prop_assert_eq!(chat.text(choice, &text), chat.change(choice, delta, None));
             let legacy = writer(Dialect::Completion, with_usage);
             let whole = CompletionChoice { index: choice as u64, text: text.clone(), finish_reason: None, logprobs: None };
-            prop_assert_eq!(legacy.text(choice, &text), event(&legacy.completion(vec![whole], None)));
+            prop_assert_eq!(legacy.text(choice, &text), legacy.legacy_chunk(whole));
         }
     }
 
@@ -257,6 +362,10 @@ mod tests {
         assert!(text(writer(Dialect::Chat, true).text(0, "a")).contains("\"usage\":null"));
         assert!(writer(Dialect::Chat, false).usage(Usage::new(1, 2)).is_none());
         let chunk = text(writer(Dialect::Chat, true).usage(Usage::new(1, 2)).unwrap());
+        let legacy = writer(Dialect::Completion, true);
+        for chunk in [legacy.text(0, "a"), legacy.finish(0, FinishReason::Stop)] {
+            assert!(text(chunk).contains("\"usage\":null"));
+        }
         assert!(chunk.contains("\"choices\":[]") && chunk.contains("\"total_tokens\":3"), "{chunk}");
     }
 
@@ -276,7 +385,18 @@ mod tests {
         output.add_calls(&[part(None, None, ":1}")]);
         assert_eq!(output.calls[0].function.name, "sum");
         assert_eq!(output.calls[0].function.arguments, "{\"a\":1}");
-        let choice = output.into_chat_choice(0);
+        let choice = output.clone().into_chat_choice(0, false);
         assert_eq!(choice.message.content, None);
+        let old = output.into_chat_choice(0, true).message;
+        assert_eq!((old.function_call.unwrap().name.as_str(), old.tool_calls), ("sum", None));
+    }
+
+    #[test]
+    fn calls_in_the_old_form_have_neither_ids_nor_lists() {
+        let old = Writer::new(Dialect::Chat, "chatcmpl-1".into(), 7, "tiny".into(), false, true);
+        let function = FunctionDelta { name: Some("f".into()), arguments: Some("{".into()) };
+        let part = ToolCallDelta { index: 0, id: Some("x".into()), kind: None, function: Some(function) };
+        let text = String::from_utf8(old.tools(0, vec![part]).to_vec()).unwrap();
+        assert!(text.contains(r#""delta":{"function_call":{"name":"f","arguments":"{"}}"#), "{text}");
     }
 }

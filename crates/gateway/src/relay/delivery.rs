@@ -15,8 +15,8 @@ use http_body::{Body, Frame};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Sleep};
 
-/// Most choices of one request: `n` of 8, or the prompts of a legacy completion.
-pub const MAX_CHOICES: usize = 16;
+use crate::limits;
+
 /// Chunks that may wait for a slow reader; a full channel stops the node through flow control (GR17).
 const CHANNEL: usize = 8;
 
@@ -32,7 +32,7 @@ pub struct Chunk {
 /// What both ends know about one delivery.
 #[derive(Debug, Default)]
 struct Account {
-    handed: [AtomicUsize; MAX_CHOICES],
+    handed: [AtomicUsize; limits::CHOICES],
     chunks: AtomicU64,
     progress: Notify,
     gone: CancellationToken,

@@ -29,10 +29,9 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{ApiError, ApiResult};
 use crate::fleet::{RunningRequest, Seat};
+use crate::limits::INPUT_TOKENS;
 use crate::meter::{Admission, AdmitError, Hold, Settlement};
 
-/// Tokens of all inputs of one request (GR section 9).
-const TOTAL_TOKENS: u64 = 300_000;
 /// Bytes that one number of a vector may take in JSON.
 const PER_NUMBER: u64 = 32;
 /// Bytes around the vectors.
@@ -57,6 +56,8 @@ pub struct EmbedJob {
     pub title: Option<String>,
     /// Address of the calling application.
     pub referer: Option<String>,
+    /// The time the client gives the request, if it is shorter than ours.
+    pub timeout: Option<Duration>,
 }
 
 impl EmbedJob {
@@ -112,7 +113,10 @@ pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> Api
         body,
         head,
         gone: gone.clone(),
-        total: Instant::now() + app.config.relay.embeddings_total(),
+        total: Instant::now()
+            + job.timeout.map_or(app.config.relay.embeddings_total(), |wanted| {
+                wanted.min(app.config.relay.embeddings_total())
+            }),
         trail: Trail::default(),
         attempts: Vec::new(),
         node_time: Duration::ZERO,
@@ -137,14 +141,14 @@ async fn admit(app: &App, caller: &Caller, job: EmbedJob) -> ApiResult<(Arc<Embe
     let mut units = job.bound();
     let mut exact = None;
     loop {
-        if units.embedding.0 > TOTAL_TOKENS && exact.is_some() {
+        if units.embedding.0 > INPUT_TOKENS && exact.is_some() {
             let message = format!(
-                "The inputs have {} tokens; at most {TOTAL_TOKENS} fit one request.",
+                "The inputs have {} tokens; at most {INPUT_TOKENS} fit one request.",
                 units.embedding
             );
             return Err(ApiError::invalid_parameter("input", message));
         }
-        if units.embedding.0 <= TOTAL_TOKENS {
+        if units.embedding.0 <= INPUT_TOKENS {
             let amount = price_of(&job.model.price, &units)?;
             let admission = Admission {
                 request_id: job.request_id.clone(),

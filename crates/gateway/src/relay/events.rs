@@ -1,10 +1,15 @@
 //! Events of a node: server-sent events are cut by event, never by network read, checked, and turned into the few
 //! things an answer can consist of (GR15). Nothing a node sends leaves this module as bytes.
 
+use std::collections::VecDeque;
+
 use cxmpute_wire::Code;
-use cxmpute_wire::openai::{FinishReason, ToolCallDelta};
+use cxmpute_wire::openai::FinishReason;
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::logprobs::Logprobs;
 
 /// Why a node's stream is not acceptable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -123,19 +128,21 @@ impl EventCutter {
 /// One thing a node said.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Piece {
-    /// More text of a choice.
+    /// More text of a choice, with what is known of its tokens.
     Text {
         /// Which choice.
         choice: usize,
-        /// The text; never empty.
+        /// The text; empty only beside probabilities.
         text: String,
+        /// Probabilities of the tokens, where they were asked for.
+        logprobs: Option<Box<Logprobs>>,
     },
     /// Parts of tool calls of a choice.
     Tools {
         /// Which choice.
         choice: usize,
         /// The parts.
-        calls: Vec<ToolCallDelta>,
+        calls: Vec<CallPart>,
     },
     /// A choice ended.
     Finish {
@@ -144,13 +151,8 @@ pub enum Piece {
         /// Why.
         reason: FinishReason,
     },
-    /// The node's claim: prompt and completion tokens.
-    Claim {
-        /// Prompt tokens.
-        prompt: u64,
-        /// Completion tokens.
-        completion: u64,
-    },
+    /// The node's claim of tokens.
+    Claim(Claim),
     /// The node gave up after it had accepted.
     Failed {
         /// Its code, where we know it.
@@ -158,6 +160,28 @@ pub enum Piece {
     },
     /// The end marker.
     Done,
+}
+
+/// A part of a tool call, without the node's ids and kinds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallPart {
+    /// Position of the call in its choice.
+    pub index: usize,
+    /// Name of the function, in the first part.
+    pub name: Option<String>,
+    /// More of the arguments.
+    pub arguments: String,
+}
+
+/// The tokens a node says it used; evidence at best (MR21).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Claim {
+    /// Prompt tokens.
+    pub prompt: u64,
+    /// Completion tokens of all choices.
+    pub completion: u64,
+    /// Prompt tokens that came out of a prefix cache.
+    pub cached: u64,
 }
 
 /// The shape of an answer's events.
@@ -169,10 +193,21 @@ pub enum Dialect {
     Completion,
 }
 
+/// What was asked for, as far as it decides what a node may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// Shape of the events.
+    pub dialect: Dialect,
+    /// Number of choices; another index is a fault.
+    pub choices: usize,
+    /// How many likely tokens to list at each place; none when probabilities were not asked for.
+    pub logprobs: Option<usize>,
+}
+
 #[derive(Deserialize)]
-struct NodeEvent {
-    #[serde(default)]
-    choices: Vec<NodeChoice>,
+struct NodeEvent<'a> {
+    #[serde(default, borrow)]
+    choices: Vec<NodeChoice<'a>>,
     #[serde(default)]
     usage: Option<Value>,
     #[serde(default)]
@@ -180,7 +215,7 @@ struct NodeEvent {
 }
 
 #[derive(Deserialize)]
-struct NodeChoice {
+struct NodeChoice<'a> {
     #[serde(default)]
     index: usize,
     #[serde(default)]
@@ -189,6 +224,8 @@ struct NodeChoice {
     text: Option<String>,
     #[serde(default)]
     finish_reason: Option<FinishReason>,
+    #[serde(default, borrow)]
+    logprobs: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize, Default)]
@@ -196,7 +233,29 @@ struct NodeDelta {
     #[serde(default)]
     content: Option<String>,
     #[serde(default)]
-    tool_calls: Option<Vec<ToolCallDelta>>,
+    tool_calls: Option<Vec<NodeCall>>,
+}
+
+#[derive(Deserialize)]
+struct NodeCall {
+    index: usize,
+    #[serde(default)]
+    function: Option<NodeFunction>,
+}
+
+#[derive(Deserialize)]
+struct NodeFunction {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    arguments: Option<String>,
+}
+
+impl From<NodeCall> for CallPart {
+    fn from(call: NodeCall) -> Self {
+        let (name, arguments) = call.function.map_or((None, None), |part| (part.name, part.arguments));
+        Self { index: call.index, name, arguments: arguments.unwrap_or_default() }
+    }
 }
 
 #[derive(Deserialize)]
@@ -205,17 +264,11 @@ struct NodeError {
     code: Option<Value>,
 }
 
-/// Reads the pieces of one event's data. `choices` is the number of choices that were asked for; another index is a
-/// fault.
+/// Reads the pieces of one event's data. Fields that nobody asked for vanish.
 ///
 /// # Errors
 /// The data is not what a node may send.
-pub fn read_event(
-    dialect: Dialect,
-    choices: usize,
-    data: &str,
-    out: &mut std::collections::VecDeque<Piece>,
-) -> Result<(), EventFault> {
+pub fn read_event(asked: Asked, data: &str, out: &mut VecDeque<Piece>) -> Result<(), EventFault> {
     if data.trim() == "[DONE]" {
         out.push_back(Piece::Done);
         return Ok(());
@@ -224,171 +277,59 @@ pub fn read_event(
     if !data.trim_start().starts_with('{') {
         return Err(EventFault::Shape);
     }
-    let event: NodeEvent = serde_json::from_str(data).map_err(|_| EventFault::Shape)?;
+    let event: NodeEvent<'_> = serde_json::from_str(data).map_err(|_| EventFault::Shape)?;
     if let Some(error) = event.error {
         let code = error.code.as_ref().and_then(Value::as_str).and_then(|code| code.parse().ok());
         out.push_back(Piece::Failed { code });
         return Ok(());
     }
     for choice in event.choices {
-        let index = choice.index;
-        if index >= choices {
-            return Err(EventFault::Shape);
-        }
-        let (text, calls) = match dialect {
-            Dialect::Chat => {
-                let delta = choice.delta.unwrap_or_default();
-                (delta.content, delta.tool_calls)
-            }
-            Dialect::Completion => (choice.text, None),
-        };
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
-            out.push_back(Piece::Text { choice: index, text });
-        }
-        if let Some(calls) = calls.filter(|calls| !calls.is_empty()) {
-            out.push_back(Piece::Tools { choice: index, calls });
-        }
-        if let Some(reason) = choice.finish_reason {
-            out.push_back(Piece::Finish { choice: index, reason });
-        }
+        read_choice(asked, choice, out)?;
     }
-    // A claim that is no pair of counts is no claim; it is evidence at best (MR21), never a reason to fail.
-    if let Some(usage) = event.usage {
-        let count = |key: &str| usage.get(key).and_then(Value::as_u64);
-        if let (Some(prompt), Some(completion)) = (count("prompt_tokens"), count("completion_tokens")) {
-            out.push_back(Piece::Claim { prompt, completion });
+    out.extend(event.usage.as_ref().and_then(claim).map(Piece::Claim));
+    Ok(())
+}
+
+fn read_choice(asked: Asked, choice: NodeChoice<'_>, out: &mut VecDeque<Piece>) -> Result<(), EventFault> {
+    let index = choice.index;
+    if index >= asked.choices {
+        return Err(EventFault::Shape);
+    }
+    let (text, calls) = match asked.dialect {
+        Dialect::Chat => {
+            let delta = choice.delta.unwrap_or_default();
+            (delta.content, delta.tool_calls)
         }
+        Dialect::Completion => (choice.text, None),
+    };
+    let logprobs = match (asked.logprobs, choice.logprobs) {
+        (Some(top), Some(raw)) => Logprobs::read(asked.dialect, top, raw.get())?.map(Box::new),
+        _ => None,
+    };
+    let text = text.unwrap_or_default();
+    if !text.is_empty() || logprobs.is_some() {
+        out.push_back(Piece::Text { choice: index, text, logprobs });
+    }
+    if let Some(calls) = calls.filter(|calls| !calls.is_empty()) {
+        let calls = calls.into_iter().map(CallPart::from).collect();
+        out.push_back(Piece::Tools { choice: index, calls });
+    }
+    if let Some(reason) = choice.finish_reason {
+        out.push_back(Piece::Finish { choice: index, reason });
     }
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use std::collections::VecDeque;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn cut(parts: &[&[u8]]) -> Result<Vec<String>, EventFault> {
-        let mut cutter = EventCutter::new(1024);
-        let mut events = Vec::new();
-        for part in parts {
-            cutter.push(part, |data| {
-                events.push(data.to_owned());
-                Ok(())
-            })?;
-        }
-        Ok(events)
-    }
-
-    #[test]
-    fn line_ends_comments_and_several_data_lines() {
-        let table: [(&[u8], &[&str]); 9] = [
-            (b"data: a\n\ndata: b\n\n", &["a", "b"]),
-            (b"data: a\r\n\r\ndata: b\r\n\r\n", &["a", "b"]),
-            (b"data: a\r\rdata: b\r\r", &["a", "b"]),
-            (b"data: one\ndata: two\n\n", &["one\ntwo"]),
-            (b": comment\n\ndata:a\n: more\n\n", &["a"]),
-            (b"event: x\nid: 1\nretry: 5\ndata: a\n\n", &["a"]),
-            (b"\xef\xbb\xbfdata: a\n\n", &["a"]),
-            (b"data\n\n", &[""]),
-            (b"data: cut off\n", &[]),
-        ];
-        for (bytes, want) in table {
-            assert_eq!(cut(&[bytes]).unwrap(), want, "{bytes:?}");
-        }
-    }
-
-    #[test]
-    fn large_events_and_bad_bytes_are_faults() {
-        let long = [b"data: ".as_slice(), &[b'x'; 2000], b"\n\n"].concat();
-        assert_eq!(cut(&[&long]), Err(EventFault::TooLarge));
-        let lines = b"data: 0123456789\n".repeat(200);
-        assert_eq!(cut(&[&lines]), Err(EventFault::TooLarge));
-        let parts: Vec<&[u8]> = std::iter::repeat_n(b"0123456789".as_slice(), 200).collect();
-        assert_eq!(cut(&parts), Err(EventFault::TooLarge));
-        assert_eq!(cut(&[b"data: \xff\n\n"]), Err(EventFault::NotUtf8));
-    }
-
-    fn read(dialect: Dialect, data: &str) -> Result<Vec<Piece>, EventFault> {
-        let mut out = VecDeque::new();
-        read_event(dialect, 2, data, &mut out).map(|()| out.into())
-    }
-
-    #[test]
-    fn chunks_become_pieces_and_extra_fields_vanish() {
-        let data = r#"{"id":"theirs","model":"other","x":1,"choices":[{"index":1,"delta":{"role":"system","content":"hé"},
-            "finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
-        let want = vec![
-            Piece::Text { choice: 1, text: "hé".into() },
-            Piece::Finish { choice: 1, reason: FinishReason::Stop },
-            Piece::Claim { prompt: 3, completion: 2 },
-        ];
-        assert_eq!(read(Dialect::Chat, data).unwrap(), want);
-        let data = r#"{"choices":[{"text":"ab","index":0,"finish_reason":null}]}"#;
-        assert_eq!(read(Dialect::Completion, data).unwrap(), [Piece::Text { choice: 0, text: "ab".into() }]);
-        assert_eq!(read(Dialect::Chat, " [DONE]").unwrap(), [Piece::Done]);
-        assert_eq!(
-            read(Dialect::Chat, r#"{"error":{"code":"engine_failed","message":"x"}}"#).unwrap(),
-            [Piece::Failed { code: Some(Code::EngineFailed) }]
-        );
-    }
-
-    #[test]
-    fn what_a_node_may_not_send_is_a_fault() {
-        for data in [
-            "",
-            "<html>",
-            "[]",
-            r#"{"choices":[{"index":2,"delta":{"content":"x"}}]}"#,
-            r#"{"choices":[{"index":-1,"delta":{"content":"x"}}]}"#,
-            r#"{"choices":[{"index":0,"delta":{"content":7}}]}"#,
-            r#"{"choices":[{"index":0,"delta":{},"finish_reason":"because"}]}"#,
-        ] {
-            assert_eq!(read(Dialect::Chat, data), Err(EventFault::Shape), "{data}");
-        }
-    }
-
-    #[test]
-    fn an_impossible_claim_is_no_claim() {
-        for usage in [
-            "{}",
-            "7",
-            r#"{"prompt_tokens":-1,"completion_tokens":2}"#,
-            r#"{"prompt_tokens":1e99,"completion_tokens":2}"#,
-        ] {
-            assert_eq!(read(Dialect::Chat, &format!(r#"{{"choices":[],"usage":{usage}}}"#)).unwrap(), []);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn the_events_do_not_depend_on_how_the_bytes_are_split(
-            events in proptest::collection::vec("[a-zé世\u{1f600} :]{0,20}", 0..12),
-            ends in proptest::collection::vec(0usize..3, 40),
-            cuts in proptest::collection::vec(0usize..400, 0..30),
-        ) {
-            let mut bytes = Vec::new();
-            for (i, event) in events.iter().enumerate() {
-                let end = ["\n", "\r\n", "\r"][ends[i]];
-                bytes.extend_from_slice(format!(": ping{end}data: {event}{end}data: more{end}{end}").as_bytes());
-            }
-            let whole = cut(&[&bytes]).unwrap();
-            let want: Vec<String> = events.iter().map(|event| format!("{event}\nmore")).collect();
-            prop_assert_eq!(&whole, &want);
-            let mut places: Vec<usize> = cuts.into_iter().map(|c| c.min(bytes.len())).collect();
-            places.push(0);
-            places.push(bytes.len());
-            places.sort_unstable();
-            let parts: Vec<&[u8]> = places.windows(2).map(|w| &bytes[w[0]..w[1]]).collect();
-            prop_assert_eq!(&cut(&parts).unwrap(), &want);
-        }
-
-        #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000), at in 0usize..2000) {
-            let at = at.min(bytes.len());
-            let _ = cut(&[&bytes[..at], &bytes[at..]]);
-        }
-    }
+/// A claim that is no pair of counts is no claim; it is evidence at best (MR21), never a reason to fail.
+fn claim(usage: &Value) -> Option<Claim> {
+    let count = |key: &str| usage.get(key).and_then(Value::as_u64);
+    let cached = usage.pointer("/prompt_tokens_details/cached_tokens").and_then(Value::as_u64);
+    Some(Claim {
+        prompt: count("prompt_tokens")?,
+        completion: count("completion_tokens")?,
+        cached: cached.unwrap_or(0),
+    })
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::delivery::{Chunk, Undelivered};
 use super::events::{EventCutter, Piece, read_event};
+use super::logprobs::Logprobs;
 use super::retry::Fault;
 use super::run::{Run, Served, Stop};
-use super::so_far::SoFar;
 use super::watchdog::{Late, Watchdog};
 use crate::error::ApiError;
 use crate::fleet::Seat;
@@ -24,7 +24,7 @@ impl Run {
     /// Why it stopped before the end.
     pub(super) async fn attempt(&mut self, seat: &mut Seat, number: u32) -> Result<(), Stop> {
         let began = self.app.clock.mono();
-        self.so_far = SoFar::new(self.job.choices);
+        self.so_far = self.job.nothing_yet();
         self.checkpoints.restart();
         let outcome = Box::pin(self.exchange(seat, number, began)).await;
         if self.first_token.is_none() {
@@ -59,6 +59,9 @@ impl Run {
         /// Tokens' worth of bytes that every answer may have.
         const BASE_TOKENS: u64 = 256;
         let tokens = self.job.limit.saturating_mul(self.job.choices as u64);
+        // A token with its probability, as text and as a list of bytes; each likely token beside it takes as much.
+        const PER_LOGPROB: u64 = 256;
+        let listed = self.job.rules.logprobs.map_or(0, |top| (top as u64).saturating_add(2));
         // An event repeats id, model and field names around each token; our engines use about 250 bytes for it.
         const ENVELOPE: u64 = 8;
         WorkHead {
@@ -70,7 +73,9 @@ impl Run {
             path: self.job.path(),
             deadline: Millis::from(self.total.saturating_duration_since(Instant::now())),
             max_tokens: self.job.limit,
-            max_bytes: tokens.saturating_add(BASE_TOKENS).saturating_mul(PER_TOKEN * ENVELOPE),
+            max_bytes: tokens
+                .saturating_add(BASE_TOKENS)
+                .saturating_mul(PER_TOKEN * ENVELOPE + listed * PER_LOGPROB),
         }
     }
 
@@ -124,7 +129,7 @@ impl Run {
         let mut pieces = VecDeque::new();
         let mut bytes = 0u64;
         let hard = self.app.tasks.hard();
-        let (dialect, choices) = (self.job.dialect(), self.job.choices);
+        let asked = self.job.asked();
         loop {
             let next = tokio::select! {
                 biased;
@@ -149,7 +154,7 @@ impl Run {
             if bytes > max_bytes {
                 return self.cut_off(seat).await;
             }
-            let read = cutter.push(&chunk, |data| read_event(dialect, choices, data, &mut pieces));
+            let read = cutter.push(&chunk, |data| read_event(asked, data, &mut pieces));
             read.map_err(|_| Stop::Fault(Fault::Protocol))?;
             while let Some(piece) = pieces.pop_front() {
                 if self.take(piece, seat, &mut watchdog, began).await? {
@@ -170,28 +175,21 @@ impl Run {
         watchdog: &mut Watchdog,
         began: Duration,
     ) -> Result<bool, Stop> {
-        let keep = !self.job.streamed();
         match piece {
             Piece::Text { choice, .. } | Piece::Tools { choice, .. } | Piece::Finish { choice, .. }
                 if self.so_far.is_finished(choice) => {}
-            Piece::Text { choice, text } => {
-                self.first_content(seat, began);
-                let upto = self.so_far.add_text(choice, &text, keep);
-                if !keep {
-                    self.open_choice(choice).await?;
-                    let bytes = self.writer.text(choice, &text);
-                    self.send(Chunk { bytes, mark: Some((choice, upto)) }).await?;
-                }
+            Piece::Text { choice, text, logprobs } => {
+                self.take_text(choice, text, logprobs, seat, began).await?;
                 watchdog.content();
                 return self.check_length(choice, seat).await;
             }
             Piece::Tools { choice, calls } => {
-                let names = calls.iter().filter_map(|call| call.function.as_ref()?.name.as_deref());
-                if names.into_iter().any(|name| !self.job.declares_tool(name)) {
-                    return Err(Stop::Fault(Fault::Protocol));
-                }
+                let keep = !self.job.streamed();
+                let (job, so_far) = (&self.job, &mut self.so_far);
+                let (calls, upto) = so_far
+                    .add_calls(choice, calls, &job.rules, &job.request_id, keep)
+                    .map_err(Stop::Fault)?;
                 self.first_content(seat, began);
-                let upto = self.so_far.add_calls(choice, &calls, keep);
                 if !keep {
                     self.open_choice(choice).await?;
                     let bytes = self.writer.tools(choice, calls);
@@ -201,11 +199,12 @@ impl Run {
                 return self.check_length(choice, seat).await;
             }
             Piece::Finish { choice, reason } => {
+                let reason = self.check_finish(choice, reason).await?;
                 self.first_content(seat, began);
                 self.finish_choice(choice, reason).await?;
                 watchdog.content();
             }
-            Piece::Claim { prompt, completion } => self.so_far.claim = Some((prompt, completion)),
+            Piece::Claim(claim) => self.so_far.claim = Some(claim),
             Piece::Failed { code } => {
                 let wrong_request = code.filter(|code| code.status() == 400 && !self.so_far.has_content());
                 return Err(Stop::Fault(wrong_request.map_or(Fault::Engine, Fault::BadRequest)));
@@ -215,6 +214,50 @@ impl Run {
             Piece::Done => return Err(Stop::Fault(Fault::Empty)),
         }
         Ok(false)
+    }
+
+    async fn take_text(
+        &mut self,
+        choice: usize,
+        text: String,
+        logprobs: Option<Box<Logprobs>>,
+        seat: &Seat,
+        began: Duration,
+    ) -> Result<(), Stop> {
+        let keep = !self.job.streamed();
+        let mut logprobs = logprobs;
+        if let Some(logprobs) = &mut logprobs {
+            self.so_far.add_logprobs(choice, &text, logprobs, self.job.limit, keep).map_err(Stop::Fault)?;
+        }
+        // Probabilities without text are no content: nothing of them is billed.
+        let upto = if text.is_empty() {
+            None
+        } else {
+            self.first_content(seat, began);
+            Some(self.so_far.add_text(choice, &text, keep))
+        };
+        if keep {
+            return Ok(());
+        }
+        if upto.is_none() {
+            self.first_content(seat, began);
+        }
+        self.open_choice(choice).await?;
+        let bytes = match logprobs {
+            None => self.writer.text(choice, &text),
+            Some(logprobs) => self.writer.text_with(choice, text, *logprobs),
+        };
+        self.send(Chunk { bytes, mark: upto.map(|upto| (choice, upto)) }).await
+    }
+
+    /// Why a choice ended, in our words, after a look at what it came to (GR7).
+    async fn check_finish(&mut self, choice: usize, reason: FinishReason) -> Result<FinishReason, Stop> {
+        let (text, calls) = self.so_far.made(choice);
+        let reason = self.job.rules.finish(reason, !calls.is_empty()).map_err(Stop::Fault)?;
+        if !matches!(reason, FinishReason::Length | FinishReason::ContentFilter) {
+            self.job.rules.judge(text, calls).await.map_err(Stop::Fault)?;
+        }
+        Ok(reason)
     }
 
     fn first_content(&mut self, seat: &Seat, began: Duration) {
@@ -234,9 +277,11 @@ impl Run {
     }
 
     async fn open_choice(&mut self, choice: usize) -> Result<(), Stop> {
-        if self.so_far.open(choice)
-            && let Some(bytes) = self.writer.opening(choice)
-        {
+        if !self.so_far.open(choice) {
+            return Ok(());
+        }
+        let repeated = self.job.repeated(choice).map(|prompt| self.writer.text(choice, prompt));
+        if let Some(bytes) = self.writer.opening(choice).or(repeated) {
             self.send(Chunk { bytes, mark: None }).await?;
         }
         Ok(())

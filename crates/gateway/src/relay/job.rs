@@ -13,7 +13,9 @@ use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::openai::{ChatRequest, CompletionRequest, StreamOptions};
 use cxmpute_wire::{RequestId, Tokens};
 
-use super::events::Dialect;
+use super::events::{Asked, Dialect};
+use super::rules::Rules;
+use super::so_far::SoFar;
 use crate::error::{ApiError, ApiResult};
 
 /// What was asked.
@@ -36,6 +38,8 @@ pub struct Job {
     pub created: i64,
     /// The request.
     pub ask: Ask,
+    /// What the answer must keep to.
+    pub rules: Rules,
     /// The model that answers.
     pub model: Arc<ModelEntry>,
     /// The model's name as the client wrote it.
@@ -54,6 +58,8 @@ pub struct Job {
     pub title: Option<String>,
     /// Address of the calling application.
     pub referer: Option<String>,
+    /// The time the client gives the request, if it is shorter than ours.
+    pub timeout: Option<Duration>,
 }
 
 impl Job {
@@ -113,13 +119,31 @@ impl Job {
         format!("{prefix}{}", id.strip_prefix(RequestId::PREFIX).unwrap_or(id))
     }
 
-    /// Names of the declared tools; calls of others are never relayed (GR7).
+    /// What a node may send, as far as it was asked for.
     #[must_use]
-    pub fn declares_tool(&self, name: &str) -> bool {
+    pub fn asked(&self) -> Asked {
+        Asked { dialect: self.dialect(), choices: self.choices, logprobs: self.rules.logprobs }
+    }
+
+    /// The prompt that is repeated before the output of a choice; it is not billed as output.
+    #[must_use]
+    pub fn repeated(&self, choice: usize) -> Option<&str> {
         match &self.ask {
-            Ask::Chat(request) => request.tools.iter().flatten().any(|tool| tool.function.name == name),
-            Ask::Completion(_) => false,
+            Ask::Completion(request) if request.echo == Some(true) => {
+                let prompts = request.prompt.texts();
+                let each = (self.choices / prompts.len().max(1)).max(1);
+                prompts.get(choice / each).map(String::as_str)
+            }
+            Ask::Chat(_) | Ask::Completion(_) => None,
         }
+    }
+
+    /// The state of an attempt that has not begun.
+    #[must_use]
+    pub fn nothing_yet(&self) -> SoFar {
+        SoFar::new(self.choices, |choice| {
+            self.repeated(choice).map_or(0, |prompt| prompt.chars().count() as u64)
+        })
     }
 
     /// The body a node gets: the closed schema, the catalogue's model id, our bound, always as a stream with usage.
@@ -144,6 +168,8 @@ impl Job {
                 request.stream = Some(true);
                 request.stream_options = options;
                 request.max_tokens = Some(self.limit);
+                // The prompt is repeated here, where nobody pays for it.
+                request.echo = None;
                 serde_json::to_vec(&request)
             }
         };

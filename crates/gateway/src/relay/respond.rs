@@ -18,7 +18,6 @@ use super::job::Job;
 use super::retry::Trail;
 use super::run::{Head, Meta, Run};
 use super::select::Seeker;
-use super::so_far::SoFar;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{ApiError, ApiResult};
@@ -41,7 +40,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     let (outlet, delivery_body) =
         delivery(relay.headers_held(), std::time::Duration::from_millis(app.config.server.write_stall_ms));
     let (head, told) = oneshot::channel();
-    let total = Instant::now() + relay.total();
+    let total = Instant::now() + job.timeout.map_or(relay.total(), |wanted| wanted.min(relay.total()));
     let run = Run {
         user: caller.user_id,
         hold,
@@ -54,12 +53,13 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
             job.created,
             job.model_name.clone(),
             job.wants_usage(),
+            job.rules.old_form,
         ),
         head: Some(head),
         total,
         trail: Trail::default(),
         attempts: Vec::new(),
-        so_far: SoFar::new(job.choices),
+        so_far: job.nothing_yet(),
         checkpoints: Checkpoints::new(job.choices, prompt),
         served: None,
         relayed: false,

@@ -28,6 +28,8 @@ pub enum Fault {
     Foreign,
     /// The answer had neither content nor a proper end.
     Empty,
+    /// The answer is not of the shape that was asked for (GR7).
+    Schema,
 }
 
 impl Fault {
@@ -71,7 +73,7 @@ impl Fault {
     pub const fn code_in_stream(self) -> Code {
         match self {
             Self::Stalled | Self::FirstTokenTimeout => Code::ProviderStalled,
-            Self::Protocol | Self::Foreign | Self::Empty => Code::ProviderProtocolError,
+            Self::Protocol | Self::Foreign | Self::Empty | Self::Schema => Code::ProviderProtocolError,
             _ => Code::ProviderLost,
         }
     }
@@ -86,7 +88,7 @@ impl Fault {
             Self::AcceptTimeout | Self::FirstTokenTimeout => Code::FirstTokenTimeout,
             Self::Stalled => Code::ProviderStalled,
             Self::Engine => Code::EngineFailed,
-            Self::Protocol | Self::Foreign | Self::Empty => Code::ProviderProtocolError,
+            Self::Protocol | Self::Foreign | Self::Empty | Self::Schema => Code::ProviderProtocolError,
         }
     }
 
@@ -104,6 +106,7 @@ impl Fault {
             Self::Protocol => "protocol",
             Self::Foreign => "foreign",
             Self::Empty => "empty",
+            Self::Schema => "schema",
         }
     }
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use cxmpute_market::ledger::End;
 use cxmpute_market::price::Units;
 use cxmpute_store::Settled;
-use cxmpute_wire::openai::Usage;
+use cxmpute_wire::openai::{CompletionDetails, PromptDetails, Usage};
 use cxmpute_wire::{Code, Millis, Tokens};
 
 use super::answer::{DONE, error_event};
@@ -61,14 +61,22 @@ impl Run {
         let Self { hold, head, mut outlet, writer, job, mut so_far, .. } = self;
         match hold.settle(settlement).await {
             Ok(settled) => {
-                let usage = usage(&units, Some(&settled), exhausted);
+                let mut usage = usage(&units, Some(&settled), exhausted);
+                // The node's word, within what is possible; it changes no price.
+                let cached = so_far.claim.map_or(0, |claim| claim.cached.min(units.prompt.0));
+                usage.prompt_tokens_details = Some(PromptDetails { cached_tokens: cached });
+                usage.completion_tokens_details = Some(CompletionDetails::default());
                 if job.streamed() {
                     if let Some(bytes) = writer.usage(usage) {
                         let _ = outlet.send(Chunk { bytes, mark: None }).await;
                     }
                     let _ = outlet.send(Chunk { bytes: Bytes::from_static(DONE), mark: None }).await;
                 } else if let Some(head) = head {
-                    let _ = head.send(Head::Whole(writer.whole(so_far.take_outputs(), usage), meta));
+                    let mut outputs = so_far.take_outputs();
+                    for (choice, output) in outputs.iter_mut().enumerate() {
+                        output.text.insert_str(0, job.repeated(choice).unwrap_or_default());
+                    }
+                    let _ = head.send(Head::Whole(writer.whole(outputs, usage), meta));
                 }
             }
             Err(error) => {
@@ -135,7 +143,7 @@ impl Run {
         Settlement {
             end,
             counted: units,
-            claimed: claimed.map(|(prompt, completion)| Units::chat(Tokens(prompt), Tokens(completion))),
+            claimed: claimed.map(|claim| Units::chat(Tokens(claim.prompt), Tokens(claim.completion))),
             provision_id: self.served.as_ref().map(|served| served.provision.clone()),
             provider: self.served.as_ref().map(|served| served.owner.clone()),
             finish_reason: self.so_far.finish_reason().map(|reason| reason.as_str().to_owned()),

@@ -1,8 +1,13 @@
 //! What one attempt has said so far, kept for the count at the end (DESIGN D5) and for whole answers.
 
-use cxmpute_wire::openai::{FinishReason, ToolCallDelta};
+use cxmpute_wire::RequestId;
+use cxmpute_wire::openai::{FinishReason, FunctionDelta, ToolCallDelta};
 
 use super::answer::Output;
+use super::events::{CallPart, Claim};
+use super::logprobs::{Follower, Logprobs};
+use super::retry::Fault;
+use super::rules::Rules;
 
 /// Pieces of content beyond the bound on tokens that are let pass: engines hold text back for stop strings and for
 /// split characters, and release it in a piece of its own.
@@ -12,8 +17,8 @@ const SLACK: u64 = 8;
 #[derive(Debug, Default)]
 pub struct SoFar {
     choices: Vec<Choice>,
-    /// The node's claim: prompt and completion tokens.
-    pub claim: Option<(u64, u64)>,
+    /// The node's claim of tokens.
+    pub claim: Option<Claim>,
 }
 
 #[derive(Debug, Default)]
@@ -23,13 +28,17 @@ struct Choice {
     output: Output,
     pieces: u64,
     opened: bool,
+    /// Names and, where they are looked at in the end, arguments of the calls.
+    calls: Vec<(String, String)>,
+    follower: Follower,
 }
 
 impl SoFar {
-    /// Nothing yet, of so many choices.
+    /// Nothing yet, of so many choices; `before` tells the characters of repeated prompt before each.
     #[must_use]
-    pub fn new(choices: usize) -> Self {
-        Self { choices: (0..choices).map(|_| Choice::default()).collect(), claim: None }
+    pub fn new(choices: usize, before: impl Fn(usize) -> u64) -> Self {
+        let choice = |at| Choice { follower: Follower::after(before(at)), ..Choice::default() };
+        Self { choices: (0..choices).map(choice).collect(), claim: None }
     }
 
     /// Adds text; returns the length of the choice's billed text. `keep` keeps the text for a whole answer.
@@ -43,18 +52,83 @@ impl SoFar {
         choice.billed.len()
     }
 
-    /// Adds parts of tool calls; returns the length of the choice's billed text.
-    pub fn add_calls(&mut self, choice: usize, calls: &[ToolCallDelta], keep: bool) -> usize {
+    /// Holds the probabilities of a piece to its text, and keeps them for a whole answer. `limit` is the bound on
+    /// tokens.
+    ///
+    /// # Errors
+    /// They are not those of the text.
+    pub fn add_logprobs(
+        &mut self,
+        choice: usize,
+        text: &str,
+        logprobs: &mut Logprobs,
+        limit: u64,
+        keep: bool,
+    ) -> Result<(), Fault> {
+        let choice = &mut self.choices[choice];
+        let most = limit.saturating_add(SLACK);
+        choice.follower.follow(text, logprobs, most).map_err(|_| Fault::Protocol)?;
+        if keep {
+            match &mut choice.output.logprobs {
+                Some(all) => all.append(logprobs.clone()),
+                none => *none = Some(logprobs.clone()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds parts of tool calls; returns them as they are sent on, with ids of ours, and the length of the choice's
+    /// billed text.
+    ///
+    /// # Errors
+    /// A call that may not be made, or that leaves a gap.
+    pub fn add_calls(
+        &mut self,
+        choice: usize,
+        parts: Vec<CallPart>,
+        rules: &Rules,
+        request_id: &RequestId,
+        keep: bool,
+    ) -> Result<(Vec<ToolCallDelta>, usize), Fault> {
+        let place = choice;
         let choice = &mut self.choices[choice];
         choice.pieces += 1;
-        for function in calls.iter().filter_map(|call| call.function.as_ref()) {
-            choice.billed.push_str(function.name.as_deref().unwrap_or_default());
-            choice.billed.push_str(function.arguments.as_deref().unwrap_or_default());
+        choice.follower.blind();
+        let mut deltas = Vec::with_capacity(parts.len());
+        for part in parts {
+            let first = part.index == choice.calls.len();
+            if first {
+                let name = part.name.ok_or(Fault::Protocol)?;
+                rules.may_call(part.index, &name)?;
+                choice.billed.push_str(&name);
+                choice.calls.push((name, String::new()));
+            }
+            let (name, arguments) = choice.calls.get_mut(part.index).ok_or(Fault::Protocol)?;
+            choice.billed.push_str(&part.arguments);
+            if rules.keeps_arguments() {
+                arguments.push_str(&part.arguments);
+            }
+            deltas.push(ToolCallDelta {
+                index: part.index as u64,
+                id: first.then(|| call_id(request_id, place, part.index)),
+                kind: first.then(|| "function".to_owned()),
+                function: Some(FunctionDelta {
+                    name: first.then(|| name.clone()),
+                    arguments: Some(part.arguments),
+                }),
+            });
         }
         if keep {
-            choice.output.add_calls(calls);
+            choice.output.add_calls(&deltas);
         }
-        choice.billed.len()
+        Ok((deltas, choice.billed.len()))
+    }
+
+    /// Text and calls of a choice, to be looked at in the end. The text is whole as long as there are no calls.
+    #[must_use]
+    pub fn made(&self, choice: usize) -> (&str, &[(String, String)]) {
+        let choice = &self.choices[choice];
+        (&choice.billed, &choice.calls)
     }
 
     /// Notes the end of a choice; false when it had ended before.
@@ -146,6 +220,13 @@ impl SoFar {
     }
 }
 
+/// The id of a call; a node's own ids are never sent on (GR15).
+fn call_id(request_id: &RequestId, choice: usize, call: usize) -> String {
+    let id = request_id.as_str();
+    let tail = id.strip_prefix(RequestId::PREFIX).unwrap_or(id);
+    format!("call_{tail}{choice:02x}{call:02x}")
+}
+
 /// A text cut before its last word: what is counted for a checkpoint, so that a word whose rest is still to come
 /// never counts more tokens now than it will in the end.
 #[must_use]
@@ -159,7 +240,7 @@ mod tests {
 
     #[test]
     fn billed_text_is_cut_at_what_was_handed_out() {
-        let mut so_far = SoFar::new(2);
+        let mut so_far = SoFar::new(2, |_| 0);
         let marks: Vec<usize> =
             ["hé", "llo", " 世界"].iter().map(|text| so_far.add_text(0, text, false)).collect();
         so_far.add_text(1, "other", false);
@@ -170,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_choice_ends_once_and_stays_ended() {
-        let mut so_far = SoFar::new(2);
+        let mut so_far = SoFar::new(2, |_| 0);
         assert!(so_far.finish(0, FinishReason::Stop));
         assert!(!so_far.finish(0, FinishReason::Length));
         assert_eq!(so_far.finish_reason(), Some(FinishReason::Stop));
@@ -189,12 +270,40 @@ mod tests {
 
     #[test]
     fn more_pieces_than_tokens_are_noticed() {
-        let mut so_far = SoFar::new(1);
+        let mut so_far = SoFar::new(1, |_| 0);
         for _ in 0..10 + SLACK {
             so_far.add_text(0, "x", false);
             assert!(!so_far.is_overlong(0, 10));
         }
         so_far.add_text(0, "x", false);
         assert!(so_far.is_overlong(0, 10));
+    }
+
+    #[test]
+    fn calls_are_dense_declared_and_get_ids_of_ours() {
+        let body = serde_json::json!({"model": "m", "messages": [],
+            "tools": [{"type": "function", "function": {"name": "f"}}]});
+        let rules = Rules::of_chat(&serde_json::from_value(body).unwrap(), false).unwrap();
+        let id = RequestId::from_tail("0197");
+        let part = |index: usize, name: Option<&str>, arguments: &str| CallPart {
+            index,
+            name: name.map(str::to_owned),
+            arguments: arguments.to_owned(),
+        };
+        let mut so_far = SoFar::new(1, |_| 0);
+        let mut add = |part| so_far.add_calls(0, vec![part], &rules, &id, true);
+        let (deltas, upto) = add(part(0, Some("f"), "{")).unwrap();
+        assert_eq!((deltas[0].id.as_deref(), upto), (Some("call_01970000"), 2));
+        let (deltas, upto) = add(part(0, Some("f"), "}")).unwrap();
+        assert_eq!((&deltas[0].id, upto), (&None, 3), "a name is billed and sent once");
+        assert_eq!(add(part(2, Some("f"), "")), Err(Fault::Protocol), "a gap");
+        assert_eq!(add(part(1, None, "")), Err(Fault::Protocol), "no name");
+        assert_eq!(add(part(1, Some("g"), "")), Err(Fault::Protocol), "not declared");
+        add(part(1, Some("f"), "{\"a\":1}")).unwrap();
+        add(part(0, None, " ")).unwrap();
+        let output = so_far.take_outputs().remove(0);
+        assert_eq!(output.calls[0].function.arguments, "{} ");
+        assert_eq!(output.calls[1].id, "call_01970001");
+        assert_eq!(so_far.take_billed(), ["f{}f{\"a\":1} "]);
     }
 }

@@ -372,6 +372,8 @@ pub enum FinishReason {
     ToolCalls,
     /// A filter cut the output.
     ContentFilter,
+    /// The model called a function, for requests in the old form (`functions`).
+    FunctionCall,
 }
 
 impl FinishReason {
@@ -383,6 +385,7 @@ impl FinishReason {
             Self::Length => "length",
             Self::ToolCalls => "tool_calls",
             Self::ContentFilter => "content_filter",
+            Self::FunctionCall => "function_call",
         }
     }
 }
@@ -435,6 +438,9 @@ pub struct ResponseMessage {
     /// Calls of tools.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<ToolCall>>,
+    /// The call, for requests in the old form (`functions`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCall>,
 }
 
 /// One chunk of a stream.
@@ -504,6 +510,9 @@ pub struct Delta {
     /// Parts of tool calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<ToolCallDelta>>,
+    /// A part of the call, for requests in the old form (`functions`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionDelta>,
 }
 
 /// A part of a tool call.

@@ -8,13 +8,14 @@ use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::ChatRequest;
 use http::HeaderMap;
 
+use super::old_form::modernise;
 use super::parse::{Manners, Parsed, resolve_model, wishes};
-use super::validate::{check_chat, output_limit};
+use super::validate::{check_chat, check_tools, output_limit};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::edge::Edge;
-use crate::error::ApiResult;
-use crate::relay::{Ask, Job, run_llm};
+use crate::error::{ApiError, ApiResult};
+use crate::relay::{Ask, Job, Rules, run_llm};
 
 /// Answers a conversation, as a stream or whole.
 pub async fn create_chat_completion(
@@ -22,21 +23,26 @@ pub async fn create_chat_completion(
     edge: Edge,
     caller: Caller,
     headers: HeaderMap,
-    Parsed(request): Parsed<ChatRequest>,
+    Parsed(mut request): Parsed<ChatRequest>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers);
+    let mut manners = Manners::of(&headers)?;
     manners.ignore(&request.unknown, "")?;
     if let Some(provider) = &request.provider {
         manners.ignore(&provider.unknown, "provider.")?;
     }
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Llm).await?;
     check_chat(&request)?;
+    let old_form = modernise(&mut request)?;
+    check_tools(&request)?;
     let param = if request.max_tokens.is_none() { "max_completion_tokens" } else { "max_tokens" };
     let (limit, explicit_limit) = output_limit(request.output_limit(), &model, param)?;
+    let (request, rules) = chat_rules(request, old_form).await?;
     let job = Job {
         request_id: edge.request_id,
         arrived: edge.arrived,
         created: app.clock.now().seconds(),
+        rules,
+        timeout: manners.timeout,
         model,
         model_name: request.model.clone(),
         choices: usize::try_from(request.n.unwrap_or(1)).unwrap_or(1),
@@ -49,4 +55,17 @@ pub async fn create_chat_completion(
         ask: Ask::Chat(Box::new(request)),
     };
     Box::pin(run_llm(app, caller, job)).await.map(|response| manners.sign(response))
+}
+
+/// The rules of the answer; schemas are compiled off the async threads.
+async fn chat_rules(request: ChatRequest, old_form: bool) -> ApiResult<(ChatRequest, Rules)> {
+    if request.tools.is_none() && request.response_format.is_none() {
+        let rules = Rules::of_chat(&request, old_form)?;
+        return Ok((request, rules));
+    }
+    let made = tokio::task::spawn_blocking(move || {
+        let rules = Rules::of_chat(&request, old_form);
+        rules.map(|rules| (request, rules))
+    });
+    made.await.map_err(ApiError::internal)?
 }

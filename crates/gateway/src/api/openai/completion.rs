@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::edge::Edge;
 use crate::error::ApiResult;
-use crate::relay::{Ask, Job, run_llm};
+use crate::relay::{Ask, Job, Rules, run_llm};
 
 /// Continues texts, as a stream or whole.
 pub async fn create_completion(
@@ -24,7 +24,7 @@ pub async fn create_completion(
     headers: HeaderMap,
     Parsed(request): Parsed<CompletionRequest>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers);
+    let mut manners = Manners::of(&headers)?;
     manners.ignore(&request.unknown, "")?;
     if let Some(provider) = &request.provider {
         manners.ignore(&provider.unknown, "provider.")?;
@@ -38,6 +38,8 @@ pub async fn create_completion(
         request_id: edge.request_id,
         arrived: edge.arrived,
         created: app.clock.now().seconds(),
+        rules: Rules::of_completion(&request),
+        timeout: manners.timeout,
         model,
         model_name: request.model.clone(),
         choices: usize::try_from(choices).unwrap_or(1),

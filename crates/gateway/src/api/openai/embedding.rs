@@ -24,7 +24,7 @@ pub async fn create_embedding(
     headers: HeaderMap,
     Parsed(request): Parsed<EmbeddingRequest>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers);
+    let mut manners = Manners::of(&headers)?;
     manners.ignore(&request.unknown, "")?;
     if let Some(provider) = &request.provider {
         manners.ignore(&provider.unknown, "provider.")?;
@@ -32,6 +32,7 @@ pub async fn create_embedding(
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Embeddings).await?;
     check_embedding(&request, &model)?;
     let job = EmbedJob {
+        timeout: manners.timeout,
         request_id: edge.request_id,
         arrived: edge.arrived,
         wishes: wishes(&app, &request.model, request.provider.as_ref())?,

@@ -2,7 +2,9 @@
 
 pub mod chat;
 pub mod completion;
+mod conversation;
 pub mod embedding;
 pub mod model;
+mod old_form;
 mod parse;
 mod validate;

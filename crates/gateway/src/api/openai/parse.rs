@@ -1,6 +1,7 @@
 //! From bytes to a closed schema: unknown fields are dropped and named, a wrong field is a 400 that names it (GR2).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
 use axum::response::Response;
@@ -16,6 +17,7 @@ use crate::app::App;
 use crate::body::{RawBody, require_json};
 use crate::error::{ApiError, ApiResult};
 use crate::json;
+use crate::limits;
 
 const X_IGNORED: HeaderName = HeaderName::from_static("x-cxmpute-ignored");
 
@@ -119,22 +121,35 @@ pub struct Manners {
     pub title: Option<String>,
     /// `HTTP-Referer` or `Referer`.
     pub referer: Option<String>,
+    /// `X-Cxmpute-Timeout-Ms`: the time the client gives the request.
+    pub timeout: Option<Duration>,
 }
 
 impl Manners {
-    /// Reads the labels of the calling application and whether unknown fields are an error.
-    pub fn of(headers: &HeaderMap) -> Self {
+    /// Reads the labels of the calling application, whether unknown fields are an error, and the wanted deadline.
+    ///
+    /// # Errors
+    /// A header of ours has a value that it cannot have.
+    pub fn of(headers: &HeaderMap) -> ApiResult<Self> {
         let label = |name: &str| {
             let value = headers.get(name)?.to_str().ok()?.trim();
             let text: String = value.chars().filter(|c| !c.is_control()).take(200).collect();
             (!text.is_empty()).then_some(text)
         };
-        Self {
-            strict: headers.get("x-cxmpute-strict").is_some_and(|value| value == "1"),
+        let strict = match headers.get("x-cxmpute-strict").map(HeaderValue::as_bytes) {
+            None | Some(b"0") => false,
+            Some(b"1") => true,
+            Some(_) => {
+                return Err(ApiError::invalid_parameter("X-Cxmpute-Strict", "X-Cxmpute-Strict is 0 or 1."));
+            }
+        };
+        Ok(Self {
+            strict,
             ignored: Vec::new(),
             title: label("x-title"),
             referer: label("http-referer").or_else(|| label("referer")),
-        }
+            timeout: headers.get("x-cxmpute-timeout-ms").map(timeout).transpose()?,
+        })
     }
 
     /// Notes fields outside the schema.
@@ -163,6 +178,17 @@ impl Manners {
         }
         response
     }
+}
+
+fn timeout(value: &HeaderValue) -> ApiResult<Duration> {
+    let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let millis =
+        digits.and_then(|text| text.parse().ok()).filter(|millis| (1..=limits::TIMEOUT_MS).contains(millis));
+    millis.map(Duration::from_millis).ok_or_else(|| {
+        let message =
+            format!("X-Cxmpute-Timeout-Ms is a number of milliseconds from 1 to {}.", limits::TIMEOUT_MS);
+        ApiError::invalid_parameter("X-Cxmpute-Timeout-Ms", message)
+    })
 }
 
 /// A field's name as it may stand in a header.
@@ -283,12 +309,12 @@ mod tests {
         let body = br#"{"model":"m","messages":[],"prompt_embeds":[1],"guided_json":{},"b\u00e9,":1}"#;
         let request: ChatRequest = parse(body).unwrap();
         let mut headers = HeaderMap::new();
-        let mut manners = Manners::of(&headers);
+        let mut manners = Manners::of(&headers).unwrap();
         manners.ignore(&request.unknown, "").unwrap();
         let response = manners.sign(Response::new(axum::body::Body::empty()));
         assert_eq!(response.headers()[X_IGNORED], "b??,guided_json,prompt_embeds");
         headers.insert("x-cxmpute-strict", HeaderValue::from_static("1"));
-        assert!(Manners::of(&headers).ignore(&request.unknown, "").is_err());
+        assert!(Manners::of(&headers).unwrap().ignore(&request.unknown, "").is_err());
         assert!(!serde_json::to_string(&request).unwrap().contains("guided"));
     }
 }

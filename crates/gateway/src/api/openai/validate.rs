@@ -1,44 +1,25 @@
-//! The bounds of requests (GR section 9); each refusal names its field.
+//! The bounds of requests (GR section 9), as far as they do not depend on the model; each refusal names its field.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use cxmpute_market::catalogue::ModelEntry;
-use cxmpute_wire::openai::{ChatRequest, CompletionRequest, Content, EmbeddingRequest, ResponseFormat, Stop};
+use cxmpute_wire::openai::{
+    ChatRequest, CompletionRequest, EmbeddingRequest, LogitBias, ResponseFormat, Stop, Tool, ToolChoice,
+};
 
+use super::conversation::check_messages;
 use crate::error::{ApiError, ApiResult};
-use crate::relay::MAX_CHOICES;
+use crate::limits;
+use crate::schema::{Schema, Use};
 
-const MESSAGES: usize = 2_048;
-const PARTS: usize = 64;
-const TOOLS: usize = 128;
-const STOPS: usize = 4;
-const STOP_BYTES: usize = 256;
-const CHOICES: u64 = 8;
-const INPUTS: usize = 2_048;
-
-fn refuse<T>(param: &str, message: impl Into<std::borrow::Cow<'static, str>>) -> ApiResult<T> {
+pub(super) fn refuse<T>(param: &str, message: impl Into<Cow<'static, str>>) -> ApiResult<T> {
     Err(ApiError::invalid_parameter(param, message))
 }
 
 /// A conversation.
 pub fn check_chat(request: &ChatRequest) -> ApiResult<()> {
-    if request.messages.is_empty() || request.messages.len() > MESSAGES {
-        return refuse("messages", format!("messages must hold 1 to {MESSAGES} messages."));
-    }
-    for message in &request.messages {
-        match &message.content {
-            Some(content) if content.has_image() => {
-                return Err(ApiError::unsupported_parameter("messages", "This model does not take images."));
-            }
-            Some(Content::Parts(parts)) if parts.len() > PARTS => {
-                return refuse("messages", format!("A message may have at most {PARTS} parts."));
-            }
-            Some(_) => {}
-            None if message.tool_calls.is_none() => return refuse("messages", "A message has no content."),
-            None => {}
-        }
-    }
-    if request.tools.as_ref().is_some_and(|tools| tools.len() > TOOLS) {
-        return refuse("tools", format!("At most {TOOLS} tools may be declared."));
-    }
+    check_messages(&request.messages)?;
     if let (Some(new), Some(old)) = (request.max_completion_tokens, request.max_tokens)
         && new != old
     {
@@ -47,18 +28,29 @@ pub fn check_chat(request: &ChatRequest) -> ApiResult<()> {
             "max_tokens and max_completion_tokens differ; give one, or the same twice.",
         );
     }
-    match &request.response_format {
-        None | Some(ResponseFormat::Text) => {}
-        Some(ResponseFormat::JsonObject | ResponseFormat::JsonSchema { .. }) => {
-            return Err(ApiError::unsupported_parameter(
-                "response_format",
-                "This model answers in plain text only.",
-            ));
-        }
+    if let Some(ResponseFormat::JsonSchema { json_schema }) = &request.response_format {
+        check_name(&json_schema.name, "response_format.json_schema.name")?;
+        check_description(json_schema.description.as_deref(), "response_format.json_schema.description")?;
     }
-    check_sampling(request.temperature, request.top_p, request.top_k)?;
+    check_top_logprobs(request)?;
+    check_sampling(&Sampling {
+        temperature: request.temperature,
+        top_p: request.top_p,
+        top_k: request.top_k,
+        min_p: request.min_p,
+        frequency_penalty: request.frequency_penalty,
+        presence_penalty: request.presence_penalty,
+        repetition_penalty: request.repetition_penalty,
+    })?;
+    check_bias(request.logit_bias.as_ref())?;
     check_stop(request.stop.as_ref())?;
-    check_choices(request.n)
+    check_metadata(request.metadata.as_ref())?;
+    check_effort(request.reasoning_effort.as_deref())?;
+    check_choices(request.n)?;
+    if request.stream_options.is_some() && !request.streamed() {
+        return refuse("stream_options", "stream_options may only be given with stream: true.");
+    }
+    Ok(())
 }
 
 /// A text to continue.
@@ -67,12 +59,43 @@ pub fn check_completion(request: &CompletionRequest) -> ApiResult<()> {
     if prompts.is_empty() || prompts.iter().any(String::is_empty) {
         return refuse("prompt", "prompt must not be empty.");
     }
-    check_sampling(request.temperature, request.top_p, request.top_k)?;
+    check_sampling(&Sampling {
+        temperature: request.temperature,
+        top_p: request.top_p,
+        top_k: request.top_k,
+        min_p: request.min_p,
+        frequency_penalty: request.frequency_penalty,
+        presence_penalty: request.presence_penalty,
+        repetition_penalty: request.repetition_penalty,
+    })?;
+    check_bias(request.logit_bias.as_ref())?;
     check_stop(request.stop.as_ref())?;
     check_choices(request.n)?;
-    let choices = (prompts.len() as u64).saturating_mul(request.n.unwrap_or(1));
-    if choices > MAX_CHOICES as u64 {
-        return refuse("prompt", format!("Prompts times n must be at most {MAX_CHOICES}."));
+    let n = request.n.unwrap_or(1);
+    if request.best_of.is_some_and(|best_of| best_of != n) {
+        return refuse("best_of", "best_of must be equal to n.");
+    }
+    if request.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+        return Err(ApiError::unsupported_parameter(
+            "suffix",
+            "No model here fills in the middle of a text.",
+        ));
+    }
+    if request.logprobs.is_some_and(|logprobs| logprobs > limits::LOGPROBS) {
+        return refuse("logprobs", format!("logprobs must be 0 to {}.", limits::LOGPROBS));
+    }
+    if request.echo == Some(true) && request.logprobs.is_some() {
+        return Err(ApiError::unsupported_parameter(
+            "echo",
+            "The probabilities of a repeated prompt are not known; leave echo or logprobs out.",
+        ));
+    }
+    let choices = (prompts.len() as u64).saturating_mul(n);
+    if choices > limits::CHOICES as u64 {
+        return refuse("prompt", format!("Prompts times n must be at most {}.", limits::CHOICES));
+    }
+    if request.stream_options.is_some() && !request.streamed() {
+        return refuse("stream_options", "stream_options may only be given with stream: true.");
     }
     Ok(())
 }
@@ -80,11 +103,11 @@ pub fn check_completion(request: &CompletionRequest) -> ApiResult<()> {
 /// Texts to embed.
 pub fn check_embedding(request: &EmbeddingRequest, model: &ModelEntry) -> ApiResult<()> {
     let texts = request.input.texts();
-    if texts.is_empty() || texts.len() > INPUTS {
-        return refuse("input", format!("input must be a text or a list of 1 to {INPUTS} texts."));
+    if texts.is_empty() || texts.len() > limits::INPUTS {
+        return refuse("input", format!("input must be a text or a list of 1 to {} texts.", limits::INPUTS));
     }
-    if texts.iter().any(String::is_empty) {
-        return refuse("input", "input must not hold an empty text.");
+    if let Some(at) = texts.iter().position(String::is_empty) {
+        return refuse(&format!("input[{at}]"), "input must not hold an empty text.");
     }
     if request.dimensions.is_some_and(|wanted| Some(wanted) != model.dimensions) {
         return Err(ApiError::unsupported_parameter(
@@ -109,15 +132,125 @@ pub fn output_limit(asked: Option<u64>, model: &ModelEntry, param: &str) -> ApiR
     }
 }
 
-fn check_sampling(temperature: Option<f64>, top_p: Option<f64>, top_k: Option<u64>) -> ApiResult<()> {
-    if temperature.is_some_and(|value| !(0.0..=2.0).contains(&value)) {
-        return refuse("temperature", "temperature must be 0 to 2.");
+/// Declared tools and the choice among them.
+pub fn check_tools(request: &ChatRequest) -> ApiResult<()> {
+    let tools = request.tools.as_deref().unwrap_or_default();
+    if tools.len() > limits::TOOLS {
+        return refuse("tools", format!("At most {} tools may be declared.", limits::TOOLS));
     }
-    if top_p.is_some_and(|value| !(value > 0.0 && value <= 1.0)) {
-        return refuse("top_p", "top_p must be over 0 and at most 1.");
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    for (at, tool) in tools.iter().enumerate() {
+        check_tool(tool, at)?;
+        if let Some(first) = names.insert(&tool.function.name, at) {
+            return refuse(
+                &format!("tools[{at}].function.name"),
+                format!("tools[{first}] has this name already; names must differ."),
+            );
+        }
     }
-    if top_k.is_some_and(|value| value > 1_000_000) {
-        return refuse("top_k", "top_k must be at most 1000000.");
+    let Some(choice) = &request.tool_choice else { return Ok(()) };
+    if tools.is_empty() && !choice.forbids() {
+        return refuse("tool_choice", "tool_choice may only be given with tools.");
+    }
+    match choice {
+        ToolChoice::Named(named) if named.kind != "function" => {
+            refuse("tool_choice.type", "The type of a tool is `function`.")
+        }
+        ToolChoice::Named(named) if !names.contains_key(named.function.name.as_str()) => {
+            refuse("tool_choice", "tool_choice names a function that tools does not declare.")
+        }
+        ToolChoice::Named(_) | ToolChoice::Mode(_) => Ok(()),
+    }
+}
+
+fn check_tool(tool: &Tool, at: usize) -> ApiResult<()> {
+    if tool.kind != "function" {
+        return refuse(&format!("tools[{at}].type"), "The type of a tool is `function`.");
+    }
+    check_name(&tool.function.name, &format!("tools[{at}].function.name"))?;
+    check_description(tool.function.description.as_deref(), &format!("tools[{at}].function.description"))?;
+    match &tool.function.parameters {
+        Some(parameters) => Schema::check(parameters, Use::Hint).map_err(|fault| {
+            let what = format!("function '{}'", tool.function.name);
+            fault.refuse(&what, &format!("tools[{at}].function.parameters"))
+        }),
+        None => Ok(()),
+    }
+}
+
+fn check_name(name: &str, param: &str) -> ApiResult<()> {
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if name.is_empty() || name.len() > limits::NAME || !name.bytes().all(fine) {
+        return refuse(param, format!("A name is 1 to {} of a-z, A-Z, 0-9, _ and -.", limits::NAME));
+    }
+    Ok(())
+}
+
+fn check_description(text: Option<&str>, param: &str) -> ApiResult<()> {
+    if text.is_some_and(|text| text.len() > limits::DESCRIPTION) {
+        return refuse(param, format!("A description has at most {} bytes.", limits::DESCRIPTION));
+    }
+    Ok(())
+}
+
+fn check_top_logprobs(request: &ChatRequest) -> ApiResult<()> {
+    let Some(top) = request.top_logprobs else { return Ok(()) };
+    if top > limits::TOP_LOGPROBS {
+        return refuse("top_logprobs", format!("top_logprobs must be 0 to {}.", limits::TOP_LOGPROBS));
+    }
+    if request.logprobs != Some(true) {
+        return refuse("top_logprobs", "top_logprobs needs logprobs: true.");
+    }
+    Ok(())
+}
+
+/// How tokens are drawn; the same fields on both routes.
+struct Sampling {
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<u64>,
+    min_p: Option<f64>,
+    frequency_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    repetition_penalty: Option<f64>,
+}
+
+fn check_sampling(asked: &Sampling) -> ApiResult<()> {
+    let closed = [
+        ("temperature", asked.temperature, 0.0, 2.0),
+        ("min_p", asked.min_p, 0.0, 1.0),
+        ("frequency_penalty", asked.frequency_penalty, -2.0, 2.0),
+        ("presence_penalty", asked.presence_penalty, -2.0, 2.0),
+    ];
+    for (field, value, least, most) in closed {
+        if value.is_some_and(|value| !(least..=most).contains(&value)) {
+            return refuse(field, format!("{field} must be {least} to {most}."));
+        }
+    }
+    // Zero would divide by zero, or leave no token.
+    let open = [("top_p", asked.top_p, 1.0), ("repetition_penalty", asked.repetition_penalty, 2.0)];
+    for (field, value, most) in open {
+        if value.is_some_and(|value| !(value > 0.0 && value <= most)) {
+            return refuse(field, format!("{field} must be over 0 and at most {most}."));
+        }
+    }
+    if asked.top_k.is_some_and(|value| value > limits::TOP_K) {
+        return refuse("top_k", format!("top_k must be at most {}.", limits::TOP_K));
+    }
+    Ok(())
+}
+
+fn check_bias(bias: Option<&LogitBias>) -> ApiResult<()> {
+    let Some(bias) = bias else { return Ok(()) };
+    if bias.len() > limits::BIASES {
+        return refuse("logit_bias", format!("logit_bias may have {} entries.", limits::BIASES));
+    }
+    let is_id = |text: &String| text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<i64>().is_ok();
+    if !bias.keys().all(is_id) {
+        return refuse("logit_bias", "The keys of logit_bias are token ids, written as whole numbers.");
+    }
+    if !bias.values().all(|value| (-100.0..=100.0).contains(value)) {
+        return refuse("logit_bias", "The values of logit_bias must be -100 to 100.");
     }
     Ok(())
 }
@@ -125,60 +258,41 @@ fn check_sampling(temperature: Option<f64>, top_p: Option<f64>, top_k: Option<u6
 fn check_stop(stop: Option<&Stop>) -> ApiResult<()> {
     let Some(stop) = stop else { return Ok(()) };
     let texts = stop.texts();
-    if texts.len() > STOPS || texts.iter().any(|text| text.is_empty() || text.len() > STOP_BYTES) {
-        return refuse("stop", format!("stop may hold {STOPS} texts of 1 to {STOP_BYTES} bytes."));
+    let (most, bytes) = (limits::STOPS, limits::STOP_BYTES);
+    if texts.len() > most || texts.iter().any(|text| text.is_empty() || text.len() > bytes) {
+        return refuse("stop", format!("stop may hold {most} texts of 1 to {bytes} bytes."));
     }
     Ok(())
 }
 
+fn check_metadata(metadata: Option<&BTreeMap<String, String>>) -> ApiResult<()> {
+    let Some(metadata) = metadata else { return Ok(()) };
+    let (most, key, value) = (limits::METADATA, limits::METADATA_KEY, limits::METADATA_VALUE);
+    if metadata.len() > most || metadata.iter().any(|(k, v)| k.len() > key || v.len() > value) {
+        return refuse(
+            "metadata",
+            format!("metadata may have {most} entries with keys of {key} and values of {value} bytes."),
+        );
+    }
+    Ok(())
+}
+
+fn check_effort(effort: Option<&str>) -> ApiResult<()> {
+    const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+    match effort {
+        Some(effort) if !EFFORTS.contains(&effort) => {
+            refuse("reasoning_effort", format!("reasoning_effort is one of {}.", EFFORTS.join(", ")))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_choices(n: Option<u64>) -> ApiResult<()> {
-    if n.is_some_and(|n| !(1..=CHOICES).contains(&n)) {
-        return refuse("n", format!("n must be 1 to {CHOICES}."));
+    if n.is_some_and(|n| !(1..=limits::N).contains(&n)) {
+        return refuse("n", format!("n must be 1 to {}.", limits::N));
     }
     Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn chat(more: &str) -> Option<String> {
-        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}]{more}}}"#);
-        let request: ChatRequest = serde_json::from_str(&body).unwrap();
-        check_chat(&request).err().and_then(|error| error.param.clone())
-    }
-
-    #[test]
-    fn out_of_range_values_name_their_field() {
-        let table = [
-            ("", None),
-            (r#","n":0"#, Some("n")),
-            (r#","n":9"#, Some("n")),
-            (r#","n":8"#, None),
-            (r#","temperature":2.1"#, Some("temperature")),
-            (r#","temperature":-0.1"#, Some("temperature")),
-            (r#","top_p":0"#, Some("top_p")),
-            (r#","stop":["a","b","c","d","e"]"#, Some("stop")),
-            (r#","stop":"""#, Some("stop")),
-            (r#","max_tokens":5,"max_completion_tokens":6"#, Some("max_tokens")),
-            (r#","max_tokens":5,"max_completion_tokens":5"#, None),
-            (r#","response_format":{"type":"json_object"}"#, Some("response_format")),
-            (r#","response_format":{"type":"text"}"#, None),
-        ];
-        for (more, field) in table {
-            assert_eq!(chat(more).as_deref(), field, "{more}");
-        }
-    }
-
-    #[test]
-    fn messages_need_content_and_images_are_refused() {
-        let check = |messages: &str| {
-            let body = format!(r#"{{"model":"m","messages":{messages}}}"#);
-            check_chat(&serde_json::from_str(&body).unwrap()).is_ok()
-        };
-        assert!(!check("[]"));
-        assert!(!check(r#"[{"role":"user"}]"#));
-        assert!(check(r#"[{"role":"user","content":[{"type":"text","text":"x"}]}]"#));
-        assert!(!check(r#"[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:,"}}]}]"#));
-    }
-}
+mod tests;

@@ -1,0 +1,75 @@
+//! Every bound on what a client or a node may send, in one place (GR section 9). The code takes its numbers from
+//! here; `docs/limits.md` is this table for people, and a test holds both together.
+
+/// Bytes of an address.
+pub const URI: usize = 8 * 1024;
+/// Bytes of the head of a request.
+pub const HEAD: usize = 32 * 1024;
+/// Fields of the head of a request.
+pub const FIELDS: usize = 100;
+/// Bytes of a body.
+pub const BODY: usize = 4 * 1024 * 1024;
+/// Bytes of a body of the routes for providers.
+pub const PROVIDER_BODY: usize = 256 * 1024;
+/// Depth of arrays and objects in JSON.
+pub const JSON_DEPTH: usize = 64;
+/// Messages of a conversation.
+pub const MESSAGES: usize = 2_048;
+/// Parts of a message.
+pub const PARTS: usize = 64;
+/// Images of a conversation.
+pub const IMAGES: usize = 16;
+/// Bytes of an image, after decoding.
+pub const IMAGE_BYTES: usize = 10 * 1024 * 1024;
+/// Declared tools.
+pub const TOOLS: usize = 128;
+/// Bytes of the name of a tool, a function or a schema.
+pub const NAME: usize = 64;
+/// Bytes of a description.
+pub const DESCRIPTION: usize = 16 * 1024;
+/// Tool calls of one choice.
+pub const CALLS: usize = 128;
+/// Stop texts.
+pub const STOPS: usize = 4;
+/// Bytes of a stop text.
+pub const STOP_BYTES: usize = 256;
+/// Choices of one prompt.
+pub const N: u64 = 8;
+/// Choices of one request: `n`, or prompts times `n`.
+pub const CHOICES: usize = 16;
+/// Entries of `logit_bias`.
+pub const BIASES: usize = 1_024;
+/// Likely tokens at each place of a chat.
+pub const TOP_LOGPROBS: u64 = 20;
+/// Likely tokens at each place of a legacy completion.
+pub const LOGPROBS: u64 = 5;
+/// `top_k`.
+pub const TOP_K: u64 = 1_000_000;
+/// Entries of `metadata`.
+pub const METADATA: usize = 16;
+/// Bytes of a key of `metadata`.
+pub const METADATA_KEY: usize = 64;
+/// Bytes of a value of `metadata`.
+pub const METADATA_VALUE: usize = 512;
+/// Bytes of a JSON schema.
+pub const SCHEMA: usize = 64 * 1024;
+/// Nesting of a JSON schema.
+pub const SCHEMA_DEPTH: usize = 16;
+/// Regular expressions of a JSON schema.
+pub const PATTERNS: usize = 32;
+/// Bytes of a regular expression.
+pub const PATTERN: usize = 512;
+/// Models to fall back to.
+pub const FALLBACKS: usize = 8;
+/// Inputs of a request for embeddings.
+pub const INPUTS: usize = 2_048;
+/// Tokens of all inputs of a request for embeddings.
+pub const INPUT_TOKENS: u64 = 300_000;
+/// Names in `X-Cxmpute-Ignored`.
+pub const IGNORED: usize = 32;
+/// Bytes of the text of one token that a node names.
+pub const TOKEN_BYTES: usize = 1_024;
+/// Bytes of tokens whose text has not come yet.
+pub const TOKENS_AHEAD: usize = 16 * 1024;
+/// Longest time that a client may name in `X-Cxmpute-Timeout-Ms`, in milliseconds: a day.
+pub const TIMEOUT_MS: u64 = 86_400_000;

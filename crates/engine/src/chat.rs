@@ -3,28 +3,21 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use cxmpute_runtime::random;
 use cxmpute_wire::openai::{
-    ChatChoice, ChatChunk, ChatRequest, ChatResponse, ChunkChoice, Delta, FinishReason, FunctionDelta,
-    ResponseMessage, Role, ToolCall, ToolCallDelta, Usage,
+    ChatChoice, ChatChunk, ChatLogprobs, ChatRequest, ChatResponse, ChunkChoice, Delta, FinishReason,
+    FunctionCall, FunctionDelta, ResponseMessage, Role, ToolCall, ToolCallDelta, ToolChoice, Usage,
 };
 
-use crate::llm::Event;
-use crate::params::{Admitted, Params, admit};
+use crate::generate::{Event, Prompt};
+use crate::logprobs;
+use crate::params::{Admitted, Params, Task, admit};
 use crate::refusal::{JsonBody, Refusal};
 use crate::server::{DONE, Engine, broken, event, event_stream, fresh_id};
-use crate::tools::ToolFilter;
-
-/// What is the same in all chunks of an answer.
-struct Head {
-    id: String,
-    created: i64,
-    model: String,
-    /// Tool calls are looked for.
-    tools: bool,
-}
+use crate::text::Span;
+use crate::tools::{Part, Syntax, ToolParser};
 
 /// Answers a conversation, as a stream or whole.
 pub async fn complete_chat(
@@ -34,50 +27,157 @@ pub async fn complete_chat(
     let llm = engine.llm(&request.model)?;
     let params = Params::of_chat(&request)?;
     let streamed = request.streamed();
-    let head = Head {
-        id: fresh_id("chatcmpl-"),
-        created: engine.clock.now().seconds(),
-        model: request.model.clone(),
-        tools: request.tools.as_ref().is_some_and(|tools| !tools.is_empty()),
+    let tools = request.tools.as_ref().is_some_and(|tools| !tools.is_empty());
+    let forbidden = request.tool_choice.as_ref().is_some_and(ToolChoice::forbids);
+    let syntax = llm.counter.template_source().and_then(Syntax::of_template).filter(|_| tools && !forbidden);
+    let choices = (0..params.choices()).map(|_| Choice { tools: syntax.map(ToolParser::lenient), calls: 0 });
+    let reply = Reply {
+        head: ChatChunk {
+            id: fresh_id("chatcmpl-"),
+            object: "chat.completion.chunk".into(),
+            created: engine.clock.now().seconds(),
+            model: request.model.clone(),
+            choices: Vec::new(),
+            usage: None,
+            system_fingerprint: None,
+        },
+        choices: choices.collect(),
+        logprobs: request.logprobs.unwrap_or(false),
+        named: request.tool_choice.as_ref().and_then(ToolChoice::named).is_some(),
     };
     let counter = llm.counter.clone();
-    let admitted = admit(llm, params, move || Ok(vec![counter.encode_prompt(&request)?])).await?;
-    if streamed { Ok(stream(head, admitted)) } else { collect(head, admitted).await }
+    let prepare = move || {
+        let tokens = counter.encode_prompt(&request)?;
+        Ok(Task { prompts: vec![Prompt { tokens, echo: None }] })
+    };
+    let admitted = admit(llm, params, "messages", prepare).await?;
+    if streamed { Ok(stream(reply, admitted)) } else { collect(reply, admitted).await }
 }
 
-fn stream(head: Head, admitted: Admitted) -> Response {
+/// Turns what happens in a generation into changes of the answer.
+struct Reply {
+    /// What is the same in all chunks.
+    head: ChatChunk,
+    choices: Vec<Choice>,
+    /// Probabilities are wanted.
+    logprobs: bool,
+    /// One function was named as the one to call.
+    named: bool,
+}
+
+struct Choice {
+    /// Present when the model may call tools.
+    tools: Option<ToolParser>,
+    /// Calls so far.
+    calls: u64,
+}
+
+impl Reply {
+    /// The changes of one event; `Err` when it is the last one.
+    fn changes(&mut self, event: Option<Event>) -> Result<Vec<ChunkChoice>, End> {
+        match event {
+            Some(Event::Started) => {
+                let role = || Delta { role: Some(Role::Assistant), ..Delta::default() };
+                Ok((0..).zip(&self.choices).map(|(index, _)| change(index, role(), None)).collect())
+            }
+            Some(Event::Text { index, span }) => {
+                let parts = match self.tools(index) {
+                    Some(tools) => tools.push(span),
+                    None => vec![Part::Text(span)],
+                };
+                Ok(self.parts(index, parts))
+            }
+            Some(Event::Finished { index, mut reason }) => {
+                let named = self.named;
+                let mut rest = Vec::new();
+                if let Some(tools) = self.tools(index) {
+                    rest = tools.finish();
+                    if tools.called() && reason == FinishReason::Stop && !named {
+                        reason = FinishReason::ToolCalls;
+                    }
+                }
+                let mut changes = self.parts(index, rest);
+                changes.push(change(index, Delta::default(), Some(reason)));
+                Ok(changes)
+            }
+            Some(Event::Done { completion_tokens, cached_tokens }) => {
+                Err(End::Complete { completion_tokens, cached_tokens })
+            }
+            last => Err(End::Broken(broken(last))),
+        }
+    }
+
+    fn tools(&mut self, index: u64) -> Option<&mut ToolParser> {
+        self.choices.get_mut(usize::try_from(index).ok()?)?.tools.as_mut()
+    }
+
+    fn parts(&mut self, index: u64, parts: Vec<Part>) -> Vec<ChunkChoice> {
+        parts.into_iter().filter_map(|part| self.part(index, part)).collect()
+    }
+
+    fn part(&mut self, index: u64, part: Part) -> Option<ChunkChoice> {
+        let choice = self.choices.get_mut(usize::try_from(index).ok()?)?;
+        let call = match part {
+            Part::Text(Span { text, tokens }) => {
+                let delta = Delta { content: Some(text), ..Delta::default() };
+                let logprobs = self.logprobs.then(|| logprobs::of_chat(tokens));
+                return Some(ChunkChoice { logprobs, ..change(index, delta, None) });
+            }
+            Part::Call(name) => {
+                choice.calls += 1;
+                let id = data_encoding::HEXLOWER.encode(&random::bytes::<12>());
+                ToolCallDelta {
+                    index: choice.calls - 1,
+                    id: Some(format!("call_{id}")),
+                    kind: Some("function".into()),
+                    function: Some(FunctionDelta { name: Some(name), arguments: Some(String::new()) }),
+                }
+            }
+            Part::Arguments(text) => ToolCallDelta {
+                index: choice.calls.saturating_sub(1),
+                id: None,
+                kind: None,
+                function: Some(FunctionDelta { name: None, arguments: Some(text) }),
+            },
+        };
+        Some(change(index, Delta { tool_calls: Some(vec![call]), ..Delta::default() }, None))
+    }
+}
+
+/// How an answer ends.
+enum End {
+    /// Whole.
+    Complete {
+        /// Tokens of all choices.
+        completion_tokens: u64,
+        /// Tokens of the prompt that were known already.
+        cached_tokens: u64,
+    },
+    /// Before its time.
+    Broken(Refusal),
+}
+
+fn change(index: u64, delta: Delta, finish_reason: Option<FinishReason>) -> ChunkChoice {
+    ChunkChoice { index, delta, finish_reason, logprobs: None }
+}
+
+fn stream(mut reply: Reply, admitted: Admitted) -> Response {
     let Admitted { mut events, prompt_tokens } = admitted;
     event_stream(async_stream::stream! {
-        let mut filter = head.tools.then(ToolFilter::default);
         loop {
-            match events.recv().await {
-                Some(Event::Started) => {
-                    yield Ok(head.change(Delta { role: Some(Role::Assistant), ..Delta::default() }, None));
-                }
-                Some(Event::Text { text, .. }) => {
-                    let text = filter.as_mut().map_or_else(|| text.clone(), |filter| filter.push(&text));
-                    if !text.is_empty() {
-                        yield Ok(head.text(text));
-                    }
-                }
-                Some(Event::Finished { mut reason, .. }) => {
-                    match filter.take().map_or_else(|| Err(String::new()), ToolFilter::finish) {
-                        Ok(calls) => {
-                            reason = FinishReason::ToolCalls;
-                            yield Ok(head.calls(calls));
-                        }
-                        Err(rest) if !rest.is_empty() => yield Ok(head.text(rest)),
-                        Err(_) => {}
-                    }
-                    yield Ok(head.change(Delta::default(), Some(reason)));
-                }
-                Some(Event::Done { completion_tokens }) => {
-                    yield Ok(head.usage(Usage::new(prompt_tokens, completion_tokens)));
+            match reply.changes(events.recv().await) {
+                Ok(changes) => for change in changes {
+                    yield Ok(event(&ChatChunk { choices: vec![change], ..reply.head.clone() }));
+                },
+                Err(End::Complete { completion_tokens, cached_tokens }) => {
+                    // Always sent: whoever runs the engine accounts by it, whatever the client asked for.
+                    let usage = Usage::new(prompt_tokens, completion_tokens).with_cached(cached_tokens);
+                    yield Ok(event(&ChatChunk { usage: Some(Some(usage)), ..reply.head }));
                     yield Ok(DONE);
                     return;
                 }
-                last => {
-                    yield Ok(event(&broken(last).envelope()));
+                Err(End::Broken(refusal)) => {
+                    yield Ok(event(&refusal.envelope()));
                     return;
                 }
             }
@@ -85,28 +185,27 @@ fn stream(head: Head, admitted: Admitted) -> Response {
     })
 }
 
-async fn collect(head: Head, admitted: Admitted) -> Result<Response, Refusal> {
+async fn collect(mut reply: Reply, admitted: Admitted) -> Result<Response, Refusal> {
     let Admitted { mut events, prompt_tokens } = admitted;
-    let mut filter = head.tools.then(ToolFilter::default);
-    let mut content = String::new();
-    let mut finish = FinishReason::Stop;
-    let completion_tokens = loop {
-        match events.recv().await {
-            Some(Event::Started) => {}
-            Some(Event::Text { text, .. }) => match filter.as_mut() {
-                Some(filter) => content.push_str(&filter.push(&text)),
-                None => content.push_str(&text),
-            },
-            Some(Event::Finished { reason, .. }) => finish = reason,
-            Some(Event::Done { completion_tokens }) => break completion_tokens,
-            last => return Err(broken(last)),
+    let mut choices: Vec<ChatChoice> = (0..).zip(&reply.choices).map(|(index, _)| empty(index)).collect();
+    let usage = loop {
+        match reply.changes(events.recv().await) {
+            Ok(changes) => changes.into_iter().for_each(|change| add(&mut choices, change)),
+            Err(End::Complete { completion_tokens, cached_tokens }) => {
+                break Usage::new(prompt_tokens, completion_tokens).with_cached(cached_tokens);
+            }
+            Err(End::Broken(refusal)) => return Err(refusal),
         }
     };
-    let tool_calls = match filter.map(ToolFilter::finish) {
-        Some(Ok(calls)) => {
-            finish = FinishReason::ToolCalls;
-            Some(calls)
+    for choice in &mut choices {
+        let message = &mut choice.message;
+        if message.tool_calls.is_none() {
+            message.content.get_or_insert_default();
+            if reply.logprobs {
+                choice.logprobs.get_or_insert_with(|| logprobs::of_chat(Vec::new()));
+            }
         }
+<<<<<<< HEAD
         Some(Err(rest)) => {
             content.push_str(&rest);
             None
@@ -116,54 +215,52 @@ async fn collect(head: Head, admitted: Admitted) -> Result<Response, Refusal> {
     let content = Some(content).filter(|content| tool_calls.is_none() || !content.is_empty());
     let message =
         ResponseMessage { role: Role::Assistant, content, refusal: None, tool_calls, function_call: None };
+=======
+    }
+    let ChatChunk { id, created, model, .. } = reply.head;
+>>>>>>> b80381a (Give several choices, penalties, biases and probabilities, over a decoder with a prefix cache)
     let answer = ChatResponse {
-        id: head.id,
+        id,
         object: "chat.completion".into(),
-        created: head.created,
-        model: head.model,
-        choices: vec![ChatChoice { index: 0, message, finish_reason: Some(finish), logprobs: None }],
-        usage: Some(Usage::new(prompt_tokens, completion_tokens)),
+        created,
+        model,
+        choices,
+        usage: Some(usage),
         system_fingerprint: None,
     };
     Ok(Json(answer).into_response())
 }
 
-impl Head {
-    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Option<Usage>>) -> Bytes {
-        event(&ChatChunk {
-            id: self.id.clone(),
-            object: "chat.completion.chunk".into(),
-            created: self.created,
-            model: self.model.clone(),
-            choices,
-            usage,
-            system_fingerprint: None,
-        })
-    }
+fn empty(index: u64) -> ChatChoice {
+    let message = ResponseMessage { role: Role::Assistant, content: None, refusal: None, tool_calls: None };
+    ChatChoice { index, message, finish_reason: None, logprobs: None }
+}
 
-    fn change(&self, delta: Delta, finish_reason: Option<FinishReason>) -> Bytes {
-        self.chunk(vec![ChunkChoice { index: 0, delta, finish_reason, logprobs: None }], None)
+/// Adds a change to a whole answer.
+fn add(choices: &mut [ChatChoice], change: ChunkChoice) {
+    let Some(choice) = usize::try_from(change.index).ok().and_then(|index| choices.get_mut(index)) else {
+        return;
+    };
+    if change.finish_reason.is_some() {
+        choice.finish_reason = change.finish_reason;
     }
-
-    fn text(&self, text: String) -> Bytes {
-        self.change(Delta { content: Some(text), ..Delta::default() }, None)
+    if let Some(text) = change.delta.content {
+        choice.message.content.get_or_insert_default().push_str(&text);
     }
-
-    fn calls(&self, calls: Vec<ToolCall>) -> Bytes {
-        let calls = (0..).zip(calls).map(|(index, call)| ToolCallDelta {
-            index,
-            id: Some(call.id),
-            kind: Some(call.kind),
-            function: Some(FunctionDelta {
-                name: Some(call.function.name),
-                arguments: Some(call.function.arguments),
-            }),
-        });
-        self.change(Delta { tool_calls: Some(calls.collect()), ..Delta::default() }, None)
+    if let Some(ChatLogprobs { content: Some(mut tokens), .. }) = change.logprobs {
+        let all = choice.logprobs.get_or_insert_with(|| logprobs::of_chat(Vec::new()));
+        all.content.get_or_insert_default().append(&mut tokens);
     }
-
-    /// Always sent: whoever runs the engine accounts by it, whatever the client asked for.
-    fn usage(&self, usage: Usage) -> Bytes {
-        self.chunk(Vec::new(), Some(Some(usage)))
+    for part in change.delta.tool_calls.into_iter().flatten() {
+        let calls = choice.message.tool_calls.get_or_insert_default();
+        let function = part.function.unwrap_or_default();
+        if let Some(id) = part.id {
+            let kind = part.kind.unwrap_or_default();
+            let function = FunctionCall { name: function.name.unwrap_or_default(), arguments: String::new() };
+            calls.push(ToolCall { id, kind, function });
+        }
+        if let Some(call) = calls.last_mut() {
+            call.function.arguments.push_str(&function.arguments.unwrap_or_default());
+        }
     }
 }

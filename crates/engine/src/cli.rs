@@ -10,7 +10,8 @@ use clap::Parser;
 /// of handing it around, and slots would wait for each other.
 const ONE_THREAD_BYTES: u64 = 256 << 20;
 
-/// The built-in engine of Cxmpute: chat models of the llama family from GGUF files and embeddings of the BERT
+/// The built-in engine of Cxmpute: chat models from GGUF files (llama, qwen2, qwen3, phi3,
+/// gemma, gemma2, gemma3) and embeddings of the BERT
 /// family, behind the OpenAI API on a unix socket or a loopback port.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "cxmpute-engine", version)]
@@ -30,9 +31,14 @@ pub struct Cli {
     /// Requests that may wait for a slot; more are refused with 429.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(0..=4096))]
     pub queue: u16,
-    /// Most tokens of prompt and answer together [default: what the model was made for].
+    /// Most tokens of prompt and answer together [default: what the model was made for, less if the keys and values
+    /// of one answer would take more than a GiB].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(8..))]
     pub context: Option<u32>,
+    /// Memory for the beginnings of earlier prompts and answers, which a prompt that begins the same is not read
+    /// again for; 0 keeps none.
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(..=1 << 20))]
+    pub prefix_cache: u32,
     /// Most tokens per second of each slot [default: as fast as it goes].
     #[arg(long, value_name = "TOKENS_PER_S", value_parser = pace)]
     pub pace: Option<f64>,

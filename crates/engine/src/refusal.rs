@@ -31,12 +31,12 @@ impl Refusal {
         Self { code: Code::InvalidParameter, message: message.into(), param: Some(param) }
     }
 
-    /// The prompt, or the prompt and the wanted answer, do not fit the context.
-    pub fn context(context: usize, prompt: usize, wanted: Option<u64>) -> Self {
+    /// The prompt, or the prompt and the wanted answer, do not fit the context; `field` holds the prompt.
+    pub fn context(field: &'static str, context: usize, prompt: usize, wanted: Option<u64>) -> Self {
         let wanted =
             wanted.map(|tokens| format!(" and {tokens} tokens of output were asked for")).unwrap_or_default();
         let message = format!("This model's context is {context} tokens; the prompt has {prompt}{wanted}.");
-        Self { code: Code::ContextLengthExceeded, message, param: Some("messages") }
+        Self { code: Code::ContextLengthExceeded, message, param: Some(field) }
     }
 
     /// The field at fault.

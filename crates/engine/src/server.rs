@@ -15,7 +15,8 @@ use http_body_util::BodyExt;
 use serde_json::json;
 
 use crate::embed::Embedder;
-use crate::llm::{Event, Llm};
+use crate::generate::Event;
+use crate::llm::Llm;
 use crate::refusal::Refusal;
 use crate::{chat, completion, embedding};
 

@@ -88,6 +88,12 @@ impl TokenCounter {
         &self.inner.tokenizer
     }
 
+    /// The source of the chat template, which tells how the model's family writes calls of tools.
+    #[must_use]
+    pub fn template_source(&self) -> Option<&str> {
+        self.inner.template.as_ref().map(ChatTemplate::source)
+    }
+
     /// The prompt of a chat request, as the model reads it.
     ///
     /// # Errors

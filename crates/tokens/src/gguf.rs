@@ -151,6 +151,15 @@ impl Header {
         }
     }
 
+    /// A number that need not be whole, by key.
+    #[must_use]
+    pub fn float(&self, key: &str) -> Option<f64> {
+        match self.entries.get(key) {
+            Some(Value::Float(number)) => Some(*number),
+            _ => None,
+        }
+    }
+
     /// A flag by key.
     #[must_use]
     pub fn flag(&self, key: &str) -> Option<bool> {

@@ -34,6 +34,7 @@ pub enum TemplateError {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     bos: String,
     eos: String,
 }
@@ -55,7 +56,13 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, jinja.to_owned())
             .map_err(|error| TemplateError::Syntax(error.to_string()))?;
-        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+        Ok(Self { environment, source: jinja.to_owned(), bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
+    /// The Jinja text.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Writes a conversation down.

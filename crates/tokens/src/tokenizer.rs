@@ -1,6 +1,6 @@
 //! Tokenizers made from the vocabulary inside a GGUF file, or from a `tokenizer.json`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
@@ -57,6 +57,8 @@ pub struct TextTokenizer {
     inner: Tokenizer,
     /// Bytes of each token; empty for control tokens. Empty as a whole for a tokenizer that only counts.
     bytes: Vec<Box<[u8]>>,
+    /// Texts of the control tokens.
+    control: BTreeMap<u32, String>,
     bos: Option<u32>,
     adds_bos: bool,
     ends: BTreeSet<u32>,
@@ -99,6 +101,7 @@ impl TextTokenizer {
         Ok(Self {
             inner,
             bytes,
+            control: vocabulary.control().map(|(id, text)| (id, text.to_owned())).collect(),
             bos,
             adds_bos: header.flag("tokenizer.ggml.add_bos_token").unwrap_or(kind == "llama"),
             ends,
@@ -122,6 +125,7 @@ impl TextTokenizer {
         Ok(Self {
             inner,
             bytes: Vec::new(),
+            control: BTreeMap::new(),
             bos: None,
             adds_bos: false,
             ends: BTreeSet::new(),
@@ -177,6 +181,28 @@ impl TextTokenizer {
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// The bytes a token is shown with where tokens are listed: those it stands for, or a control token's name.
+    #[must_use]
+    pub fn shown_bytes(&self, id: u32) -> &[u8] {
+        self.control.get(&id).map_or_else(|| self.token_bytes(id), |text| text.as_bytes())
+    }
+
+    /// The control tokens with their names.
+    pub fn control_tokens(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.control.iter().map(|(id, text)| (*id, text.as_str()))
+    }
+
+    /// Number of tokens that can be generated; 0 for a tokenizer that only counts.
+    #[must_use]
+    pub fn vocabulary_size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The tokens that end an answer.
+    pub fn end_tokens(&self) -> impl Iterator<Item = u32> {
+        self.ends.iter().copied()
     }
 
     /// Whether a token ends an answer.

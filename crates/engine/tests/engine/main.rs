@@ -7,3 +7,4 @@ mod embeddings;
 mod lifecycle;
 mod load;
 mod program;
+mod sampling;

@@ -21,6 +21,11 @@ pub fn tiny_model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/tiny-model/cxm-tiny-q8.gguf")
 }
 
+/// The tokens of an answer, without how many of them were known from an earlier one.
+pub fn counts(answer: &serde_json::Value) -> [Option<u64>; 3] {
+    ["prompt_tokens", "completion_tokens", "total_tokens"].map(|name| answer["usage"][name].as_u64())
+}
+
 /// A running engine; killed when dropped.
 pub struct Program {
     child: Child,

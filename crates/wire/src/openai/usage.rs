@@ -59,6 +59,13 @@ impl Usage {
             ..Self::default()
         }
     }
+
+    /// The same with the number of prompt tokens that were found in a prefix cache.
+    #[must_use]
+    pub fn with_cached(mut self, cached_tokens: u64) -> Self {
+        self.prompt_tokens_details = Some(PromptDetails { cached_tokens });
+        self
+    }
 }
 
 /// Parts of the prompt tokens.

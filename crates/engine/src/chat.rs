@@ -205,20 +205,8 @@ async fn collect(mut reply: Reply, admitted: Admitted) -> Result<Response, Refus
                 choice.logprobs.get_or_insert_with(|| logprobs::of_chat(Vec::new()));
             }
         }
-<<<<<<< HEAD
-        Some(Err(rest)) => {
-            content.push_str(&rest);
-            None
-        }
-        None => None,
-    };
-    let content = Some(content).filter(|content| tool_calls.is_none() || !content.is_empty());
-    let message =
-        ResponseMessage { role: Role::Assistant, content, refusal: None, tool_calls, function_call: None };
-=======
     }
     let ChatChunk { id, created, model, .. } = reply.head;
->>>>>>> b80381a (Give several choices, penalties, biases and probabilities, over a decoder with a prefix cache)
     let answer = ChatResponse {
         id,
         object: "chat.completion".into(),
@@ -232,7 +220,13 @@ async fn collect(mut reply: Reply, admitted: Admitted) -> Result<Response, Refus
 }
 
 fn empty(index: u64) -> ChatChoice {
-    let message = ResponseMessage { role: Role::Assistant, content: None, refusal: None, tool_calls: None };
+    let message = ResponseMessage {
+        role: Role::Assistant,
+        content: None,
+        refusal: None,
+        tool_calls: None,
+        function_call: None,
+    };
     ChatChoice { index, message, finish_reason: None, logprobs: None }
 }
 

@@ -11,8 +11,10 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{AssertSqlSafe, Postgres, Sqlite, Transaction};
+use tokio::sync::Mutex;
 
-use crate::error::DbError;
+use crate::committer::{Committer, Turn};
+use crate::error::{Cause, DbError};
 use crate::{dialect, migrations};
 
 /// Readers beside the one writer of SQLite; more would only queue for the same two or three cores.
@@ -20,7 +22,7 @@ const SQLITE_READERS: u32 = 4;
 /// Connections of one process to PostgreSQL.
 const POSTGRES_CONNECTIONS: u32 = 8;
 /// How long a writer waits for another process (a CLI command beside a gateway).
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a free connection before the store counts as away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Prepared statements kept per connection; above the number of texts in this crate.
@@ -44,12 +46,45 @@ pub enum Db {
     Postgres(PostgresDb),
 }
 
-/// SQLite: one writer connection, some readers.
+/// SQLite: one writer connection for transactions, one for batches, some readers.
 #[derive(Debug, Clone)]
 pub struct SqliteDb {
     pub(crate) path: Arc<Path>,
     pub(crate) writer: SqlitePool,
     pub(crate) readers: SqlitePool,
+    /// Whose turn it is to write: transactions of the pool or batches.
+    turns: Arc<Mutex<()>>,
+    pub(crate) committer: Arc<Committer>,
+}
+
+impl SqliteDb {
+    /// Waits for the right to write.
+    pub(crate) async fn turn(&self) -> Result<Turn, DbError> {
+        let turn = tokio::time::timeout(ACQUIRE_TIMEOUT, self.turns.clone().lock_owned()).await;
+        turn.map_err(|_| DbError::Unavailable(Cause::Sqlx(sqlx::Error::PoolTimedOut)))
+    }
+}
+
+/// A transaction on SQLite.
+#[derive(Debug)]
+pub struct SqliteTx {
+    tx: Transaction<'static, Sqlite>,
+    /// Given on when the transaction ends; one that only reads has none.
+    _turn: Option<Turn>,
+}
+
+impl std::ops::Deref for SqliteTx {
+    type Target = sqlx::SqliteConnection;
+
+    fn deref(&self) -> &Self::Target {
+        &self.tx
+    }
+}
+
+impl std::ops::DerefMut for SqliteTx {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.tx
+    }
 }
 
 /// PostgreSQL: one pool.
@@ -62,7 +97,7 @@ pub struct PostgresDb {
 #[derive(Debug)]
 pub enum Tx {
     /// On SQLite.
-    Sqlite(Transaction<'static, Sqlite>),
+    Sqlite(SqliteTx),
     /// On PostgreSQL.
     Postgres(Transaction<'static, Postgres>),
 }
@@ -134,7 +169,10 @@ impl Db {
     /// The store is away or busy.
     pub async fn begin(&self) -> Result<Tx, DbError> {
         Ok(match self {
-            Self::Sqlite(db) => Tx::Sqlite(db.writer.begin_with("BEGIN IMMEDIATE").await?),
+            Self::Sqlite(db) => {
+                let turn = Some(db.turn().await?);
+                Tx::Sqlite(SqliteTx { tx: db.writer.begin_with("BEGIN IMMEDIATE").await?, _turn: turn })
+            }
             Self::Postgres(db) => Tx::Postgres(db.pool.begin().await?),
         })
     }
@@ -145,7 +183,7 @@ impl Db {
     /// The store is away.
     pub async fn snapshot(&self) -> Result<Tx, DbError> {
         Ok(match self {
-            Self::Sqlite(db) => Tx::Sqlite(db.readers.begin().await?),
+            Self::Sqlite(db) => Tx::Sqlite(SqliteTx { tx: db.readers.begin().await?, _turn: None }),
             Self::Postgres(db) => {
                 Tx::Postgres(db.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
             }
@@ -178,8 +216,7 @@ impl Db {
     pub async fn durability(&self) -> Result<(String, String), DbError> {
         Ok(match self {
             Self::Sqlite(db) => {
-                let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&db.writer).await?;
-                let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&db.writer).await?;
+                let (journal, synchronous) = db.committer.durability().await?;
                 let name = match synchronous {
                     0 => "OFF",
                     1 => "NORMAL",
@@ -201,6 +238,7 @@ impl Db {
         match self {
             Self::Sqlite(db) => {
                 db.readers.close().await;
+                db.committer.close().await;
                 db.writer.close().await;
             }
             Self::Postgres(db) => db.pool.close().await,
@@ -223,7 +261,7 @@ impl Tx {
     /// The outcome is unknown when this fails; find out by reading a row (MR36).
     pub async fn commit(self) -> Result<(), DbError> {
         match self {
-            Self::Sqlite(tx) => tx.commit().await?,
+            Self::Sqlite(tx) => tx.tx.commit().await?,
             Self::Postgres(tx) => tx.commit().await?,
         }
         Ok(())
@@ -235,7 +273,7 @@ impl Tx {
     /// The store is away; the transaction is undone all the same.
     pub async fn rollback(self) -> Result<(), DbError> {
         match self {
-            Self::Sqlite(tx) => tx.rollback().await?,
+            Self::Sqlite(tx) => tx.tx.rollback().await?,
             Self::Postgres(tx) => tx.rollback().await?,
         }
         Ok(())
@@ -270,7 +308,9 @@ async fn open_sqlite(path: &Path) -> Result<SqliteDb, DbError> {
     }
     let readers =
         pool().max_connections(SQLITE_READERS).connect_lazy_with(options.pragma("query_only", "ON"));
-    Ok(SqliteDb { path: path.into(), writer, readers })
+    let path: Arc<Path> = path.into();
+    let committer = Arc::new(Committer::new(path.clone()));
+    Ok(SqliteDb { path, writer, readers, turns: Arc::default(), committer })
 }
 
 /// Makes directory and file, readable by their owner only, and proves that both can be written.

@@ -2,6 +2,17 @@
 
 use std::path::PathBuf;
 
+/// What a driver reported.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// sqlx, for everything but batches on SQLite.
+    #[error(transparent)]
+    Sqlx(sqlx::Error),
+    /// The connection that commits batches on SQLite.
+    #[error(transparent)]
+    Sqlite(rusqlite::Error),
+}
+
 /// An error of the store. "Not found" is never an error; methods answer `None`.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
@@ -46,7 +57,7 @@ pub enum DbError {
     },
     /// The store does not answer, or asked to try again; nothing is known to be wrong with the data.
     #[error("the store is away or busy")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(#[source] Cause),
     /// A row with the same unique key exists.
     #[error("a row with this key exists already")]
     Exists,
@@ -68,7 +79,7 @@ pub enum DbError {
     },
     /// A statement failed for another reason.
     #[error("a statement failed")]
-    Statement(#[source] sqlx::Error),
+    Statement(#[source] Cause),
 }
 
 impl DbError {
@@ -81,7 +92,7 @@ impl DbError {
     /// Whether two transactions met in an unlucky order; trying again at once is right (MR55).
     #[must_use]
     pub fn is_collision(&self) -> bool {
-        let Self::Unavailable(sqlx::Error::Database(database)) = self else { return false };
+        let Self::Unavailable(Cause::Sqlx(sqlx::Error::Database(database))) = self else { return false };
         matches!(database.code().as_deref(), Some("40001" | "40P01"))
     }
 
@@ -112,7 +123,7 @@ impl From<sqlx::Error> for DbError {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed
-            | sqlx::Error::BeginFailed => return Self::Unavailable(error),
+            | sqlx::Error::BeginFailed => return Self::Unavailable(Cause::Sqlx(error)),
             sqlx::Error::Database(database) => {
                 if database.is_unique_violation() {
                     return Self::Exists;
@@ -121,10 +132,16 @@ impl From<sqlx::Error> for DbError {
                 // PostgreSQL's states have five characters, SQLite's (extended) numbers at most four.
                 if code.len() == 5 {
                     let retry = matches!(code.get(..2), Some("08" | "40" | "53" | "55" | "57" | "58"));
-                    return if retry { Self::Unavailable(error) } else { Self::Statement(error) };
+                    return if retry {
+                        Self::Unavailable(Cause::Sqlx(error))
+                    } else {
+                        Self::Statement(Cause::Sqlx(error))
+                    };
                 }
                 match code.parse::<i64>().map(|code| code & 0xff) {
-                    Ok(SQLITE_BUSY | SQLITE_LOCKED | SQLITE_FULL) => return Self::Unavailable(error),
+                    Ok(SQLITE_BUSY | SQLITE_LOCKED | SQLITE_FULL) => {
+                        return Self::Unavailable(Cause::Sqlx(error));
+                    }
                     Ok(SQLITE_CORRUPT | SQLITE_NOTADB | SQLITE_IOERR) => {
                         return Self::Damaged { detail: database.message().to_owned() };
                     }
@@ -133,6 +150,39 @@ impl From<sqlx::Error> for DbError {
             }
             _ => {}
         }
-        Self::Statement(error)
+        Self::Statement(Cause::Sqlx(error))
+    }
+}
+
+impl From<rusqlite::Error> for DbError {
+    fn from(error: rusqlite::Error) -> Self {
+        /// The extended codes of a violated primary key and of a violated unique constraint.
+        const TAKEN: [i32; 2] = [1555, 2067];
+        let Some(code) = error.sqlite_error().map(|found| found.extended_code) else {
+            return Self::Statement(Cause::Sqlite(error));
+        };
+        match Sqlite::of(i64::from(code)) {
+            _ if TAKEN.contains(&code) => Self::Exists,
+            Sqlite::Busy => Self::Unavailable(Cause::Sqlite(error)),
+            Sqlite::Damaged => Self::Damaged { detail: error.to_string() },
+            Sqlite::Other => Self::Statement(Cause::Sqlite(error)),
+        }
+    }
+}
+
+/// What an (extended) result code of SQLite means to a caller.
+enum Sqlite {
+    Busy,
+    Damaged,
+    Other,
+}
+
+impl Sqlite {
+    fn of(code: i64) -> Self {
+        match code & 0xff {
+            SQLITE_BUSY | SQLITE_LOCKED | SQLITE_FULL => Self::Busy,
+            SQLITE_CORRUPT | SQLITE_NOTADB | SQLITE_IOERR => Self::Damaged,
+            _ => Self::Other,
+        }
     }
 }

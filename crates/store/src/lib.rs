@@ -1,14 +1,16 @@
-//! The store: the only crate that names sqlx. One schema and one set of queries for SQLite and PostgreSQL; one file
+//! The store: the only crate that names sqlx (and rusqlite, for the thread that commits batches). One schema and one set of queries for SQLite and PostgreSQL; one file
 //! per aggregate with its rows and methods.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod audit;
+mod committer;
 mod db;
 mod dialect;
 pub mod enrol;
 mod epochs;
 mod error;
 pub mod keys;
+mod lane;
 pub mod ledger;
 pub mod limits;
 mod migrations;
@@ -20,9 +22,9 @@ pub mod usage;
 pub mod users;
 
 pub use audit::PostingRow;
-pub use db::{Db, DbKind, Tx};
+pub use db::{Db, DbKind, SqliteTx, Tx};
 pub use enrol::{EnrolOutcome, Enrolment};
-pub use error::DbError;
+pub use error::{Cause, DbError};
 pub use keys::{KeyKind, KeyRow, NewKey};
 pub use ledger::{
     AttemptRecord, Balance, BatchError, Entry, EntryKind, LedgerOp, LedgerReply, LedgerReport, NewHold, Note,

@@ -141,16 +141,11 @@ pub(crate) fn reserve_sql(kind: DbKind) -> &'static str {
     }
 }
 
-/// Moves the key `$1` from held to spent: of `$2` held, `$3` were posted by the hold of request `$4`. What comes back
-/// goes to the day and month from which the hold took it, unless those are over.
+/// Moves the key `$1` from held to spent: of `$2` held, `$3` were posted by holds that had taken from the day `$4`. What
+/// comes back goes to that day (`$5`) and to its month (`$6`), unless they are over.
 pub(crate) const RELEASE_SQL: &str = "UPDATE api_keys SET held = held - $2, spent = spent + $3,
-        day_spend = day_spend - COALESCE((
-            SELECT CASE WHEN h.amount - h.day_base < $2 - $3 THEN h.amount - h.day_base ELSE $2 - $3 END
-            FROM holds h WHERE h.request_id = $4 AND h.spend_day > 0 AND h.spend_day = api_keys.spend_day), 0),
-        month_spend = month_spend - COALESCE((
-            SELECT CASE WHEN h.amount - h.month_base < $2 - $3 THEN h.amount - h.month_base ELSE $2 - $3 END
-            FROM holds h WHERE h.request_id = $4 AND h.spend_day > 0
-              AND h.spend_day / 100 = api_keys.spend_day / 100), 0)
+        day_spend = day_spend - CASE WHEN $4 > 0 AND spend_day = $4 THEN $5 ELSE 0 END,
+        month_spend = month_spend - CASE WHEN $4 > 0 AND spend_day / 100 = $4 / 100 THEN $6 ELSE 0 END
      WHERE id = $1";
 
 /// After an extension by `$3` of request `$1` that counts to day `$2`: when that is a later day than the hold's, what it
@@ -177,7 +172,6 @@ pub(crate) const REFUND_SQL: &str = "UPDATE api_keys SET spent = spent - $3,
      WHERE id = $1";
 
 /// Why a key or account may not spend more, and how much it may: every cap that is set, with what is left of it.
-#[derive(FromRow)]
 pub(crate) struct RawCaps {
     suspended_at: Option<i64>,
     revoked_at: Option<i64>,
@@ -195,6 +189,15 @@ pub(crate) enum Obstacle {
     Revoked,
     Cap(SpendCap, MicroCredits),
     Balance(MicroCredits),
+}
+
+impl From<[Option<i64>; 8]> for RawCaps {
+    fn from(row: [Option<i64>; 8]) -> Self {
+        let [suspended_at, revoked_at, balance, key_total, key_day, key_month, account_day, account_month] =
+            row;
+        let balance = balance.unwrap_or_default();
+        Self { suspended_at, revoked_at, balance, key_total, key_day, key_month, account_day, account_month }
+    }
 }
 
 impl RawCaps {
@@ -223,9 +226,11 @@ impl RawCaps {
 }
 
 /// The row of [`RawCaps`] for account `$1`, key `$2` and the balance row `$3`.
-pub(crate) fn caps_sql(kind: DbKind) -> String {
-    format!(
-        "SELECT u.suspended_at, k.revoked_at, a.balance, k.budget - k.spent - k.held AS key_total,
+pub(crate) fn caps_sql(kind: DbKind) -> &'static str {
+    macro_rules! text {
+        ($today:literal) => {
+            concat!(
+                "SELECT u.suspended_at, k.revoked_at, a.balance, k.budget - k.spent - k.held AS key_total,
             NULLIF(COALESCE(k.spend_per_day, dk.spend_per_day, 0), 0)
               - CASE WHEN k.spend_day < t.today THEN 0 ELSE k.day_spend END AS key_day,
             NULLIF(COALESCE(k.spend_per_month, dk.spend_per_month, 0), 0)
@@ -238,10 +243,17 @@ pub(crate) fn caps_sql(kind: DbKind) -> String {
                       WHERE o.user_id = u.id AND o.spend_day / 100 >= t.today / 100) AS BIGINT) AS account_month
          FROM users u JOIN api_keys k ON k.user_id = u.id JOIN ledger_accounts a ON a.id = $3
            JOIN limit_defaults dk ON dk.subject = 'key' JOIN limit_defaults da ON da.subject = 'account'
-           CROSS JOIN (SELECT {} AS today) t
-         WHERE u.id = $1 AND k.id = $2",
-        dialect::today(kind)
-    )
+           CROSS JOIN (SELECT ",
+                $today,
+                " AS today) t
+         WHERE u.id = $1 AND k.id = $2"
+            )
+        };
+    }
+    match kind {
+        DbKind::Sqlite => text!("CAST(strftime('%Y%m%d', 'now') AS INTEGER)"),
+        DbKind::Postgres => text!("CAST(to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD') AS BIGINT)"),
+    }
 }
 
 /// Limits as columns.

@@ -21,7 +21,11 @@ pub fn run(config: Config, output: &Output) -> anyhow::Result<()> {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers,
     };
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    // One worker needs no scheduler that hands tasks from thread to thread, and does not pay for its wake-ups.
+    let mut builder = match workers {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
     // Counting and file work; each thread costs memory, and more of them would only queue for the same cores.
     builder
         .worker_threads(workers)

@@ -125,7 +125,7 @@ impl Meter {
         expect(clippy::unused_async, reason = "the sabotaged variant awaits")
     )]
     async fn operation(&self, admission: Admission) -> Result<LedgerOp, AdmitError> {
-        let hold = Box::new(NewHold {
+        let hold = Arc::new(NewHold {
             request_id: admission.request_id,
             user_id: admission.user_id,
             key_id: admission.key_id,

@@ -28,7 +28,7 @@ type Reply = oneshot::Sender<Result<LedgerReply, MeterError>>;
 /// Something for the writer to do.
 pub(super) enum Job {
     /// Admit; when nobody waits for the answer any more, the hold is given back by the second operation.
-    Admit(LedgerOp, Reply, Box<ResolveHold>),
+    Admit(LedgerOp, Reply, Arc<ResolveHold>),
     /// Bind more.
     Extend(LedgerOp, Reply),
     /// Settle or void.
@@ -39,7 +39,7 @@ pub(super) enum Job {
 
 /// The one resolution of a hold. Never lost while the process lives.
 pub(super) struct Resolution {
-    end: Box<ResolveHold>,
+    end: Arc<ResolveHold>,
     reply: Option<Reply>,
     /// A commit that may have kept it failed: "resolved before" means "resolved by us" then.
     uncertain: bool,
@@ -47,7 +47,7 @@ pub(super) struct Resolution {
 
 impl Job {
     pub(super) fn admit(op: LedgerOp, reply: Reply, give_back: ResolveHold) -> Self {
-        Self::Admit(op, reply, Box::new(give_back))
+        Self::Admit(op, reply, Arc::new(give_back))
     }
 
     pub(super) fn extend(op: LedgerOp, reply: Reply) -> Self {
@@ -55,7 +55,7 @@ impl Job {
     }
 
     pub(super) fn resolve(end: ResolveHold, reply: Option<Reply>) -> Self {
-        Self::Resolve(Resolution { end: Box::new(end), reply, uncertain: false })
+        Self::Resolve(Resolution { end: Arc::new(end), reply, uncertain: false })
     }
 }
 
@@ -226,7 +226,7 @@ impl Writer {
             LedgerReply::AlreadyResolved(settled) if resolution.uncertain => LedgerReply::Resolved(settled),
             // An extension of unknown outcome was kept after all.
             LedgerReply::HeldDiffers { held } if held != resolution.end.held => {
-                resolution.end.held = held;
+                Arc::make_mut(&mut resolution.end).held = held;
                 self.next.push(resolution);
                 return;
             }
@@ -316,7 +316,7 @@ impl Writer {
 
 /// A job with the text that is written for it.
 enum Prepared {
-    Admit(LedgerOp, Reply, Box<ResolveHold>),
+    Admit(LedgerOp, Reply, Arc<ResolveHold>),
     Extend(LedgerOp, Reply),
     Resolve(Resolution),
     Note(Box<Note>, Arc<Progress>),

@@ -123,9 +123,15 @@ impl Run {
         tell(head, &mut outlet, &job.request_id, error).await;
     }
 
-    /// Counts off the async threads.
+    /// Counts, long texts off the async threads.
     async fn count(&self, texts: Vec<String>) -> Units {
+        /// A text this short is counted sooner than another thread is woken for it.
+        const SHORT: usize = 2 * 1024;
         let (job, prompt) = (self.job.clone(), self.checkpoints.prompt());
+        if self.body.len() + texts.iter().map(String::len).sum::<usize>() <= SHORT {
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            return job.count(prompt, &texts);
+        }
         let counted = tokio::task::spawn_blocking(move || {
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
             job.count(prompt, &texts)

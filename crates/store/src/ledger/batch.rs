@@ -4,13 +4,13 @@
 
 use cxmpute_market::ledger::{Account, AccountKind, hold_postings};
 use cxmpute_wire::{KeyId, MicroCredits, RequestId, Timestamp, UserId};
-use sqlx::AssertSqlSafe;
 
 use super::book::{Book, TransactionLine};
-use super::resolve::units_text;
+use super::resolve::{resolve, units_text};
 use super::{LedgerOp, LedgerReply, NewHold, Note};
 use crate::db::{Db, Tx, on};
 use crate::error::DbError;
+use crate::lane::{Lane, values};
 use crate::limits::{self, Obstacle, RawCaps};
 
 /// Why a whole batch failed.
@@ -36,11 +36,15 @@ impl BatchError {
 
 impl Db {
     /// Makes all operations durable in one commit and answers each, in the order given. A refused operation changes
-    /// nothing and does not disturb the others.
+    /// nothing and does not disturb the others. On SQLite it happens also when the future is dropped.
     ///
     /// # Errors
     /// The whole batch failed.
     pub async fn apply(&self, ops: &[LedgerOp]) -> Result<Vec<LedgerReply>, BatchError> {
+        if let Self::Sqlite(db) = self {
+            let turn = db.turn().await.map_err(BatchError::Undone)?;
+            return db.committer.apply(ops.to_vec(), turn).await;
+        }
         let mut tx = self.begin().await.map_err(BatchError::Undone)?;
         let replies = tx.apply(ops).await.map_err(BatchError::Undone)?;
         tx.commit().await.map_err(BatchError::Unknown)?;
@@ -64,229 +68,235 @@ impl Db {
 
 impl Tx {
     pub(super) async fn apply(&mut self, ops: &[LedgerOp]) -> Result<Vec<LedgerReply>, DbError> {
-        let mut order: Vec<usize> = (0..ops.len()).collect();
-        order.sort_by(|a, b| {
-            let key = |n: usize| (ops[n].payer(), ops[n].rank());
-            key(*a).cmp(&key(*b))
-        });
-        let mut replies = vec![LedgerReply::NotHeld; ops.len()];
-        let mut book = Book::default();
-        for n in order {
-            replies[n] = match &ops[n] {
-                LedgerOp::Admit(hold) => self.admit(&mut book, hold).await?,
-                LedgerOp::Note(note) => self.note(note).await?,
-                LedgerOp::Resolve(end) => self.resolve(&mut book, end).await?,
-                LedgerOp::Extend { request_id, user_id, key_id, epoch, step, amount, now } => {
-                    let hold =
-                        Extension { request_id, user_id, key_id, epoch: *epoch, step: *step, now: *now };
-                    self.extend(&mut book, &hold, *amount).await?
-                }
-                #[cfg(feature = "sabotage")]
-                LedgerOp::AdmitUnguarded(hold, seen) => self.admit_unguarded(&mut book, hold, *seen).await?,
-            };
-        }
-        book.flush(self).await?;
-        Ok(replies)
+        apply_batch(self, ops).await
     }
+}
 
-    async fn admit(&mut self, book: &mut Book, hold: &NewHold) -> Result<LedgerReply, DbError> {
-        match self.reserve(book, &hold.user_id, &hold.key_id, hold.amount).await? {
-            Err(refused) => Ok(refused),
+/// Runs the operations within an open transaction.
+pub(crate) async fn apply_batch(lane: &mut impl Lane, ops: &[LedgerOp]) -> Result<Vec<LedgerReply>, DbError> {
+    let mut order: Vec<usize> = (0..ops.len()).collect();
+    order.sort_by(|a, b| {
+        let key = |n: usize| (ops[n].payer(), ops[n].rank(), ops[n].key());
+        key(*a).cmp(&key(*b))
+    });
+    let mut replies = vec![LedgerReply::NotHeld; ops.len()];
+    let mut book = Book::default();
+    let mut rest = &order[..];
+    while let Some((&n, later)) = rest.split_first() {
+        rest = later;
+        replies[n] = match &ops[n] {
+            LedgerOp::Admit(_) => {
+                let alike = 1 + later.iter().take_while(|m| ops[n].is_admitted_like(&ops[**m])).count();
+                let (now, later) = order[order.len() - later.len() - 1..].split_at(alike);
+                rest = later;
+                admit_all(lane, &mut book, ops, now, &mut replies).await?;
+                replies[n]
+            }
+            LedgerOp::Note(note) => write_note(lane, note).await?,
+            LedgerOp::Resolve(end) => resolve(lane, &mut book, end).await?,
+            LedgerOp::Extend { request_id, user_id, key_id, epoch, step, amount, now } => {
+                let hold = Extension { request_id, user_id, key_id, epoch: *epoch, step: *step, now: *now };
+                extend(lane, &mut book, &hold, *amount).await?
+            }
+            #[cfg(feature = "sabotage")]
+            LedgerOp::AdmitUnguarded(hold, seen) => admit_unguarded(lane, &mut book, hold, *seen).await?,
+        };
+        if rest.first().is_none_or(|next| ops[*next].payer() != ops[n].payer()) {
+            book.settle_payer(lane, ops[n].payer()).await?;
+        }
+    }
+    book.flush(lane).await?;
+    Ok(replies)
+}
+
+/// Admits requests of one account and key: all by the same guarded statements when the money covers all of them, which
+/// is then exactly as if each had been asked for, else one by one.
+async fn admit_all<'a>(
+    lane: &mut impl Lane,
+    book: &mut Book<'a>,
+    ops: &'a [LedgerOp],
+    places: &[usize],
+    replies: &mut [LedgerReply],
+) -> Result<(), DbError> {
+    let holds: Vec<(usize, &NewHold)> = places
+        .iter()
+        .filter_map(|n| match &ops[*n] {
+            LedgerOp::Admit(hold) => Some((*n, &**hold)),
+            _ => None,
+        })
+        .collect();
+    let [(_, first), ..] = &holds[..] else { return Ok(()) };
+    let together = holds.iter().try_fold(0_i64, |sum, (_, hold)| {
+        // A negative amount is refused by its own row; it must not pay for the others here.
+        if hold.amount.0 < 0 { None } else { sum.checked_add(hold.amount.0) }
+    });
+    if let Some(together) = together.filter(|_| holds.len() > 1)
+        && let Ok(day) = reserve(lane, book, &first.user_id, &first.key_id, MicroCredits(together)).await?
+    {
+        for (n, hold) in holds {
+            enter_hold(book, hold, day)?;
+            replies[n] = LedgerReply::Done;
+        }
+        return Ok(());
+    }
+    for (n, hold) in holds {
+        replies[n] = match reserve(lane, book, &hold.user_id, &hold.key_id, hold.amount).await? {
+            Err(refused) => refused,
             Ok(day) => {
                 enter_hold(book, hold, day)?;
-                Ok(LedgerReply::Done)
+                LedgerReply::Done
             }
-        }
-    }
-
-    /// Takes the money: account first, then key, each by one guarded statement; what the first took is given back
-    /// when the second refuses. Returns the day to which it counts.
-    async fn reserve(
-        &mut self,
-        book: &mut Book,
-        user: &UserId,
-        key: &KeyId,
-        amount: MicroCredits,
-    ) -> Result<Result<i64, LedgerReply>, DbError> {
-        let kind = self.kind();
-        let available = Account::of(user, AccountKind::UserAvailable);
-        book.settle_account(self, &available).await?;
-        let taken = on!(&mut *self, c =>
-            sqlx::query("UPDATE ledger_accounts SET balance = balance - $2 WHERE id = $1 AND balance >= $2")
-                .bind(available.id())
-                .bind(amount.0)
-                .execute(c)
-                .await?
-                .rows_affected());
-        let day: Option<i64> = if taken == 1 {
-            on!(&mut *self, c =>
-                sqlx::query_scalar(limits::reserve_sql(kind))
-                    .bind(key.as_str())
-                    .bind(user.as_str())
-                    .bind(amount.0)
-                    .fetch_optional(c)
-                    .await?)
-        } else {
-            None
         };
-        if let Some(day) = day {
-            book.moved(&available, -amount.0);
-            return Ok(Ok(day));
-        }
-        if taken == 1 {
-            on!(&mut *self, c =>
-                sqlx::query("UPDATE ledger_accounts SET balance = balance + $2 WHERE id = $1")
-                    .bind(available.id())
-                    .bind(amount.0)
-                    .execute(c)
-                    .await?
-                    .rows_affected());
-        }
-        self.refusal(user, key, &available).await.map(Err)
     }
+    Ok(())
+}
 
-    /// Why money was not given, most basic reason first.
-    async fn refusal(
-        &mut self,
-        user: &UserId,
-        key: &KeyId,
-        available: &Account,
-    ) -> Result<LedgerReply, DbError> {
-        let sql = limits::caps_sql(self.kind());
-        let row: Option<RawCaps> = on!(self, c =>
-            sqlx::query_as(AssertSqlSafe(sql))
-                .bind(user.as_str())
-                .bind(key.as_str())
-                .bind(available.id())
-                .fetch_optional(c)
-                .await?);
-        Ok(match row.as_ref().map(RawCaps::obstacle) {
-            None | Some(Obstacle::Revoked) => LedgerReply::KeyRevoked,
-            Some(Obstacle::Suspended) => LedgerReply::Suspended,
-            Some(Obstacle::Cap(cap, remaining)) => LedgerReply::Budget { remaining, cap },
-            Some(Obstacle::Balance(available)) => LedgerReply::Insufficient { available },
-        })
+/// Takes the money: account first, then key, each by one guarded statement; what the first took is given back when the
+/// second refuses. Returns the day to which it counts.
+async fn reserve(
+    lane: &mut impl Lane,
+    book: &mut Book<'_>,
+    user: &UserId,
+    key: &KeyId,
+    amount: MicroCredits,
+) -> Result<Result<i64, LedgerReply>, DbError> {
+    let available = Account::of(user, AccountKind::UserAvailable);
+    book.settle_account(lane, &available).await?;
+    book.settle_key(lane, key).await?;
+    let taken = lane
+        .execute(
+            "UPDATE ledger_accounts SET balance = balance - $1 WHERE id = $2 AND balance >= $1",
+            &values![amount.0, available.id()],
+        )
+        .await?;
+    let day = if taken == 1 {
+        let sql = limits::reserve_sql(lane.kind());
+        lane.row::<1>(sql, &values![key.as_str(), user.as_str(), amount.0]).await?
+    } else {
+        None
+    };
+    if let Some([day]) = day {
+        book.moved(&available, -amount.0);
+        return Ok(Ok(day.unwrap_or_default()));
     }
-
-    async fn note(&mut self, note: &Note) -> Result<LedgerReply, DbError> {
-        let checkpoint = note.checkpoint.as_ref().map(units_text).transpose()?;
-        let done = on!(self, c =>
-            sqlx::query(
-                "UPDATE holds SET provision_id = $3, provider = $4, attempt = $5, accepted_at = $6,
-                        checkpoint = COALESCE($7, checkpoint)
-                 WHERE request_id = $1 AND epoch = $2 AND state = 'held'")
-                .bind(note.request_id.as_str())
-                .bind(note.epoch)
-                .bind(note.provision_id.as_ref().map(cxmpute_wire::ProvisionId::as_str))
-                .bind(note.provider.as_ref().map(UserId::as_str))
-                .bind(i64::from(note.attempt))
-                .bind(note.accepted_at.map(Timestamp::get))
-                .bind(checkpoint)
-                .execute(c)
-                .await?
-                .rows_affected());
-        Ok(if done == 1 { LedgerReply::Done } else { LedgerReply::NotHeld })
+    if taken == 1 {
+        lane.execute(
+            "UPDATE ledger_accounts SET balance = balance + $1 WHERE id = $2",
+            &values![amount.0, available.id()],
+        )
+        .await?;
     }
+    refusal(lane, user, key, &available).await.map(Err)
+}
 
-    async fn extend(
-        &mut self,
-        book: &mut Book,
-        hold: &Extension<'_>,
-        amount: MicroCredits,
-    ) -> Result<LedgerReply, DbError> {
-        if amount.0 < 0 {
-            return Ok(LedgerReply::NotHeld);
-        }
-        // The step makes a repeated extension find nothing to do.
-        let sql = "UPDATE holds SET amount = amount + $3, extensions = extensions + $4
-                   WHERE request_id = $1 AND epoch = $2 AND state = 'held' AND extensions = $5 AND amount <= $6";
-        let done = on!(&mut *self, c =>
-            sqlx::query(sql)
-                .bind(hold.request_id.as_str())
-                .bind(hold.epoch)
-                .bind(amount.0)
-                .bind(1_i64)
-                .bind(hold.step - 1)
-                .bind(i64::MAX - amount.0)
-                .execute(c)
-                .await?
-                .rows_affected());
-        if done != 1 {
-            let step: Option<i64> = on!(&mut *self, c =>
-                sqlx::query_scalar("SELECT extensions FROM holds WHERE request_id = $1 AND state = 'held'")
-                    .bind(hold.request_id.as_str())
-                    .fetch_optional(c)
-                    .await?);
-            return Ok(if step == Some(hold.step) { LedgerReply::Done } else { LedgerReply::NotHeld });
-        }
-        let reserved = self.reserve(book, hold.user_id, hold.key_id, amount).await?;
-        if let Err(refused) = reserved {
-            on!(&mut *self, c =>
-                sqlx::query(sql)
-                    .bind(hold.request_id.as_str())
-                    .bind(hold.epoch)
-                    .bind(-amount.0)
-                    .bind(-1_i64)
-                    .bind(hold.step)
-                    .bind(i64::MAX)
-                    .execute(c)
-                    .await?
-                    .rows_affected());
+/// Why money was not given, most basic reason first.
+async fn refusal(
+    lane: &mut impl Lane,
+    user: &UserId,
+    key: &KeyId,
+    available: &Account,
+) -> Result<LedgerReply, DbError> {
+    let sql = limits::caps_sql(lane.kind());
+    let row = lane.row(sql, &values![user.as_str(), key.as_str(), available.id()]).await?;
+    Ok(match row.map(|row| RawCaps::from(row).obstacle()) {
+        None | Some(Obstacle::Revoked) => LedgerReply::KeyRevoked,
+        Some(Obstacle::Suspended) => LedgerReply::Suspended,
+        Some(Obstacle::Cap(cap, remaining)) => LedgerReply::Budget { remaining, cap },
+        Some(Obstacle::Balance(available)) => LedgerReply::Insufficient { available },
+    })
+}
+
+async fn write_note(lane: &mut impl Lane, note: &Note) -> Result<LedgerReply, DbError> {
+    let checkpoint = note.checkpoint.as_ref().map(units_text).transpose()?;
+    let done = lane
+        .execute(
+            "UPDATE holds SET provision_id = $1, provider = $2, attempt = $3, accepted_at = $4,
+                    checkpoint = COALESCE($5, checkpoint)
+             WHERE request_id = $6 AND epoch = $7 AND state = 'held'",
+            &values![
+                note.provision_id.as_ref().map(cxmpute_wire::ProvisionId::as_str),
+                note.provider.as_ref().map(UserId::as_str),
+                i64::from(note.attempt),
+                note.accepted_at.map(Timestamp::get),
+                checkpoint.as_deref(),
+                note.request_id.as_str(),
+                note.epoch,
+            ],
+        )
+        .await?;
+    Ok(if done == 1 { LedgerReply::Done } else { LedgerReply::NotHeld })
+}
+
+async fn extend(
+    lane: &mut impl Lane,
+    book: &mut Book<'_>,
+    hold: &Extension<'_>,
+    amount: MicroCredits,
+) -> Result<LedgerReply, DbError> {
+    if amount.0 < 0 {
+        return Ok(LedgerReply::NotHeld);
+    }
+    // The step makes a repeated extension find nothing to do.
+    let sql = "UPDATE holds SET amount = amount + $1, extensions = extensions + $2
+               WHERE request_id = $3 AND epoch = $4 AND state = 'held' AND extensions = $5 AND amount <= $6";
+    let request = hold.request_id.as_str();
+    let most = i64::MAX - amount.0;
+    let done = lane.execute(sql, &values![amount.0, 1, request, hold.epoch, hold.step - 1, most]).await?;
+    if done != 1 {
+        let step = lane
+            .row::<1>(
+                "SELECT extensions FROM holds WHERE request_id = $1 AND state = 'held'",
+                &values![request],
+            )
+            .await?;
+        return Ok(if step == Some([Some(hold.step)]) { LedgerReply::Done } else { LedgerReply::NotHeld });
+    }
+    let day = match reserve(lane, book, hold.user_id, hold.key_id, amount).await? {
+        Ok(day) => day,
+        Err(refused) => {
+            lane.execute(sql, &values![-amount.0, -1, request, hold.epoch, hold.step, i64::MAX]).await?;
             return Ok(refused);
         }
-        if let Ok(day) = reserved {
-            on!(&mut *self, c =>
-                sqlx::query(limits::EXTENDED_SQL)
-                    .bind(hold.request_id.as_str())
-                    .bind(day)
-                    .bind(amount.0)
-                    .execute(c)
-                    .await?
-                    .rows_affected());
-        }
-        let postings = hold_postings(hold.user_id, amount).map_err(|e| DbError::impossible("holds", e))?;
-        let line = TransactionLine {
-            id: format!("extend:{}:{}", hold.request_id, hold.step),
-            kind: "extend",
-            request_id: hold.request_id.clone(),
-            attempt: None,
-            reason: "hold extended",
-            at: hold.now,
-        };
-        book.enter(line, &postings);
-        Ok(LedgerReply::Done)
-    }
+    };
+    lane.execute(limits::EXTENDED_SQL, &values![request, day, amount.0]).await?;
+    let postings = hold_postings(hold.user_id, amount).map_err(|e| DbError::impossible("holds", e))?;
+    let line = TransactionLine {
+        id: format!("extend:{}:{}", hold.request_id, hold.step),
+        kind: "extend",
+        request_id: hold.request_id.clone(),
+        attempt: None,
+        reason: "hold extended",
+        at: hold.now,
+    };
+    book.enter(line, postings);
+    Ok(LedgerReply::Done)
+}
 
-    /// Reads, decides, writes what it computed: two at a time both win, and one debit is lost.
-    #[cfg(feature = "sabotage")]
-    async fn admit_unguarded(
-        &mut self,
-        book: &mut Book,
-        hold: &NewHold,
-        seen: MicroCredits,
-    ) -> Result<LedgerReply, DbError> {
-        if seen < hold.amount {
-            return Ok(LedgerReply::Insufficient { available: seen });
-        }
-        let available = Account::of(&hold.user_id, AccountKind::UserAvailable);
-        on!(&mut *self, c =>
-            sqlx::query("UPDATE ledger_accounts SET balance = $2 WHERE id = $1")
-                .bind(available.id())
-                .bind(seen.0 - hold.amount.0)
-                .execute(c)
-                .await?
-                .rows_affected());
-        on!(&mut *self, c =>
-            sqlx::query("UPDATE api_keys SET held = held + $2 WHERE id = $1")
-                .bind(hold.key_id.as_str())
-                .bind(hold.amount.0)
-                .execute(c)
-                .await?
-                .rows_affected());
-        book.moved(&available, -hold.amount.0);
-        enter_hold(book, hold, 0)?;
-        Ok(LedgerReply::Done)
+/// Reads, decides, writes what it computed: two at a time both win, and one debit is lost.
+#[cfg(feature = "sabotage")]
+async fn admit_unguarded<'a>(
+    lane: &mut impl Lane,
+    book: &mut Book<'a>,
+    hold: &'a NewHold,
+    seen: MicroCredits,
+) -> Result<LedgerReply, DbError> {
+    if seen < hold.amount {
+        return Ok(LedgerReply::Insufficient { available: seen });
     }
+    let available = Account::of(&hold.user_id, AccountKind::UserAvailable);
+    lane.execute(
+        "UPDATE ledger_accounts SET balance = $1 WHERE id = $2",
+        &values![seen.0 - hold.amount.0, available.id()],
+    )
+    .await?;
+    lane.execute(
+        "UPDATE api_keys SET held = held + $1 WHERE id = $2",
+        &values![hold.amount.0, hold.key_id.as_str()],
+    )
+    .await?;
+    book.moved(&available, -hold.amount.0);
+    enter_hold(book, hold, 0)?;
+    Ok(LedgerReply::Done)
 }
 
 /// Which hold is extended.
@@ -299,9 +309,8 @@ struct Extension<'a> {
     now: Timestamp,
 }
 
-fn enter_hold(book: &mut Book, hold: &NewHold, day: i64) -> Result<(), DbError> {
+fn enter_hold<'a>(book: &mut Book<'a>, hold: &'a NewHold, day: i64) -> Result<(), DbError> {
     let postings = hold_postings(&hold.user_id, hold.amount).map_err(|e| DbError::impossible("holds", e))?;
-    let price = serde_json::to_string(&*hold.price).map_err(|e| DbError::impossible("holds.price", e))?;
     let line = TransactionLine {
         id: format!("hold:{}", hold.request_id),
         kind: "hold",
@@ -310,7 +319,6 @@ fn enter_hold(book: &mut Book, hold: &NewHold, day: i64) -> Result<(), DbError> 
         reason: "request admitted",
         at: hold.created_at,
     };
-    book.enter(line, &postings);
-    book.admit(Box::new(hold.clone()), price, day);
-    Ok(())
+    book.enter(line, postings);
+    book.admit(hold, day)
 }

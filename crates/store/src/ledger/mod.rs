@@ -19,6 +19,7 @@ use cxmpute_wire::{
 use crate::limits::SpendCap;
 
 pub use batch::BatchError;
+pub(crate) use batch::apply_batch;
 pub use check::{LedgerReport, Offence};
 pub use post::{Balance, Earnings, Entry, EntryKind, Posted};
 pub use recover::Recovery;
@@ -195,7 +196,7 @@ impl From<Bill> for Settled {
 #[derive(Debug, Clone)]
 pub enum LedgerOp {
     /// Bind money for a request.
-    Admit(Box<NewHold>),
+    Admit(Arc<NewHold>),
     /// Note where a request runs and how far it is.
     Note(Note),
     /// Bind more for a running request.
@@ -216,10 +217,10 @@ pub enum LedgerOp {
         now: Timestamp,
     },
     /// End a request.
-    Resolve(Box<ResolveHold>),
+    Resolve(Arc<ResolveHold>),
     /// The known-bad admission of gate L1: `available` was read before, outside the transaction.
     #[cfg(feature = "sabotage")]
-    AdmitUnguarded(Box<NewHold>, MicroCredits),
+    AdmitUnguarded(Arc<NewHold>, MicroCredits),
 }
 
 impl LedgerOp {
@@ -245,6 +246,24 @@ impl LedgerOp {
             Self::Resolve(end) => &end.user_id,
             #[cfg(feature = "sabotage")]
             Self::AdmitUnguarded(hold, _) => &hold.user_id,
+        }
+    }
+
+    /// The key of an admission; those of one key are admitted together.
+    fn key(&self) -> Option<&KeyId> {
+        match self {
+            Self::Admit(hold) => Some(&hold.key_id),
+            _ => None,
+        }
+    }
+
+    /// Whether both are admissions of one account and key.
+    fn is_admitted_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Admit(one), Self::Admit(other)) => {
+                one.user_id == other.user_id && one.key_id == other.key_id
+            }
+            _ => false,
         }
     }
 

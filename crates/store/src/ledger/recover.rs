@@ -118,7 +118,7 @@ impl Db {
         let mut ops = Vec::with_capacity(rows.len());
         for row in rows {
             let foreign = row.replica != replica.id;
-            ops.push(LedgerOp::Resolve(Box::new(row.end(foreign, now)?)));
+            ops.push(LedgerOp::Resolve(Arc::new(row.end(foreign, now)?)));
         }
         for batch in ops.chunks(PER_BATCH) {
             let mut tx = self.begin().await?;

@@ -1,6 +1,7 @@
 //! Gate L2 on the stores: random histories, compared with the ledger as a value.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cxmpute_market::book::{Applied, Book, Event};
 use cxmpute_market::ledger::End;
@@ -71,14 +72,15 @@ impl Player {
                 posted(db.refund(&request, *amount, "test", "refund", key, NOW).await.unwrap())
             }
             Event::Reserve { request, user, amount } => {
-                let LedgerOp::Admit(mut hold) =
+                let LedgerOp::Admit(mut admission) =
                     self.market.hold(request.trim_start_matches("req_"), amount.0)
                 else {
                     return None;
                 };
+                let hold = Arc::make_mut(&mut admission);
                 hold.user_id = user.clone();
                 hold.key_id = Self::key_of(user);
-                match db.apply(&[LedgerOp::Admit(hold)]).await {
+                match db.apply(&[LedgerOp::Admit(admission)]).await {
                     Ok(replies) if replies == [LedgerReply::Done] => {
                         self.holds.insert(request.clone(), (user.clone(), amount.0, 0));
                         Applied::Entered
@@ -131,7 +133,7 @@ impl Player {
         op.key_id = Self::key_of(&user);
         op.user_id = user;
         op.provider = provider.cloned();
-        Some(match self.market.one(LedgerOp::Resolve(Box::new(op))).await {
+        Some(match self.market.one(LedgerOp::Resolve(Arc::new(op))).await {
             LedgerReply::Resolved(_) => Applied::Entered,
             LedgerReply::AlreadyResolved(_) => Applied::Duplicate,
             _ => Applied::Refused,

@@ -1,5 +1,7 @@
 //! Holds, settlements, refunds, recovery, reconciliation.
 
+use std::sync::Arc;
+
 use cxmpute_market::ledger::End;
 use cxmpute_store::{LedgerOp, LedgerReply, Note, Posted, SpendCap};
 use cxmpute_wire::{MicroCredits, ProvisionId, RequestId};
@@ -87,16 +89,16 @@ async fn a_hold_resolves_once_whoever_asks() {
         let market = Market::new(&fresh.db, 1000).await;
         market.one(market.hold("a", 500)).await;
         let first = market.resolve(market.end("a", 500, End::Finished, chat(100, 0))).await;
-        let again = LedgerOp::Resolve(Box::new(market.end("a", 500, End::Refused, chat(0, 0))));
+        let again = LedgerOp::Resolve(Arc::new(market.end("a", 500, End::Refused, chat(0, 0))));
         assert_eq!(market.one(again.clone()).await, LedgerReply::AlreadyResolved(first));
         let foreign = {
             let mut end = market.end("b", 500, End::Finished, chat(100, 0));
             market.one(market.hold("b", 500)).await;
             end.epoch += 1;
-            LedgerOp::Resolve(Box::new(end))
+            LedgerOp::Resolve(Arc::new(end))
         };
         assert_eq!(market.one(foreign).await, LedgerReply::NotHeld, "another epoch does not own the hold");
-        let differs = LedgerOp::Resolve(Box::new(market.end("b", 499, End::Finished, chat(1, 0))));
+        let differs = LedgerOp::Resolve(Arc::new(market.end("b", 499, End::Finished, chat(1, 0))));
         assert_eq!(market.one(differs).await, LedgerReply::HeldDiffers { held: MicroCredits(500) });
         // The same admission again is refused whole.
         assert!(fresh.db.apply(&[market.hold("a", 1)]).await.is_err());
@@ -200,7 +202,7 @@ async fn a_dead_replica_is_swept_when_its_lease_ends_in_database_time() {
         assert_eq!(db.recover(&other, NOW).await.unwrap().voided.len(), 0, "the lease runs");
         db.release_replica(&market.replica).await.unwrap();
         assert_eq!(db.recover(&other, NOW).await.unwrap().voided.len(), 1);
-        let late = LedgerOp::Resolve(Box::new(market.end("a", 100, End::Finished, chat(50, 0))));
+        let late = LedgerOp::Resolve(Arc::new(market.end("a", 100, End::Finished, chat(50, 0))));
         assert!(
             matches!(market.one(late).await, LedgerReply::AlreadyResolved(settled) if settled.cost.0 == 0)
         );

@@ -38,7 +38,7 @@ async fn second_key(market: &Market) -> KeyId {
 fn with_key(op: LedgerOp, key: &KeyId) -> LedgerOp {
     match op {
         LedgerOp::Admit(mut hold) => {
-            hold.key_id = key.clone();
+            std::sync::Arc::make_mut(&mut hold).key_id = key.clone();
             LedgerOp::Admit(hold)
         }
         other => other,

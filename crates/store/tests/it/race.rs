@@ -1,5 +1,7 @@
 //! Many at once, as from several replicas that do not know of each other.
 
+use std::sync::Arc;
+
 use cxmpute_market::ledger::End;
 use cxmpute_store::{LedgerOp, LedgerReply};
 
@@ -9,7 +11,7 @@ use crate::world::{Market, chat, databases};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_admissions_never_pass_the_balance() {
     for fresh in databases().await {
-        let market = std::sync::Arc::new(Market::new(&fresh.db, 1000).await);
+        let market = Arc::new(Market::new(&fresh.db, 1000).await);
         let tasks: Vec<_> = (0..16)
             .map(|task| {
                 let market = market.clone();
@@ -43,7 +45,7 @@ async fn racing_admissions_never_pass_the_balance() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mixed_batches_from_several_writers_all_settle() {
     for fresh in databases().await {
-        let market = std::sync::Arc::new(Market::new(&fresh.db, 1_000_000).await);
+        let market = Arc::new(Market::new(&fresh.db, 1_000_000).await);
         let tasks: Vec<_> = (0..6)
             .map(|task| {
                 let market = market.clone();
@@ -56,7 +58,7 @@ async fn mixed_batches_from_several_writers_all_settle() {
                         let ends: Vec<_> = ids
                             .iter()
                             .map(|id| {
-                                LedgerOp::Resolve(Box::new(market.end(id, 100, End::Finished, chat(10, 1))))
+                                LedgerOp::Resolve(Arc::new(market.end(id, 100, End::Finished, chat(10, 1))))
                             })
                             .collect();
                         for reply in apply(&market, &ends).await {

@@ -123,7 +123,7 @@ impl Market {
     }
 
     pub fn hold(&self, request: &str, amount: i64) -> LedgerOp {
-        LedgerOp::Admit(Box::new(NewHold {
+        LedgerOp::Admit(Arc::new(NewHold {
             request_id: RequestId::from_tail(request),
             user_id: self.payer.clone(),
             key_id: self.key.clone(),
@@ -178,7 +178,7 @@ impl Market {
     }
 
     pub async fn resolve(&self, end: ResolveHold) -> Settled {
-        match self.one(LedgerOp::Resolve(Box::new(end))).await {
+        match self.one(LedgerOp::Resolve(Arc::new(end))).await {
             LedgerReply::Resolved(settled) => settled,
             other => panic!("{other:?}"),
         }

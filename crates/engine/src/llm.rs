@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use cxmpute_runtime::exit::{self, ExitError};
 use cxmpute_runtime::{CancellationToken, Clock};
 use cxmpute_tokens::TokenCounter;
 use cxmpute_tokens::gguf::Header;
@@ -49,12 +50,15 @@ impl Llm {
         let path = &model.path;
         let shown = path.display();
         let header = Header::read(path).with_context(|| format!("{shown} is not a usable model file"))?;
-        let unusable = || format!("{shown} cannot be served");
-        let shape = Shape::read(&header).with_context(unusable)?;
-        let counter = TokenCounter::from_header(&header).with_context(unusable)?;
-        let digest = digest::of_file(path).with_context(|| format!("reading {shown}"))?;
+        let unusable = |error: anyhow::Error| {
+            let message = format!("{shown} cannot be served: {error:#}");
+            ExitError::caused(exit::CONFIG, message, error)
+        };
+        let shape = Shape::read(&header).map_err(unusable)?;
+        let counter = TokenCounter::from_header(&header).map_err(|error| unusable(error.into()))?;
         let context = context_of(&shape, cli);
-        let decoder = Decoder::load(path, &header, shape, context).with_context(unusable)?;
+        let decoder = Decoder::load(path, &header, shape, context).map_err(unusable)?;
+        let digest = digest::of_file(path).with_context(|| format!("reading {shown}"))?;
         let kept = usize::try_from(cli.prefix_cache).unwrap_or(usize::MAX).saturating_mul(1 << 20);
         let slot = Slot {
             run: Run::new(decoder, kept),

@@ -11,6 +11,9 @@ mod rotation;
 pub mod shape;
 mod weights;
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;

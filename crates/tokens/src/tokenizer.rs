@@ -89,7 +89,7 @@ impl TextTokenizer {
                 });
             }
         };
-        vocabulary.add_special(&mut inner)?;
+        vocabulary.add_special(header, &mut inner)?;
         let id = |name: &str| {
             let id = header.number(&format!("tokenizer.ggml.{name}_token_id"))?;
             u32::try_from(id).ok().filter(|id| (*id as usize) < vocabulary.tokens.len())

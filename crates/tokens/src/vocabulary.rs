@@ -78,7 +78,8 @@ impl<'a> Vocabulary<'a> {
         let (pre_tokenizer, whole_words) = match pre {
             "gpt-2" | "default" => (plain, false),
             "llama-bpe" | "llama3" | "llama-v3" => (split(LLAMA3_SPLIT), true),
-            "qwen2" => (split(QWEN2_SPLIT), false),
+            "dbrx" => (split(LLAMA3_SPLIT), false),
+            "qwen2" | "deepseek-r1-qwen" => (split(QWEN2_SPLIT), false),
             "smollm" => {
                 let digits = json!({"type": "Digits", "individual_digits": true});
                 (json!({"type": "Sequence", "pretokenizers": [digits, plain]}), false)
@@ -86,7 +87,7 @@ impl<'a> Vocabulary<'a> {
             other => {
                 return Err(TokenizerError::Unsupported {
                     given: format!("gpt2/{other}"),
-                    supported: "gpt2 with gpt-2, default, llama-bpe, qwen2 or smollm",
+                    supported: "gpt2 with gpt-2, default, llama-bpe, dbrx, qwen2, deepseek-r1-qwen or smollm",
                 });
             }
         };
@@ -185,11 +186,18 @@ impl<'a> Vocabulary<'a> {
     ///
     /// # Errors
     /// When the tokenizer refuses them.
-    pub fn add_special(&self, tokenizer: &mut Tokenizer) -> Result<(), TokenizerError> {
+    pub fn add_special(&self, header: &Header, tokenizer: &mut Tokenizer) -> Result<(), TokenizerError> {
+        // The marks of Phi 3 take the white space behind them along; nothing in the file says so.
+        let greedy = header.architecture() == "phi3" && header.text("tokenizer.ggml.model") == Some("llama");
+        let takes_space =
+            |text: &str| greedy && text != "<s>" && text != "<|endoftext|>" && text.starts_with('<');
         let numbered = self.tokens.iter().enumerate();
         let added: Vec<AddedToken> = numbered
             .filter(|(id, text)| matches!(self.kind(*id), CONTROL | USER_DEFINED) && !text.is_empty())
-            .map(|(id, text)| AddedToken::from(text.clone(), self.kind(id) == CONTROL).normalized(false))
+            .map(|(id, text)| {
+                let control = self.kind(id) == CONTROL;
+                AddedToken::from(text.clone(), control).normalized(false).rstrip(control && takes_space(text))
+            })
             .collect();
         tokenizer.add_tokens(added).map_err(|error| TokenizerError::Vocabulary(error.to_string()))?;
         Ok(())

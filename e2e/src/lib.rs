@@ -15,6 +15,7 @@ pub mod ground;
 pub mod house;
 pub mod layering;
 pub mod money;
+pub mod paths;
 pub mod process;
 pub mod proxy;
 pub mod secrets;

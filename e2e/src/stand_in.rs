@@ -1,11 +1,15 @@
 //! A stand-in node: the tunnel crate's node end, enrolled and signed, that plays the script named in the prompt.
 //!
 //! The last user message is the script, so one node can play every part and a test reads like what it does:
-//! `say N` (N tokens and a clean end), `hold N` (N tokens, then silence until cancelled), `endless`. A mood overrides
-//! the script: the node then refuses, fails, loses its tunnel, or answers in another request's name.
+//! `say N` (N tokens and a clean end), `hold N` (N tokens, then silence until cancelled), `endless`, and `play
+//! NAME` (the headers and bytes of a [`Script`] it has learnt). A mood overrides the prompt: the node then refuses,
+//! fails, loses its tunnel, or answers in another request's name.
 
 mod play;
+mod script;
+mod voice;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +31,9 @@ use http::Method;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+pub use script::{Script, Step};
+pub use voice::DIMENSIONS;
 
 use crate::ground::until;
 
@@ -127,7 +134,9 @@ pub struct Note {
     pub request_id: String,
     /// Attempt number.
     pub attempt: u32,
-    /// Tokens handed to the tunnel.
+    /// The body that reached it.
+    pub asked: Arc<serde_json::Value>,
+    /// Tokens handed to the tunnel; bytes, when it played a [`Script`].
     pub sent: u64,
     /// When the last of them was.
     pub last_sent: Option<Instant>,
@@ -159,6 +168,7 @@ pub(crate) struct Stage {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) mood: Mood,
+    pub(crate) scripts: BTreeMap<String, Script>,
     pub(crate) notes: Vec<Note>,
     epoch: Epoch,
     desired: Option<Desired>,
@@ -205,6 +215,11 @@ impl StandIn {
     /// From now on.
     pub fn set_mood(&self, mood: Mood) {
         self.stage.state.lock().mood = mood;
+    }
+
+    /// Learns the script that the prompt `play NAME` asks for.
+    pub fn learn(&self, name: &str, script: Script) {
+        self.stage.state.lock().scripts.insert(name.to_owned(), script);
     }
 
     /// Lets a node that is losing its tunnel lose it.
@@ -327,7 +342,11 @@ fn heartbeat(seq: u64, epoch: Epoch, stage: &Stage) -> Heartbeat {
     let services =
         state.desired.iter().flat_map(|desired| &desired.services).map(|service| ObservedService {
             service_id: service.service_id.clone(),
-            state: if service.kind == ServiceKind::Llm { ServiceState::Ready } else { ServiceState::Absent },
+            state: if matches!(service.kind, ServiceKind::Llm | ServiceKind::Embeddings) {
+                ServiceState::Ready
+            } else {
+                ServiceState::Absent
+            },
             slots: 64,
             in_flight: 0,
             engine: "stand-in".to_owned(),
@@ -354,5 +373,5 @@ fn heartbeat(seq: u64, epoch: Epoch, stage: &Stage) -> Heartbeat {
 /// The text of `count` tokens.
 #[must_use]
 pub fn text(count: u64) -> String {
-    (0..count).map(play::word).collect()
+    (0..count).map(voice::word).collect()
 }

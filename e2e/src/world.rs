@@ -23,8 +23,13 @@ use crate::verdict::Verdict;
 pub const CHAT_MODEL: &str = "stage";
 /// A chat model whose every request is held at, and costs, exactly [`FIXED_COST`].
 pub const FIXED_MODEL: &str = "fixed";
+/// An embeddings model with the tiny model's tokenizer.
+pub const EMBEDDINGS_MODEL: &str = "points";
 /// Micro-credits of one request of [`FIXED_MODEL`]: its minimum charge, far above its units.
 pub const FIXED_COST: i64 = 1_000;
+
+/// Models of the world's catalogue; a stand-in serves them all.
+const MODELS: usize = 3;
 
 /// How long a world may take to come up or to come to rest.
 const REST_WITHIN: Duration = Duration::from_secs(30);
@@ -51,6 +56,22 @@ impl Plan {
         self.config.server.body_grace_ms = millis(timer);
         self.config.server.keep_alive_ms = millis(timer);
         self.config.server.write_stall_ms = millis(timer);
+        self
+    }
+
+    /// Short deadlines for nodes: to the first token, between tokens, and for embeddings as a whole.
+    #[must_use]
+    pub fn node_deadlines(mut self, first_token: Duration, gap: Duration, embeddings: Duration) -> Self {
+        self.config.relay.first_token_ms = millis(first_token);
+        self.config.relay.gap_ms = millis(gap);
+        self.config.relay.embeddings_total_ms = millis(embeddings);
+        self
+    }
+
+    /// How long a request waits for a node.
+    #[must_use]
+    pub fn queue(mut self, span: Duration) -> Self {
+        self.config.relay.queue_ms = millis(span);
         self
     }
 
@@ -141,8 +162,10 @@ impl World {
             ensure!(answer.status < 300, "enrolment of {name}: {} {}", answer.status, answer.json());
         }
         let node = StandIn::start(self.address, identity).await?;
-        until("the stand-in to be routable", REST_WITHIN, async || Ok((node.routable() >= 2).then_some(())))
-            .await?;
+        until("the stand-in to be routable", REST_WITHIN, async || {
+            Ok((node.routable() >= MODELS).then_some(()))
+        })
+        .await?;
         Ok(node)
     }
 

@@ -16,6 +16,8 @@ pub enum Sabotage {
     NoAcceptTimer,
     /// N3: an enrolment overwrites whatever record has its id.
     UnconditionalUpsert,
+    /// P1: the bytes of a node's stream go to the client as they are.
+    BytePassThrough,
     /// P5: an answer is taken without asking whose it is.
     NoOwnerCheck,
     /// X1: request bodies are logged.
@@ -31,6 +33,7 @@ impl Sabotage {
         Self::DoneBeforeCommit,
         Self::NoAcceptTimer,
         Self::UnconditionalUpsert,
+        Self::BytePassThrough,
         Self::NoOwnerCheck,
         Self::BodyInLog,
     ];
@@ -45,6 +48,7 @@ impl Sabotage {
             Self::DoneBeforeCommit => "done_before_commit",
             Self::NoAcceptTimer => "no_accept_timer",
             Self::UnconditionalUpsert => "unconditional_upsert",
+            Self::BytePassThrough => "byte_pass_through",
             Self::NoOwnerCheck => "no_owner_check",
             Self::BodyInLog => "body_in_log",
         }

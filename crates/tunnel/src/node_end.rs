@@ -8,7 +8,7 @@ use cxmpute_wire::control::{FromNode, ToNode};
 use cxmpute_wire::{Code, Epoch, Timestamp};
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -286,12 +286,19 @@ impl WorkRequest {
     }
 
     /// Takes the work on; the gateway learns it at once.
-    pub fn accept(mut self) -> Result<WorkResponder, Gone> {
-        let response = Response::builder()
+    pub fn accept(self) -> Result<WorkResponder, Gone> {
+        self.accept_with(HeaderMap::new())
+    }
+
+    /// The same with headers beside those of the protocol. A gateway must ignore them, which is what this is for: to
+    /// see that it does.
+    pub fn accept_with(mut self, headers: HeaderMap) -> Result<WorkResponder, Gone> {
+        let mut response = Response::builder()
             .header(CX_REQUEST_ID, self.head.request_id.as_str())
             .header(CX_EPOCH, self.head.epoch.0)
             .body(())
             .map_err(|_| Gone)?;
+        response.headers_mut().extend(headers);
         let stream = self.respond.send_response(response, false).map_err(|_| Gone)?;
         Ok(WorkResponder { head: self.head, stream, finished: false, _body: self.body })
     }

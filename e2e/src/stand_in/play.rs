@@ -3,68 +3,83 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cxmpute_tunnel::{NodeHandle, WorkRequest, WorkResponder};
+use cxmpute_tunnel::{NodeHandle, WorkPath, WorkRequest, WorkResponder};
 use cxmpute_wire::{Code, Epoch, RequestId};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Mood, Note, Stage};
+use super::voice::{Voice, event};
+use super::{Mood, Note, Stage, script};
 
 /// Largest request a stand-in reads.
 const BODY_LIMIT: usize = 8 << 20;
 
+/// Tokens of the prompt that a stand-in claims: far too many, so that a gateway that believes it is noticed.
+const CLAIMED_PROMPT: u64 = 1_000_000;
+
 /// What the prompt asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Script {
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
     Say(u64),
     Hold(u64),
     Endless,
+    /// A script that was learnt.
+    Play(String),
     /// The gateway checks the service: answered truthfully, whatever the mood, and not noted.
     Check,
 }
 
-impl Script {
+impl Part {
     fn read(prompt: &str) -> Self {
         let mut words = prompt.split_whitespace();
-        match (words.next(), words.next().and_then(|count| count.parse().ok())) {
-            (Some("say"), Some(count)) => Self::Say(count),
-            (Some("hold"), Some(count)) => Self::Hold(count),
-            (Some("endless"), None) => Self::Endless,
+        let (verb, object) = (words.next(), words.next().unwrap_or_default());
+        match (verb, object.parse()) {
+            (Some("say"), Ok(count)) => Self::Say(count),
+            (Some("hold"), Ok(count)) => Self::Hold(count),
+            (Some("endless"), Err(_)) => Self::Endless,
+            (Some("play"), Err(_)) => Self::Play(object.to_owned()),
             _ => Self::Check,
         }
     }
-}
-
-/// The text of token number `n`: a word the tiny model's tokenizer knows, so that events and tokens go together.
-pub(super) fn word(n: u64) -> &'static str {
-    if n == 0 { "The" } else { " the" }
 }
 
 /// Plays one piece of work.
 pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage: Arc<Stage>) {
     let Ok(body) = request.body(BODY_LIMIT).await else { return };
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let script = Script::read(prompt(&asked));
+    let part = Part::read(prompt(&asked));
     let limit = request.head.max_tokens;
-    if script == Script::Check {
+    let voice = Voice::new(request.head.path, &asked);
+    if part == Part::Check {
         if let Ok(mut responder) = request.accept() {
-            let _ = say(&mut responder, 3.min(limit), 0, limit, |_| {}).await;
+            let _ = say(&mut responder, &voice, 3.min(limit), 0, limit, |_| {}).await;
             responder.finish();
         }
         return;
     }
-    let (note, mood) = {
+    let (note, mood, script) = {
         let mut state = stage.state.lock();
         state.notes.push(Note {
             request_id: request.head.request_id.to_string(),
             attempt: request.head.attempt,
+            asked: Arc::new(asked),
             sent: 0,
             last_sent: None,
             accepted: None,
             cancelled: None,
             finished: None,
         });
-        (state.notes.len() - 1, state.mood)
+        let script = match &part {
+            Part::Play(name) => Some(state.scripts.get(name).cloned().unwrap_or_default()),
+            _ => None,
+        };
+        (state.notes.len() - 1, state.mood, script)
+    };
+    let write = |change: &dyn Fn(&mut Note)| change(&mut stage.state.lock().notes[note]);
+    let sent = |count: u64| {
+        let mut state = stage.state.lock();
+        state.notes[note].sent = count;
+        state.notes[note].last_sent = Some(Instant::now());
     };
     match mood {
         Mood::Refusing => return request.refuse(Code::CapacityFull, "this stand-in refuses"),
@@ -74,15 +89,17 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
         Mood::Outdated => request.head.epoch = Epoch(request.head.epoch.0 - 1),
         Mood::Willing | Mood::Losing { .. } | Mood::Failing => {}
     }
-    let Ok(mut responder) = request.accept() else { return };
-    let write = |change: &dyn Fn(&mut Note)| change(&mut stage.state.lock().notes[note]);
+    let headers = script.as_ref().map(|script| script.headers.clone()).unwrap_or_default();
+    let accepted = request.accept_with(headers);
     write(&|note| note.accepted = Some(Instant::now()));
-    let sent = |count: u64| {
-        let mut state = stage.state.lock();
-        state.notes[note].sent = count;
-        state.notes[note].last_sent = Some(Instant::now());
+    let Ok(mut responder) = accepted else {
+        return write(&|note| note.cancelled = Some(Instant::now()));
     };
-    let ended = match (mood, script) {
+    let ended = match (mood, part) {
+        _ if script.is_some() => {
+            let steps = script.map(|script| script.steps).unwrap_or_default();
+            script::perform(&mut responder, &steps, &sent).await
+        }
         (Mood::Failing, _) => {
             let error =
                 json!({"error": {"code": "engine_failed", "message": "this stand-in fails", "status": 500}});
@@ -90,23 +107,25 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
             Ok(())
         }
         (Mood::Losing { after }, _) => {
-            let _ = tokens(&mut responder, after.min(limit), &sent).await;
+            let _ = tokens(&mut responder, &voice, after.min(limit), &sent).await;
             if after > 0 {
                 stage.lose.notified().await;
             }
             tunnel.close(Code::Draining);
             return;
         }
-        (_, Script::Say(count)) => say(&mut responder, count.min(limit), 1, limit, &sent).await,
-        (_, Script::Hold(count)) => match tokens(&mut responder, count.min(limit), &sent).await {
+        (_, Part::Say(count)) => {
+            say(&mut responder, &voice, count.min(limit), CLAIMED_PROMPT, limit, &sent).await
+        }
+        (_, Part::Hold(count)) => match tokens(&mut responder, &voice, count.min(limit), &sent).await {
             Ok(()) => {
                 responder.cancelled().await;
                 Err(())
             }
             Err(()) => Err(()),
         },
-        (_, Script::Endless) => tokens(&mut responder, limit, &sent).await,
-        (_, Script::Check) => Ok(()),
+        (_, Part::Endless) => tokens(&mut responder, &voice, limit, &sent).await,
+        (_, Part::Check | Part::Play(_)) => Ok(()),
     };
     let now = Some(Instant::now());
     if ended.is_ok() {
@@ -119,52 +138,56 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
 
 async fn say(
     responder: &mut WorkResponder,
+    voice: &Voice,
     count: u64,
     prompt_tokens: u64,
     limit: u64,
     sent: impl Fn(u64),
 ) -> Result<(), ()> {
-    tokens(responder, count, sent).await?;
-    let reason = if count >= limit { "length" } else { "stop" };
-    send(responder, &chunk(json!([{"index": 0, "delta": {}, "finish_reason": reason}]))).await?;
-    if prompt_tokens == 0 {
-        return responder.send(Bytes::from_static(b"data: [DONE]\n\n")).await.map_err(|_| ());
+    if voice.path == WorkPath::Embeddings {
+        return send(responder, voice.vectors().to_string().into()).await;
     }
-    let mut usage = chunk(json!([]));
-    usage["usage"] = json!({"prompt_tokens": prompt_tokens.max(1_000_000), "completion_tokens": count, "total_tokens": prompt_tokens.max(1_000_000) + count});
-    send(responder, &usage).await?;
-    responder.send(Bytes::from_static(b"data: [DONE]\n\n")).await.map_err(|_| ())
+    tokens(responder, voice, count, sent).await?;
+    let reason = if count >= limit { "length" } else { "stop" };
+    for choice in 0..voice.choices {
+        send(responder, event(&voice.finish(choice, reason))).await?;
+    }
+    if prompt_tokens > 0 {
+        send(responder, event(&voice.usage(prompt_tokens, count))).await?;
+    }
+    send(responder, Bytes::from_static(b"data: [DONE]\n\n")).await
 }
 
-async fn tokens(responder: &mut WorkResponder, count: u64, sent: impl Fn(u64)) -> Result<(), ()> {
+async fn tokens(
+    responder: &mut WorkResponder,
+    voice: &Voice,
+    count: u64,
+    sent: impl Fn(u64),
+) -> Result<(), ()> {
+    if voice.path == WorkPath::Embeddings {
+        return Ok(());
+    }
     for number in 0..count {
-        let delta = if number == 0 {
-            json!({"role": "assistant", "content": word(number)})
-        } else {
-            json!({"content": word(number)})
-        };
-        send(responder, &chunk(json!([{"index": 0, "delta": delta, "finish_reason": null}]))).await?;
+        send(responder, event(&voice.token(number))).await?;
         sent(number + 1);
     }
     Ok(())
 }
 
-/// Sends one event; a cancel that comes while the gateway does not read ends it.
-async fn send(responder: &mut WorkResponder, value: &Value) -> Result<(), ()> {
-    responder.send(event(value)).await.map_err(|_| ())
+/// Sends bytes; a cancel that comes while the gateway does not read ends it.
+async fn send(responder: &mut WorkResponder, bytes: Bytes) -> Result<(), ()> {
+    responder.send(bytes).await.map_err(|_| ())
 }
 
-fn event(value: &Value) -> Bytes {
-    Bytes::from(format!("data: {value}\n\n"))
-}
-
-fn chunk(choices: Value) -> Value {
-    json!({"id": "chatcmpl-stand-in", "object": "chat.completion.chunk", "created": 0, "model": "stand-in", "choices": choices})
-}
-
+/// The text that names the part: the last message, the first prompt or the first input.
 fn prompt(asked: &Value) -> &str {
     let last = asked["messages"].as_array().and_then(|messages| messages.last());
+    let first = |field: &str| -> Option<&str> {
+        let value = asked.get(field)?;
+        value.as_str().or_else(|| value.get(0)?.as_str())
+    };
     last.and_then(|message| message["content"].as_str())
-        .or_else(|| asked["prompt"].as_str())
+        .or_else(|| first("prompt"))
+        .or_else(|| first("input"))
         .unwrap_or_default()
 }

@@ -15,10 +15,11 @@ use cxmpute_store::{KeyKind, NewKey, NewUser, UserCreated};
 use cxmpute_wire::{MicroCredits, Millis, UserId};
 use sha2::{Digest as _, Sha256};
 
-use super::{CHAT_MODEL, FIXED_COST, FIXED_MODEL};
+use super::{CHAT_MODEL, EMBEDDINGS_MODEL, FIXED_COST, FIXED_MODEL};
 use crate::house::models_dir;
 use crate::money::TINY_FILE;
 use crate::settings::postgres_url;
+use crate::stand_in::DIMENSIONS;
 
 /// Points the configuration at the world's folder and writes the catalogue there.
 pub(super) fn lay_out(config: &mut Config, folder: &Path, url: String) -> Result<()> {
@@ -44,7 +45,11 @@ fn catalogue(sha256: &str, size: usize) -> String {
         )
     };
     let fixed = format!("prompt = 1, completion = 1, minimum = {FIXED_COST}");
-    model(CHAT_MODEL, "prompt = 150000, completion = 300000") + &model(FIXED_MODEL, &fixed)
+    let embeddings = format!(
+        "[[model]]\nid = \"{EMBEDDINGS_MODEL}\"\nkind = \"embeddings\"\ncontext_length = 256\ndimensions = {DIMENSIONS}\nengines = [\"builtin\"]\n\
+         price = {{ version = 1, embedding = 2000000, minimum = 1 }}\n[[model.file]]\nrole = \"model\"\nname = \"{TINY_FILE}\"\nsha256 = \"{sha256}\"\nsize = {size}\n\n"
+    );
+    model(CHAT_MODEL, "prompt = 150000, completion = 300000") + &model(FIXED_MODEL, &fixed) + &embeddings
 }
 
 /// A database of its own on the server of the suite.

@@ -2,6 +2,8 @@
 //! frequent event, a piece of text, is written around a text that is prepared once per stream; a test holds it to
 //! the types of `wire`.
 
+use std::io::{self, Write};
+
 use bytes::Bytes;
 use cxmpute_wire::openai::{
     ChatChoice, ChatChunk, ChatLogprobs, ChatResponse, ChunkChoice, CompletionChoice, CompletionLogprobs,
@@ -80,8 +82,7 @@ impl Writer {
         };
         out.extend_from_slice(choice.to_string().as_bytes());
         out.extend_from_slice(open);
-        // Writing into a vector does not fail, and a text is always JSON.
-        let _ = serde_json::to_writer(&mut out, text);
+        write_json(&mut out, text);
         out.extend_from_slice(close);
         out.extend_from_slice(&self.text_tail);
         out.into()
@@ -326,10 +327,38 @@ pub fn error_event(envelope: &ErrorEnvelope) -> Bytes {
 
 fn event(value: &impl Serialize) -> Bytes {
     let mut out = b"data: ".to_vec();
-    // The types of `wire` are always JSON, and writing into a vector does not fail.
-    let _ = serde_json::to_writer(&mut out, value);
+    write_json(&mut out, value);
     out.extend_from_slice(b"\n\n");
     out.into()
+}
+
+/// Writes JSON in which nothing looks like the end of a line: several clients split streams at U+0085, U+2028 and
+/// U+2029, too, and would take the rest of such an event for another one.
+fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    // The types of `wire` are always JSON, and writing into a vector does not fail.
+    let _ = value.serialize(&mut serde_json::Serializer::with_formatter(out, OneLine));
+}
+
+struct OneLine;
+
+impl serde_json::ser::Formatter for OneLine {
+    fn write_string_fragment<W: Write + ?Sized>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        // The first bytes of those three characters; most texts hold neither.
+        if !fragment.bytes().any(|byte| matches!(byte, 0xc2 | 0xe2)) {
+            return writer.write_all(fragment.as_bytes());
+        }
+        for part in fragment.split_inclusive(['\u{85}', '\u{2028}', '\u{2029}']) {
+            let Some(last) = part.chars().next_back() else { continue };
+            match last {
+                '\u{85}' | '\u{2028}' | '\u{2029}' => {
+                    writer.write_all(&part.as_bytes()[..part.len() - last.len_utf8()])?;
+                    write!(writer, "\\u{:04x}", u32::from(last))?;
+                }
+                _ => writer.write_all(part.as_bytes())?,
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -353,6 +382,21 @@ mod tests {
             let whole = CompletionChoice { index: choice as u64, text: text.clone(), finish_reason: None, logprobs: None };
             prop_assert_eq!(legacy.text(choice, &text), legacy.legacy_chunk(whole));
         }
+    }
+
+    #[test]
+    fn an_event_is_one_line_for_every_client() {
+        let said = "a\u{2028}b\u{2029}\u{85}c é â \n\r\0";
+        let bytes = writer(Dialect::Chat, false).text(0, said);
+        let line = std::str::from_utf8(&bytes)
+            .unwrap()
+            .strip_prefix("data: ")
+            .unwrap()
+            .strip_suffix("\n\n")
+            .unwrap();
+        assert!(!line.contains(['\n', '\r', '\0', '\u{2028}', '\u{2029}', '\u{85}']), "{line}");
+        let value: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(value["choices"][0]["delta"]["content"], said);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use cxmpute_wire::openai::FinishReason;
 use cxmpute_wire::{Code, Millis};
 use tokio::time::Instant;
 
+use super::bound::Bound;
 use super::delivery::{Chunk, Undelivered};
 use super::events::{EventCutter, Piece, read_event};
 use super::logprobs::Logprobs;
@@ -25,6 +26,7 @@ impl Run {
     pub(super) async fn attempt(&mut self, seat: &mut Seat, number: u32) -> Result<(), Stop> {
         let began = self.app.clock.mono();
         self.so_far = self.job.nothing_yet();
+        self.bound = Bound::new(self.job.choices);
         self.checkpoints.restart();
         let outcome = Box::pin(self.exchange(seat, number, began)).await;
         if self.first_token.is_none() {
@@ -54,7 +56,7 @@ impl Run {
     }
 
     fn work_head(&self, seat: &Seat, number: u32) -> WorkHead {
-        /// Bytes of events per token, for both formats with room to spare (GR section 9).
+        /// Bytes of content per token (GR section 9); the content itself is held to it in `SoFar`.
         const PER_TOKEN: u64 = 64;
         /// Tokens' worth of bytes that every answer may have.
         const BASE_TOKENS: u64 = 256;
@@ -62,7 +64,8 @@ impl Run {
         // A token with its probability, as text and as a list of bytes; each likely token beside it takes as much.
         const PER_LOGPROB: u64 = 256;
         let listed = self.job.rules.logprobs.map_or(0, |top| (top as u64).saturating_add(2));
-        // An event repeats id, model and field names around each token; our engines use about 250 bytes for it.
+        // On the tunnel an event repeats id, model and field names around each token, about 250 bytes with our engines:
+        // so many times the bound on content is the bound on bytes of the stream.
         const ENVELOPE: u64 = 8;
         WorkHead {
             request_id: self.job.request_id.clone(),
@@ -154,13 +157,20 @@ impl Run {
             if bytes > max_bytes {
                 return self.cut_off(seat).await;
             }
+            #[cfg(feature = "sabotage")]
+            if self.app.sabotage == Some(crate::sabotage::Sabotage::BytePassThrough) && self.job.streamed() {
+                self.announce();
+                self.send(Chunk { bytes: chunk, mark: None }).await?;
+                continue;
+            }
             let read = cutter.push(&chunk, |data| read_event(asked, data, &mut pieces));
-            read.map_err(|_| Stop::Fault(Fault::Protocol))?;
             while let Some(piece) = pieces.pop_front() {
                 if self.take(piece, seat, &mut watchdog, began).await? {
                     return Ok(());
                 }
             }
+            // Only now: what comes after the end must not matter, whether or not it comes in the same read (GR15).
+            read.map_err(|_| Stop::Fault(Fault::Protocol))?;
             if self.job.streamed() && self.served.is_some() {
                 self.checkpoints.look(&self.job, &self.so_far, &self.outlet, &self.hold).await;
             }
@@ -179,11 +189,21 @@ impl Run {
             Piece::Text { choice, .. } | Piece::Tools { choice, .. } | Piece::Finish { choice, .. }
                 if self.so_far.is_finished(choice) => {}
             Piece::Text { choice, text, logprobs } => {
+                if self.exceeds_limit(choice, &text) {
+                    self.cut_off(seat).await?;
+                    return Ok(true);
+                }
                 self.take_text(choice, text, logprobs, seat, began).await?;
                 watchdog.content();
                 return self.check_length(choice, seat).await;
             }
             Piece::Tools { choice, calls } => {
+                let said =
+                    calls.iter().flat_map(|part| [part.name.as_deref().unwrap_or(""), &part.arguments]);
+                if self.exceeds_limit(choice, &said.collect::<String>()) {
+                    self.cut_off(seat).await?;
+                    return Ok(true);
+                }
                 let keep = !self.job.streamed();
                 let (job, so_far) = (&self.job, &mut self.so_far);
                 let (calls, upto) = so_far
@@ -320,6 +340,13 @@ impl Run {
             return Ok(true);
         }
         Ok(false)
+    }
+
+    /// Whether a choice would be longer than its bound with this text, by our own count (P1).
+    fn exceeds_limit(&mut self, choice: usize, text: &str) -> bool {
+        let Some(counter) = &self.job.counter else { return false };
+        let count = |text: &str| counter.count_text(text).0;
+        self.bound.exceeded(choice, self.so_far.text(choice), text, self.job.limit, count)
     }
 
     /// The node sent more than it was asked for: the answer ends here, and it counts against the node.

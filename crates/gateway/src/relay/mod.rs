@@ -8,6 +8,7 @@
 
 mod admission;
 mod answer;
+mod bound;
 mod checkpoint;
 mod delivery;
 mod embed;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::admission::{Admitted, admit};
 use super::answer::Writer;
+use super::bound::Bound;
 use super::checkpoint::Checkpoints;
 use super::delivery::{DeliveryBody, delivery};
 use super::job::Job;
@@ -60,6 +61,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         trail: Trail::default(),
         attempts: Vec::new(),
         so_far: job.nothing_yet(),
+        bound: Bound::new(job.choices),
         checkpoints: Checkpoints::new(job.choices, prompt),
         served: None,
         relayed: false,

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::answer::Writer;
+use super::bound::Bound;
 use super::checkpoint::Checkpoints;
 use super::delivery::{Outlet, Undelivered};
 use super::job::Job;
@@ -107,6 +108,7 @@ pub(super) struct Run {
     pub trail: Trail,
     pub attempts: Vec<AttemptRecord>,
     pub so_far: SoFar,
+    pub bound: Bound,
     pub checkpoints: Checkpoints,
     /// The attempt that was accepted last, if it has not failed.
     pub served: Option<Served>,

@@ -11,7 +11,7 @@ use super::rules::Rules;
 
 /// Pieces of content beyond the bound on tokens that are let pass: engines hold text back for stop strings and for
 /// split characters, and release it in a piece of its own.
-const SLACK: u64 = 8;
+pub(super) const SLACK: u64 = 8;
 
 /// The answer of one attempt.
 #[derive(Debug, Default)]
@@ -198,6 +198,12 @@ impl SoFar {
             text.get(..upto(place).min(text.len())).unwrap_or_default().to_owned()
         };
         self.choices.iter().enumerate().map(cut).collect()
+    }
+
+    /// A choice's billed text.
+    #[must_use]
+    pub fn text(&self, choice: usize) -> &str {
+        &self.choices[choice].billed
     }
 
     /// A part of a choice's billed text; marks stand between pieces, so they never split a character.

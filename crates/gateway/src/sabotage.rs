@@ -18,8 +18,16 @@ pub enum Sabotage {
     UnconditionalUpsert,
     /// P1: the bytes of a node's stream go to the client as they are.
     BytePassThrough,
+    /// P2: the headers of a node's answer go to the client.
+    ProxyHeaders,
     /// P5: an answer is taken without asking whose it is.
     NoOwnerCheck,
+    /// U1: bodies are read as any JSON, then turned into the type.
+    UntypedParsing,
+    /// U2: fields that nobody knows go to the node.
+    ExtraBody,
+    /// G2: no limits on the frames of HTTP/2.
+    NoFrameLimits,
     /// X1: request bodies are logged.
     BodyInLog,
 }
@@ -34,7 +42,11 @@ impl Sabotage {
         Self::NoAcceptTimer,
         Self::UnconditionalUpsert,
         Self::BytePassThrough,
+        Self::ProxyHeaders,
         Self::NoOwnerCheck,
+        Self::UntypedParsing,
+        Self::ExtraBody,
+        Self::NoFrameLimits,
         Self::BodyInLog,
     ];
 
@@ -49,7 +61,11 @@ impl Sabotage {
             Self::NoAcceptTimer => "no_accept_timer",
             Self::UnconditionalUpsert => "unconditional_upsert",
             Self::BytePassThrough => "byte_pass_through",
+            Self::ProxyHeaders => "proxy_headers",
             Self::NoOwnerCheck => "no_owner_check",
+            Self::UntypedParsing => "untyped_parsing",
+            Self::ExtraBody => "extra_body",
+            Self::NoFrameLimits => "no_frame_limits",
             Self::BodyInLog => "body_in_log",
         }
     }

@@ -43,6 +43,9 @@ pub struct Accepted {
     pub request_id: RequestId,
     /// Echo of the tunnel's epoch.
     pub epoch: Epoch,
+    /// All headers of the node, for the known-bad variant that passes them on.
+    #[cfg(feature = "sabotage")]
+    pub headers: HeaderMap,
 }
 
 /// A piece of work at a node. Dropping it cancels the work; the node learns it at once.
@@ -148,6 +151,8 @@ fn echo(headers: &HeaderMap) -> Result<Accepted, WorkError> {
     Ok(Accepted {
         request_id: parse(headers, &CX_REQUEST_ID, "cx-request-id").map_err(wrong)?,
         epoch: Epoch(parse(headers, &CX_EPOCH, "cx-epoch").map_err(wrong)?),
+        #[cfg(feature = "sabotage")]
+        headers: headers.clone(),
     })
 }
 

@@ -7,6 +7,7 @@ pub mod epochs;
 pub mod leaks;
 pub mod overspend;
 pub mod retries;
+pub mod rogue_answers;
 pub mod rogue_plays;
 pub mod rogue_streams;
 pub mod slow_clients;

@@ -160,12 +160,14 @@ async fn judge(
         attempt.is_empty() != free,
         format!("{what}: {row}"),
     );
+    // A play may end the whole tunnel, and with it requests that never got there.
     let stopped = until("the node to be stopped", Duration::from_secs(5), async || {
         let note = node.notes().into_iter().find(|note| note.request_id == got.request_id);
-        Ok(note.filter(|note| note.cancelled.is_some() || note.finished.is_some()))
+        let at_rest = note.as_ref().is_none_or(|note| note.cancelled.is_some() || note.finished.is_some());
+        Ok(at_rest.then_some(note.map_or(0, |note| note.sent)))
     })
     .await;
-    let sent = stopped.as_ref().map_or(u64::MAX, |note| note.sent);
+    let sent = stopped.as_ref().map_or(u64::MAX, |sent| *sent);
     verdict.check("the node is stopped", stopped.is_ok(), format!("{what}: {stopped:?}"));
     verdict.check(
         "a node sends at most its bound and what is in flight",

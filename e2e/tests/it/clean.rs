@@ -1,7 +1,7 @@
 //! Every gate against the gateway as it ships. A test here holds the whole machine: gates measure deadlines.
 
 use cxmpute_e2e::gates::{
-    aborted, crash, enrolment, epochs, leaks, overspend, retries, rogue_streams, slow_clients,
+    aborted, crash, enrolment, epochs, leaks, overspend, retries, rogue_answers, rogue_streams, slow_clients,
 };
 use cxmpute_e2e::ground::alone;
 use cxmpute_e2e::settings::{Setting, Store, postgres_url};
@@ -23,6 +23,7 @@ gate!(c1_a_killed_gateway_loses_and_invents_nothing, crash::gate);
 gate!(g1_slow_clients_are_freed, slow_clients::gate);
 gate!(n3_nobody_enrols_over_somebody_else, enrolment::gate);
 gate!(p1_rogue_streams_are_stopped, rogue_streams::gate);
+gate!(p2_only_our_schema_leaves, rogue_answers::gate);
 gate!(p5_foreign_and_late_answers_are_dropped, epochs::gate);
 gate!(x1_nothing_secret_leaks, leaks::gate);
 

@@ -260,7 +260,12 @@ impl Embed {
         settlement.claimed = vectors.claim.map(|tokens| self.job.units(tokens));
         settlement.provision_id = Some(seat.provision().clone());
         settlement.provider = Some(seat.owner().clone());
-        let meta = Meta { provider: Some(seat.slug()), overhead: latency.saturating_sub(self.node_time) };
+        let meta = Meta {
+            provider: Some(seat.slug()),
+            overhead: latency.saturating_sub(self.node_time),
+            #[cfg(feature = "sabotage")]
+            headers: http::HeaderMap::new(),
+        };
         drop(seat);
         let answer = match hold.settle(settlement).await {
             Ok(settled) => {

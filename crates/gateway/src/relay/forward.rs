@@ -48,6 +48,11 @@ impl Run {
             provision: seat.provision().clone(),
             owner: seat.owner().clone(),
             slug: seat.slug(),
+            #[cfg(feature = "sabotage")]
+            headers: match self.app.sabotage {
+                Some(crate::sabotage::Sabotage::ProxyHeaders) => accepted.headers.clone(),
+                _ => http::HeaderMap::new(),
+            },
         });
         self.hold.accepted(seat.provision(), seat.owner(), number);
         self.pump(seat, stream, began, head.max_bytes).await?;

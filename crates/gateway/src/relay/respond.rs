@@ -37,6 +37,8 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     Seeker::new(&job.model, &caller.user_id, &job.wishes).check(&app.fleet)?;
     let (job, Admitted { hold, covered, prompt }) = admit(&app, &caller, job).await?;
     let body = job.node_body()?;
+    #[cfg(feature = "sabotage")]
+    let body = with_extra_body(&app, &job, body)?;
     let relay = &app.config.relay;
     let (outlet, delivery_body) =
         delivery(relay.headers_held(), std::time::Duration::from_millis(app.config.server.write_stall_ms));
@@ -79,6 +81,23 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     } else {
         answer_whole(&app, &job, told, delivery_body).await
     }
+}
+
+/// What the known-bad variant sends to a node: the names of unknown fields, too.
+#[cfg(feature = "sabotage")]
+fn with_extra_body(app: &App, job: &Job, body: Bytes) -> ApiResult<Bytes> {
+    if app.sabotage != Some(crate::sabotage::Sabotage::ExtraBody) {
+        return Ok(body);
+    }
+    let mut value: serde_json::Value = serde_json::from_slice(&body).map_err(ApiError::internal)?;
+    let unknown = match &job.ask {
+        super::job::Ask::Chat(request) => request.unknown.keys(),
+        super::job::Ask::Completion(request) => request.unknown.keys(),
+    };
+    for name in unknown {
+        value[name] = serde_json::Value::Bool(true);
+    }
+    Ok(value.to_string().into())
 }
 
 async fn answer_stream(
@@ -151,6 +170,10 @@ fn describe(headers: &mut HeaderMap, app: &App, id: &str, arrived: std::time::Du
     if let Some(provider) = &meta.provider {
         text(X_PROVIDER, provider.clone());
         text(X_OVERHEAD, meta.overhead.as_micros().to_string());
+    }
+    #[cfg(feature = "sabotage")]
+    for (name, value) in &meta.headers {
+        text(name.clone(), String::from_utf8_lossy(value.as_bytes()).into_owned());
     }
     text(X_PROCESSING, app.clock.mono().saturating_sub(arrived).as_millis().to_string());
 }

@@ -44,6 +44,9 @@ pub(super) struct Meta {
     pub provider: Option<String>,
     /// Time the gateway itself took so far.
     pub overhead: Duration,
+    /// The node's headers, for the known-bad variant that passes them on.
+    #[cfg(feature = "sabotage")]
+    pub headers: http::HeaderMap,
 }
 
 /// Who serves, or served, the attempt that counts.
@@ -52,6 +55,8 @@ pub(super) struct Served {
     pub provision: ProvisionId,
     pub owner: UserId,
     pub slug: String,
+    #[cfg(feature = "sabotage")]
+    pub headers: http::HeaderMap,
 }
 
 /// Why an attempt stopped before its end.
@@ -260,6 +265,8 @@ impl Run {
         Meta {
             provider: self.served.as_ref().map(|served| served.slug.clone()),
             overhead: since.saturating_sub(self.node_time),
+            #[cfg(feature = "sabotage")]
+            headers: self.served.as_ref().map(|served| served.headers.clone()).unwrap_or_default(),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::json;
 
 /// Longest body of ordinary routes (GR section 9).
-pub const JSON_LIMIT: usize = 4 * 1024 * 1024;
+pub const JSON_LIMIT: usize = crate::limits::BODY;
 
 /// Bytes of an oversized body that are read and thrown away, so that the client gets to read the refusal instead of a
 /// reset connection.

@@ -16,12 +16,13 @@ use tower::Service;
 
 use crate::app::App;
 use crate::error::{ApiError, Failed};
+use crate::limits;
 use crate::router::{Access, Cost, ROUTES, Route};
 
 /// Limits of GR section 9.
-const URI_LIMIT: usize = 8 * 1024;
-const HEAD_LIMIT: usize = 32 * 1024;
-const FIELDS_LIMIT: usize = 100;
+const URI_LIMIT: usize = limits::URI;
+const HEAD_LIMIT: usize = limits::HEAD;
+const FIELDS_LIMIT: usize = limits::FIELDS;
 
 const ALLOWED_HEADERS: &str = "authorization, content-type, idempotency-key, x-title, http-referer, x-user-id, \
      x-cxmpute-strict, x-cxmpute-timeout-ms, x-stainless-arch, x-stainless-lang, x-stainless-os, \
@@ -101,6 +102,12 @@ pub async fn answer(app: &Arc<App>, router: &mut Router, mut request: Request<Bo
         response = error.render(Some(&edge.request_id));
         headers.extend(std::mem::take(response.headers_mut()));
         *response.headers_mut() = headers;
+    }
+    #[cfg(feature = "sabotage")]
+    if app.sabotage == Some(crate::sabotage::Sabotage::UndocumentedStatus)
+        && failed.as_ref().is_some_and(|error| error.code == Code::InvalidParameter)
+    {
+        *response.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
     }
     finish_headers(response.headers_mut(), &edge.request_id, browsable);
     let took = app.clock.mono().saturating_sub(edge.arrived);

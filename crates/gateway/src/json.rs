@@ -12,7 +12,7 @@ use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, Map
 use crate::error::{ApiError, ApiResult};
 
 /// Deepest nesting of arrays and objects.
-pub const MAX_DEPTH: usize = 64;
+pub const MAX_DEPTH: usize = crate::limits::JSON_DEPTH;
 
 /// Reads a body as `T`. Errors name the field where they can.
 pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {

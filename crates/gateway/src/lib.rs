@@ -26,6 +26,7 @@ pub mod sabotage;
 pub mod schema;
 pub mod telemetry;
 pub mod watch;
+pub mod web;
 pub mod work;
 
 pub use app::{App, Listeners, Parts, serve};

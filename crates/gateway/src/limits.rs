@@ -1,5 +1,9 @@
-//! Every bound on what a client or a node may send, in one place (GR section 9). The code takes its numbers from
-//! here; `docs/limits.md` is this table for people, and a test holds both together.
+//! Every bound on what a client or a node may send, in one place (GR section 9). The code, the OpenAPI document and the
+//! reference page take their numbers from here.
+
+mod rows;
+
+pub use rows::{Row, rows, size};
 
 /// Bytes of an address.
 pub const URI: usize = 8 * 1024;

@@ -107,6 +107,10 @@ pub fn build_router(app: Arc<App>) -> Router {
             router = router.route(route.path, (route.handler)());
         }
     }
+    #[cfg(feature = "sabotage")]
+    if app.sabotage == Some(crate::sabotage::Sabotage::ForgottenRoute) {
+        router = router.route("/debug/vars", axum::routing::get(|| async { "left in" }));
+    }
     router.fallback(no_route).method_not_allowed_fallback(no_method).with_state(app)
 }
 

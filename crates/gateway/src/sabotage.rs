@@ -30,6 +30,10 @@ pub enum Sabotage {
     NoFrameLimits,
     /// X1: request bodies are logged.
     BodyInLog,
+    /// U3: a field that does not fit is refused with a status that is not documented.
+    UndocumentedStatus,
+    /// W3: a route for debugging was left in.
+    ForgottenRoute,
 }
 
 impl Sabotage {
@@ -48,6 +52,8 @@ impl Sabotage {
         Self::ExtraBody,
         Self::NoFrameLimits,
         Self::BodyInLog,
+        Self::UndocumentedStatus,
+        Self::ForgottenRoute,
     ];
 
     /// The name as it stands in `CXMPUTE_SABOTAGE`, by which gates choose it for a gateway of their own process.
@@ -67,6 +73,8 @@ impl Sabotage {
             Self::ExtraBody => "extra_body",
             Self::NoFrameLimits => "no_frame_limits",
             Self::BodyInLog => "body_in_log",
+            Self::UndocumentedStatus => "undocumented_status",
+            Self::ForgottenRoute => "forgotten_route",
         }
     }
 

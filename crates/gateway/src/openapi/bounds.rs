@@ -3,7 +3,9 @@
 
 use serde_json::{Map, Value, json};
 
-/// Fields with what is to be added to their schemas.
+use crate::limits;
+
+/// Types and fields with what is to be added to their schemas; without a field, to the type's own.
 fn bounds() -> Vec<(&'static str, &'static str, Value)> {
     let mut all = requests();
     all.extend(answers());
@@ -11,19 +13,86 @@ fn bounds() -> Vec<(&'static str, &'static str, Value)> {
 }
 
 fn requests() -> Vec<(&'static str, &'static str, Value)> {
+    let name = json!({"minLength": 1, "maxLength": limits::NAME, "pattern": "^[A-Za-z0-9_-]+$"});
+    let function = json!({"const": "function"});
+    let stop = json!({"type": "string", "minLength": 1, "maxLength": limits::STOP_BYTES});
+    let some_text = json!({"type": "string", "minLength": 1});
     let mut all = Vec::new();
     for request in ["ChatRequest", "CompletionRequest"] {
         all.extend([
             (request, "temperature", json!({"minimum": 0, "maximum": 2})),
             (request, "top_p", json!({"exclusiveMinimum": 0, "maximum": 1})),
-            (request, "n", json!({"minimum": 1, "maximum": 8})),
+            (request, "top_k", json!({"minimum": 0, "maximum": limits::TOP_K})),
+            (request, "min_p", json!({"minimum": 0, "maximum": 1})),
+            (request, "frequency_penalty", json!({"minimum": -2, "maximum": 2})),
+            (request, "presence_penalty", json!({"minimum": -2, "maximum": 2})),
+            (request, "repetition_penalty", json!({"exclusiveMinimum": 0, "maximum": 2})),
+            (
+                request,
+                "logit_bias",
+                json!({
+                    "maxProperties": limits::BIASES,
+                    "propertyNames": {"pattern": "^[0-9]{1,18}$"},
+                    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+                }),
+            ),
+            (request, "n", json!({"minimum": 1, "maximum": limits::N})),
             (request, "max_tokens", json!({"minimum": 1})),
         ]);
     }
     all.extend([
         ("ChatRequest", "max_completion_tokens", json!({"minimum": 1})),
-        ("ChatRequest", "messages", json!({"minItems": 1, "maxItems": 2048})),
-        ("ChatRequest", "tools", json!({"maxItems": 128})),
+        ("ChatRequest", "messages", json!({"minItems": 1, "maxItems": limits::MESSAGES})),
+        ("ChatRequest", "tools", json!({"maxItems": limits::TOOLS})),
+        ("ChatRequest", "top_logprobs", json!({"minimum": 0, "maximum": limits::TOP_LOGPROBS})),
+        (
+            "ChatRequest",
+            "metadata",
+            json!({
+                "maxProperties": limits::METADATA,
+                "propertyNames": {"maxLength": limits::METADATA_KEY},
+                "additionalProperties": {"type": "string", "maxLength": limits::METADATA_VALUE},
+            }),
+        ),
+        (
+            "ChatRequest",
+            "reasoning_effort",
+            json!({
+                "enum": ["none", "minimal", "low", "medium", "high", "xhigh", null],
+            }),
+        ),
+        ("CompletionRequest", "logprobs", json!({"minimum": 0, "maximum": limits::LOGPROBS})),
+        ("CompletionRequest", "best_of", json!({"minimum": 1, "maximum": limits::N})),
+        ("ChatMessageInput", "tool_calls", json!({"maxItems": limits::CALLS})),
+        ("ToolInput", "type", function.clone()),
+        ("ToolCallInput", "type", function.clone()),
+        ("NamedToolInput", "type", function),
+        ("FunctionSpecInput", "name", name.clone()),
+        ("FunctionSpecInput", "description", json!({"maxLength": limits::DESCRIPTION})),
+        ("JsonSchemaFormatInput", "name", name),
+        ("JsonSchemaFormatInput", "description", json!({"maxLength": limits::DESCRIPTION})),
+        ("InputAudioInput", "format", json!({"enum": ["wav", "mp3"]})),
+        (
+            "StopInput",
+            "",
+            json!({"anyOf": [stop, {"type": "array", "items": stop, "maxItems": limits::STOPS}]}),
+        ),
+        (
+            "PromptInput",
+            "",
+            json!({"anyOf": [
+                some_text,
+                {"type": "array", "items": some_text, "minItems": 1, "maxItems": limits::CHOICES},
+            ]}),
+        ),
+        (
+            "EmbeddingInput",
+            "",
+            json!({"anyOf": [
+                some_text,
+                {"type": "array", "items": some_text, "minItems": 1, "maxItems": limits::INPUTS},
+            ]}),
+        ),
     ]);
     all
 }
@@ -69,14 +138,19 @@ fn answers() -> Vec<(&'static str, &'static str, Value)> {
 pub fn apply(schemas: &mut Map<String, Value>) -> Vec<String> {
     let mut unmet = Vec::new();
     for (schema, field, more) in bounds() {
-        let found = schemas.get_mut(schema).and_then(|schema| schema.get_mut("properties"));
-        let found = found.and_then(|properties| properties.get_mut(field)).and_then(Value::as_object_mut);
+        let found = schemas.get_mut(schema);
+        let found = match field {
+            "" => found,
+            field => found.and_then(|schema| schema.get_mut("properties")?.get_mut(field)),
+        };
+        let found = found.and_then(Value::as_object_mut);
         let (Some(found), Value::Object(more)) = (found, more) else {
             unmet.push(format!("{schema}.{field}"));
             continue;
         };
         if more.contains_key("anyOf") {
             found.remove("$ref");
+            found.remove("type");
         }
         found.extend(more);
     }

@@ -146,3 +146,23 @@ pub(super) const DOCUMENT: Operation = Operation {
     errors: &[],
     refusals: Refusals::Envelope,
 };
+
+pub(super) const REFERENCE: Operation = Operation {
+    id: "getReference",
+    group: Group::Service,
+    summary: "The reference page",
+    detail: "This document as a page for people: no script, nothing from elsewhere.",
+    parameters: &[IF_NONE_MATCH],
+    request: None,
+    answers: &[
+        Answer { status: 200, detail: "The page.", content: Content::Page, headers: DOCUMENT_HEADERS },
+        Answer {
+            status: 304,
+            detail: "The caller has it.",
+            content: Content::Empty,
+            headers: DOCUMENT_HEADERS,
+        },
+    ],
+    errors: &[],
+    refusals: Refusals::Envelope,
+};

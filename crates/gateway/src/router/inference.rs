@@ -38,6 +38,16 @@ const REFERER: Parameter = Parameter {
     example: "https://example.org",
 };
 
+const TIMEOUT: Parameter = Parameter {
+    name: "X-Cxmpute-Timeout-Ms",
+    place: Place::Header,
+    required: false,
+    detail: "The longest that the whole answer may take, in milliseconds; only shorter than the gateway's own bound \
+             has an effect.",
+    schema: r#"{"type":"string","pattern":"^[0-9]+$"}"#,
+    example: "30000",
+};
+
 const WORK_HEADERS: &[Header] = &[
     Header {
         name: "X-Generation-Id",
@@ -100,7 +110,7 @@ pub(super) const CHAT: Operation = Operation {
     detail: "Answers the conversation, whole or (`stream: true`) as server-sent events. The request is held against \
              the balance at its bound and settled at what was relayed; when the end of the answer arrives, its bill is \
              durable. A stream that breaks ends in an error event, without `[DONE]`, and costs nothing.",
-    parameters: &[STRICT, TITLE, REFERER],
+    parameters: &[STRICT, TIMEOUT, TITLE, REFERER],
     request: Some(Payload::of::<ChatRequest>(
         r#"{"model":"cxm-tiny","messages":[{"role":"user","content":"Say hello."}],"max_tokens":32}"#,
     )),
@@ -132,7 +142,7 @@ pub(super) const COMPLETION: Operation = Operation {
     summary: "Continue texts",
     detail: "The legacy route: continues one text or several, without a chat template. Billed and streamed like a \
              conversation.",
-    parameters: &[STRICT, TITLE, REFERER],
+    parameters: &[STRICT, TIMEOUT, TITLE, REFERER],
     request: Some(Payload::of::<CompletionRequest>(
         r#"{"model":"cxm-tiny","prompt":"Once upon a time","max_tokens":16}"#,
     )),
@@ -163,7 +173,7 @@ pub(super) const EMBEDDING: Operation = Operation {
     group: Group::Inference,
     summary: "Turn texts into vectors",
     detail: "One vector per text, in the order of the texts, as numbers or base64 of little-endian 32-bit floats.",
-    parameters: &[STRICT, TITLE, REFERER],
+    parameters: &[STRICT, TIMEOUT, TITLE, REFERER],
     request: Some(Payload::of::<EmbeddingRequest>(
         r#"{"model":"all-minilm","input":["a text","another"],"encoding_format":"float"}"#,
     )),

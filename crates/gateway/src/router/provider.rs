@@ -127,7 +127,7 @@ pub(super) const GET_PROVISION: Operation = Operation {
         )),
         headers: &[],
     }],
-    errors: &[SIGNED],
+    errors: &[SIGNED, &[Code::InvalidParameter]],
     refusals: Refusals::Envelope,
 };
 

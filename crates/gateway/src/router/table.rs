@@ -7,10 +7,7 @@ use super::{
     Access, Cost, Handler, Meter, Operation, RateClass, Route, account as about, inference, provider as node,
 };
 use crate::api::{account, docs, health, openai, provider};
-use crate::body::JSON_LIMIT;
-
-/// A diagnostics report is a few kilobytes; this leaves room for machines with many accelerators.
-const PROVIDER_LIMIT: usize = 256 * 1024;
+use crate::limits;
 
 /// Paid work: a key, a meter, all limits.
 const fn work(path: &'static str, meter: Meter, operation: &'static Operation, handler: Handler) -> Route {
@@ -21,7 +18,7 @@ const fn work(path: &'static str, meter: Meter, operation: &'static Operation, h
         cost: Cost::Work,
         rate: RateClass::Work,
         meter: Some(meter),
-        body_limit: JSON_LIMIT,
+        body_limit: limits::BODY,
         prefixed: true,
         operation,
         handler,
@@ -74,7 +71,7 @@ const fn report(
         cost: Cost::Store,
         rate,
         meter: None,
-        body_limit: PROVIDER_LIMIT,
+        body_limit: limits::PROVIDER_BODY,
         prefixed: true,
         operation,
         handler,
@@ -135,4 +132,5 @@ pub static ROUTES: &[Route] = &[
     root("/healthz", &about::HEALTHZ, || get(health::get_health)),
     root("/readyz", &about::READYZ, || get(health::get_readiness)),
     root("/openapi.json", &about::DOCUMENT, || get(docs::get_document)),
+    root("/docs", &about::REFERENCE, || get(docs::get_reference)),
 ];

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use cxmpute_market::catalogue::ModelEntry;
@@ -24,7 +25,11 @@ pub async fn list_models(State(app): State<Arc<App>>) -> Response {
 }
 
 /// One model, by id or alias.
-pub async fn get_model(State(app): State<Arc<App>>, Path(id): Path<String>) -> ApiResult<Response> {
+pub async fn get_model(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> ApiResult<Response> {
+    let Path(id) = id.map_err(|_| ApiError::invalid_parameter("id", "id is no UTF-8 text."))?;
     let entry = app.catalogue.resolve(&id).ok_or_else(|| ApiError::model_not_found(&id))?;
     Ok(cached(Json(describe(&app, entry))))
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use cxmpute_store::{EnrolOutcome, Enrolment, ProvisionRow};
@@ -22,7 +23,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::json;
 
 /// Largest enrolment.
-const ENROL_LIMIT: usize = 256 * 1024;
+const ENROL_LIMIT: usize = crate::limits::PROVIDER_BODY;
 
 /// What the server knows of a node.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -45,9 +46,10 @@ struct ServiceView {
 /// `PUT /provisions/{provision_id}`.
 pub async fn put_provision(
     State(app): State<Arc<App>>,
-    Path(path_id): Path<String>,
+    path_id: Result<Path<String>, PathRejection>,
     request: Request<Body>,
 ) -> ApiResult<Response> {
+    let Path(path_id) = path_id.map_err(not_text)?;
     let (parts, body) = request.into_parts();
     let bytes = read(body, &parts.headers, ENROL_LIMIT, Pace::of(&app)).await?;
     let enrolment: EnrolRequest = json::read(&bytes)?;
@@ -95,9 +97,10 @@ pub async fn put_provision(
 /// `GET /provisions/{provision_id}`: a node reads its own record.
 pub async fn get_provision(
     State(app): State<Arc<App>>,
-    Path(path_id): Path<String>,
+    path_id: Result<Path<String>, PathRejection>,
     request: Request<Body>,
 ) -> ApiResult<Json<ProvisionView>> {
+    let Path(path_id) = path_id.map_err(not_text)?;
     let (parts, _) = request.into_parts();
     let node = SignedNode::check(&app, &parts, b"").await?;
     if node.provision_id.as_str() != path_id {
@@ -118,6 +121,10 @@ pub async fn get_provision(
         reason,
         enrolled: enrolled(&app, row),
     }))
+}
+
+fn not_text(_: PathRejection) -> ApiError {
+    ApiError::invalid_parameter("provision_id", "The address does not name a provision: it is no UTF-8 text.")
 }
 
 async fn load(app: &App, id: &ProvisionId) -> ApiResult<ProvisionRow> {

@@ -9,16 +9,23 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::contract::{Contract, Response};
+
 /// No read of the suite waits longer than this: a hang is a failure, never a stuck run.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Where the gateway listens and who is calling.
+/// The one address that the suite reads and that is no part of the API: it has a listener of its own.
+const METRICS: &str = "/metrics";
+
+/// Where the gateway listens and who is calling. Every answer is held against the published contract.
 #[derive(Clone, Debug)]
 pub struct Client {
     /// The gateway's address.
     pub address: SocketAddr,
     /// The API key, if any.
     pub key: Option<String>,
+    /// Answers are taken as they come: a known-bad gateway is caught by its gate, not by the contract.
+    pub lenient: bool,
 }
 
 /// A whole answer.
@@ -65,13 +72,13 @@ impl Client {
     /// A client without a key.
     #[must_use]
     pub fn anonymous(address: SocketAddr) -> Self {
-        Self { address, key: None }
+        Self { address, key: None, lenient: false }
     }
 
     /// The same gateway, called with a key.
     #[must_use]
     pub fn with_key(address: SocketAddr, key: &str) -> Self {
-        Self { address, key: Some(key.to_owned()) }
+        Self { address, key: Some(key.to_owned()), lenient: false }
     }
 
     /// Sends a request and reads the whole answer.
@@ -81,7 +88,11 @@ impl Client {
     pub async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Reply> {
         let mut conversation = self.open(method, path, body).await?;
         let body = conversation.rest().await?;
-        Ok(Reply { status: conversation.status, headers: conversation.headers, body })
+        let Conversation { status, headers, .. } = conversation;
+        if path != METRICS && !self.lenient {
+            Contract::shared().check(method, path, status, &headers, &body)?;
+        }
+        Ok(Reply { status, headers, body })
     }
 
     /// Sends a request and reads the head of the answer only.
@@ -100,6 +111,7 @@ impl Client {
     /// A connection that cannot be made.
     pub async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Conversation> {
         let text = body.map(Value::to_string).unwrap_or_default();
+        let asked = (method.to_owned(), path.to_owned());
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
         if let Some(key) = &self.key {
             head.push_str(&format!("authorization: Bearer {key}\r\n"));
@@ -109,10 +121,20 @@ impl Client {
         }
         head.push_str("\r\n");
         head.push_str(&text);
+        let mut conversation = self.send_bytes(head.as_bytes()).await?;
+        conversation.asked = Some(asked).filter(|_| !self.lenient);
+        Ok(conversation)
+    }
+
+    /// Sends bytes as they are on a connection of their own. What comes back is not held against the contract.
+    ///
+    /// # Errors
+    /// A connection that cannot be made.
+    pub async fn send_bytes(&self, bytes: &[u8]) -> Result<Conversation> {
         let mut stream =
             timeout(PATIENCE, TcpStream::connect(self.address)).await.context("connecting")??;
         stream.set_nodelay(true)?;
-        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(bytes).await?;
         Ok(Conversation::new(stream))
     }
 }
@@ -126,6 +148,9 @@ pub struct Conversation {
     left: Option<usize>,
     chunked: bool,
     ended: bool,
+    /// Method and path, where the answer is held against the contract.
+    asked: Option<(String, String)>,
+    judge: Option<Response>,
     /// The HTTP status, 0 until the head was read.
     pub status: u16,
     /// Lower-case names, as they came.
@@ -141,6 +166,8 @@ impl Conversation {
             left: None,
             chunked: false,
             ended: false,
+            asked: None,
+            judge: None,
             status: 0,
             headers: Vec::new(),
         }
@@ -178,6 +205,10 @@ impl Conversation {
             .collect();
         self.chunked = self.header("transfer-encoding").is_some_and(|value| value.contains("chunked"));
         self.left = self.header("content-length").and_then(|value| value.parse().ok());
+        if let Some((method, path)) = self.asked.as_ref().filter(|(_, path)| path != METRICS) {
+            let judge = Contract::shared().check_head(method, path, self.status, &self.headers)?;
+            self.judge = judge.filter(Response::is_stream);
+        }
         Ok(())
     }
 
@@ -209,6 +240,9 @@ impl Conversation {
                 }
                 let value = serde_json::from_str(data)
                     .with_context(|| format!("an event that is not JSON: {data:?}"))?;
+                if let Some(judge) = &self.judge {
+                    Contract::shared().check_event(judge, &value)?;
+                }
                 return Ok(Some(Event::Data(value)));
             }
             match self.piece().await? {

@@ -9,6 +9,7 @@
 )]
 
 pub mod client;
+pub mod contract;
 pub mod demo;
 pub mod gates;
 pub mod ground;

@@ -62,6 +62,12 @@ impl Identity {
         provision_id(&self.key.verifying_key())
     }
 
+    /// Its public half, as an enrolment names it.
+    #[must_use]
+    pub fn public_key(&self) -> String {
+        data_encoding::BASE64.encode(self.key.verifying_key().as_bytes())
+    }
+
     /// Signs in its name.
     #[must_use]
     pub fn signer(&self) -> Signer {
@@ -80,7 +86,7 @@ impl Identity {
         grant: Option<&str>,
     ) -> Result<Answer> {
         let request = EnrolRequest {
-            public_key: data_encoding::BASE64.encode(self.key.verifying_key().as_bytes()),
+            public_key: self.public_key(),
             grant: grant.map(str::to_owned),
             run_id: "stand-in".to_owned(),
             name: name.to_owned(),

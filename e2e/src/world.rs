@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cxmpute_gateway::App;
 use cxmpute_gateway::config::Config;
+use cxmpute_store::KeyKind;
 use cxmpute_wire::{MicroCredits, ProvisionId, UserId};
 use serde_json::Value;
 
@@ -88,7 +89,7 @@ impl Plan {
         boot::lay_out(&mut self.config, folder.path(), url)?;
         let (app, address) = boot::serve(self.config, self.setting.bad).await?;
         let money = Money::new(app.db.clone(), app.catalogue.clone(), &crate::house::models_dir())?;
-        Ok(World { address, money, app, folder })
+        Ok(World { address, money, app, folder, bad: self.setting.bad.is_some() })
     }
 }
 
@@ -100,6 +101,7 @@ pub struct World {
     pub money: Money,
     app: Arc<App>,
     folder: tempfile::TempDir,
+    bad: bool,
 }
 
 /// An account with a key.
@@ -128,7 +130,7 @@ impl World {
     /// The store failed.
     pub async fn account(&self, email: &str, money: MicroCredits) -> Result<Account> {
         let (user_id, key) = boot::account(&self.app, email, money).await?;
-        Ok(Account { user_id, client: Client::with_key(self.address, &key) })
+        Ok(Account { user_id, client: Client { lenient: self.bad, ..Client::with_key(self.address, &key) } })
     }
 
     /// A single-use enrolment grant of an owner.
@@ -137,6 +139,14 @@ impl World {
     /// The store failed.
     pub async fn grant(&self, owner: &UserId) -> Result<String> {
         boot::grant(&self.app, owner).await
+    }
+
+    /// A provider key of an account, as the routes of the first seed take it.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn provider_key(&self, owner: &UserId) -> Result<String> {
+        boot::key(&self.app, owner, KeyKind::Provider).await
     }
 
     /// Enrols and starts a stand-in node with an owner of its own, and waits until it gets work.

@@ -180,7 +180,7 @@ impl Stage {
     }
 
     async fn ask_once(&self) -> Result<()> {
-        let client = Client { address: self.house.address, key: Some(self.key.clone()) };
+        let client = Client::with_key(self.house.address, &self.key);
         let body = serde_json::json!({
             "model": CHAT_MODEL, "max_tokens": 3, "messages": [{"role": "user", "content": "bench 3 0"}],
         });

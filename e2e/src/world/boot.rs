@@ -99,13 +99,20 @@ pub(super) async fn account(app: &App, email: &str, money: MicroCredits) -> Resu
             .grant_credits(&row.id, money, "e2e", "a test's money", &format!("world-{}", row.id), now)
             .await?;
     }
-    let minted = auth::mint(KeyKind::Api);
+    let text = key(app, &row.id, KeyKind::Api).await?;
+    Ok((row.id, text))
+}
+
+/// A key of an account, stored as its hash.
+pub(super) async fn key(app: &App, owner: &UserId, kind: KeyKind) -> Result<String> {
+    let now = app.clock.now();
+    let minted = auth::mint(kind);
     let text = minted.text.expose().clone();
     app.db
         .create_key(&NewKey {
             id: minted.id,
-            user_id: row.id.clone(),
-            kind: KeyKind::Api,
+            user_id: owner.clone(),
+            kind,
             name: "e2e".to_owned(),
             hash: app.keys.hash(&text).to_vec(),
             env: auth::key::ENVIRONMENT.to_owned(),
@@ -113,7 +120,7 @@ pub(super) async fn account(app: &App, email: &str, money: MicroCredits) -> Resu
             created_at: now,
         })
         .await?;
-    Ok((row.id, text))
+    Ok(text)
 }
 
 /// A grant as `cxmpute admin` makes it: the gateway stores its hash only.

@@ -1,7 +1,8 @@
 //! Every gate against the gateway as it ships. A test here holds the whole machine: gates measure deadlines.
 
 use cxmpute_e2e::gates::{
-    aborted, crash, enrolment, epochs, leaks, overspend, retries, rogue_answers, rogue_streams, slow_clients,
+    aborted, crash, enrolment, epochs, leaks, overspend, property, retries, rogue_answers, rogue_streams,
+    slow_clients, surface,
 };
 use cxmpute_e2e::ground::alone;
 use cxmpute_e2e::settings::{Setting, Store, postgres_url};
@@ -25,6 +26,8 @@ gate!(n3_nobody_enrols_over_somebody_else, enrolment::gate);
 gate!(p1_rogue_streams_are_stopped, rogue_streams::gate);
 gate!(p2_only_our_schema_leaves, rogue_answers::gate);
 gate!(p5_foreign_and_late_answers_are_dropped, epochs::gate);
+gate!(u3_every_answer_is_documented, property::gate);
+gate!(w3_only_documented_routes_are_served, surface::gate);
 gate!(x1_nothing_secret_leaks, leaks::gate);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

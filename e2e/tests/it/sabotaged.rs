@@ -1,7 +1,8 @@
 //! Every gate against its known-bad variant: the assertion that the gate names must break.
 
 use cxmpute_e2e::gates::{
-    aborted, crash, enrolment, epochs, leaks, overspend, retries, rogue_answers, rogue_streams, slow_clients,
+    aborted, crash, enrolment, epochs, leaks, overspend, property, retries, rogue_answers, rogue_streams,
+    slow_clients, surface,
 };
 use cxmpute_e2e::ground::alone;
 use cxmpute_e2e::settings::{Setting, Store};
@@ -25,6 +26,8 @@ caught!(n3_catches_an_upsert, enrolment, "unconditional_upsert");
 caught!(p1_catches_a_byte_pass_through, rogue_streams, "byte_pass_through");
 caught!(p2_catches_proxied_headers, rogue_answers, "proxy_headers");
 caught!(p5_catches_a_missing_owner_check, epochs, "no_owner_check");
+caught!(u3_catches_an_undocumented_status, property, "undocumented_status");
+caught!(w3_catches_a_forgotten_route, surface, "forgotten_route");
 caught!(x1_catches_a_body_in_the_log, leaks, "body_in_log");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

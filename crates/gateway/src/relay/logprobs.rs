@@ -48,7 +48,7 @@ impl Logprobs {
 
     /// Number of tokens.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         match self {
             Self::Chat(tokens) => tokens.len(),
             Self::Legacy(lists) => lists.tokens.len(),
@@ -163,7 +163,7 @@ impl Follower {
     /// # Errors
     /// The tokens are not those of the text, or too many.
     pub fn follow(&mut self, text: &str, logprobs: &mut Logprobs, most: u64) -> Result<(), EventFault> {
-        self.tokens += logprobs.len() as u64;
+        self.tokens += logprobs.count() as u64;
         if self.tokens > most {
             return Err(EventFault::Shape);
         }

@@ -149,7 +149,7 @@ fn a_template_without_a_system_role_refuses_one() {
 #[test]
 fn reading_in_pieces_or_from_a_kept_beginning_gives_the_same_bits() {
     for fixture in fixtures() {
-        let case = fixture.cases.iter().max_by_key(|case| case.tokens.len()).unwrap();
+        let case = fixture.cases.iter().find(|case| case.name == "long").unwrap();
         let tokens = &case.tokens;
         let run = Run::new(load(&folder().join(&fixture.file)).unwrap(), 64 << 20);
         let whole = run.begin(tokens).feed(tokens).unwrap();

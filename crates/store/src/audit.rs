@@ -26,8 +26,11 @@ impl Db {
         let rows: Vec<(String, String, i64)> = read!(self, e =>
             sqlx::query_as(
                 "SELECT p.tx, p.account, p.amount
-                 FROM postings p JOIN ledger_transactions t ON t.id = p.tx
-                 WHERE t.request_id = $1 ORDER BY p.tx, p.account")
+                 FROM postings p
+                 WHERE p.tx IN ('hold:' || $1, 'resolve:' || $1)
+                    OR p.tx IN (SELECT t.id FROM ledger_transactions t WHERE t.request_id = $1
+                        AND t.kind IN ('extend', 'refund', 'mature', 'payout', 'correction', 'grant'))
+                 ORDER BY p.tx, p.account")
                 .bind(request.as_str())
                 .fetch_all(e)
                 .await?);

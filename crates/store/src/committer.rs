@@ -13,6 +13,11 @@ use crate::error::{Cause, DbError};
 use crate::lane::{Lane, Own};
 use crate::ledger::{BatchError, LedgerOp, LedgerReply, apply_batch};
 
+/// Pages of 4 KiB kept in memory: the ends of the tables, which every batch writes. Taken as they are used.
+const CACHE_PAGES: i64 = 4_000;
+/// Pages in the write-ahead log before they are folded into the file. A page that many batches write is folded once.
+const CHECKPOINT_PAGES: i64 = 4_000;
+
 /// The right to write, first come, first served. SQLite has one writer at a time and no queue for the others.
 pub(crate) type Turn = OwnedMutexGuard<()>;
 
@@ -102,6 +107,8 @@ fn open(path: &Path) -> Result<rusqlite::Connection, DbError> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "mmap_size", 0)?;
+    connection.pragma_update(None, "cache_size", CACHE_PAGES)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     Ok(connection)
 }
 

@@ -10,6 +10,7 @@ use crate::error::DbError;
 
 mod m0001_house;
 mod m0002_limits;
+mod m0003_leaner_ledger;
 
 /// One change of the schema.
 pub(crate) struct Migration {
@@ -23,7 +24,8 @@ pub(crate) struct Migration {
     pub(crate) append_only: &'static [&'static str],
 }
 
-const MIGRATIONS: &[Migration] = &[m0001_house::MIGRATION, m0002_limits::MIGRATION];
+const MIGRATIONS: &[Migration] =
+    &[m0001_house::MIGRATION, m0002_limits::MIGRATION, m0003_leaner_ledger::MIGRATION];
 
 /// The newest schema version this program knows.
 pub const SCHEMA_VERSION: i64 = MIGRATIONS[MIGRATIONS.len() - 1].version;

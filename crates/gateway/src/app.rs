@@ -153,7 +153,7 @@ impl App {
             late_tasks,
             tls,
         });
-        app.read_tokenizers().await;
+        app.name_missing_tokenizers();
         work::start(&app);
         app.stop_with_the_writer();
         Ok(app)
@@ -170,11 +170,9 @@ impl App {
         });
     }
 
-    /// Reads the tokenizers before the first request needs one, off the async threads.
-    async fn read_tokenizers(&self) {
-        let (counters, catalogue) = (self.counters.clone(), self.catalogue.clone());
-        let missing =
-            tokio::task::spawn_blocking(move || counters.load(&catalogue)).await.unwrap_or_default();
+    /// Says which models cannot be counted by tokens.
+    fn name_missing_tokenizers(&self) {
+        let missing = self.counters.missing(&self.catalogue);
         if !missing.is_empty() {
             tracing::info!(models = ?missing, "no tokenizer in catalogue.models_dir; these models are not counted by tokens");
         }

@@ -28,11 +28,12 @@ impl Counters {
         Self { inner: Arc::new(Inner { directory, loaded: RwLock::default() }) }
     }
 
-    /// Reads all that the catalogue names and the directory holds. Returns the ids of the models that are missing;
-    /// they are priced per character, or not served where they have no such price.
+    /// The ids of the catalogue's models for which the directory holds no tokenizer; they are priced per character, or
+    /// not served where they have no such price. The others are read when the first node offers them: each takes
+    /// megabytes, and a start should not wait for models that nobody serves.
     #[must_use]
-    pub fn load(&self, catalogue: &Catalogue) -> Vec<String> {
-        let missing = catalogue.entries().iter().filter(|entry| self.get_or_read(entry).is_none());
+    pub fn missing(&self, catalogue: &Catalogue) -> Vec<String> {
+        let missing = catalogue.entries().iter().filter(|entry| self.source(entry).is_none());
         missing.map(|entry| entry.id.clone()).collect()
     }
 
@@ -59,22 +60,29 @@ impl Counters {
         Some(counter)
     }
 
-    /// A tokenizer file is preferred; a GGUF model carries its tokenizer and its chat template in its header.
-    fn read(&self, entry: &ModelEntry) -> Option<TokenCounter> {
+    /// A GGUF model carries its tokenizer and its chat template in its header; else there is a tokenizer file.
+    fn source(&self, entry: &ModelEntry) -> Option<Source> {
         let directory = self.inner.directory.as_ref()?;
         let path = |role: &str| {
             let file = entry.files.iter().find(|file| file.role == role)?;
             let path = directory.join(&file.name);
             path.is_file().then_some(path)
         };
-        let made = match (
-            path("model").filter(|path| path.extension().is_some_and(|e| e == "gguf")),
-            path("tokenizer"),
-        ) {
-            (Some(model), _) => TokenCounter::from_gguf(&model),
-            (None, Some(tokenizer)) => TokenCounter::from_tokenizer_json(&tokenizer),
-            (None, None) => return None,
+        let model = path("model").filter(|path| path.extension().is_some_and(|e| e == "gguf"));
+        model.map(Source::Gguf).or_else(|| path("tokenizer").map(Source::Tokenizer))
+    }
+
+    fn read(&self, entry: &ModelEntry) -> Option<TokenCounter> {
+        let made = match self.source(entry)? {
+            Source::Gguf(model) => TokenCounter::from_gguf(&model),
+            Source::Tokenizer(tokenizer) => TokenCounter::from_tokenizer_json(&tokenizer),
         };
         made.inspect_err(|error| tracing::warn!(model = entry.id, %error, "no tokenizer for a model")).ok()
     }
+}
+
+/// The file that a counter is read from.
+enum Source {
+    Gguf(PathBuf),
+    Tokenizer(PathBuf),
 }

@@ -54,7 +54,7 @@ impl Edge {
     #[must_use]
     pub fn new(app: &App) -> Self {
         let millis = u64::try_from(app.clock.now().0).unwrap_or(0);
-        let id = uuid::Builder::from_unix_timestamp_millis(millis, &random::bytes::<10>()).into_uuid();
+        let id = uuid::Builder::from_unix_timestamp_millis(millis, &random::quick::<10>()).into_uuid();
         let mut text = [0; 32];
         Self {
             request_id: RequestId::from_tail(id.simple().encode_lower(&mut text)),

@@ -20,6 +20,13 @@ pub fn bytes<const N: usize>() -> [u8; N] {
     out
 }
 
+/// `N` bytes for what is no secret: parts of ids, a choice among equals. They come from a generator of the thread,
+/// without asking the operating system each time.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that uses the thread's generator")]
+pub fn quick<const N: usize>() -> [u8; N] {
+    rand::rng().random()
+}
+
 /// A fresh generator, seeded by the operating system, for code that takes chance as an argument.
 pub fn rng() -> StdRng {
     StdRng::from_seed(bytes())
@@ -43,6 +50,7 @@ mod tests {
     #[test]
     fn two_draws_differ() {
         assert_ne!(bytes::<32>(), bytes::<32>());
+        assert_ne!(quick::<16>(), quick::<16>());
     }
 
     #[test]

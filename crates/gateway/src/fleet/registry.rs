@@ -153,7 +153,7 @@ impl Fleet {
     /// # Errors
     /// The filter that left nobody.
     pub fn take_seat(&self, service: &ServiceId, wanted: &Wanted<'_>) -> Result<Seat, Nobody> {
-        let bytes = random::bytes::<16>();
+        let bytes = random::quick::<16>();
         let (first, second) = bytes.split_at(8);
         let number = |part: &[u8]| part.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
         let chance = [number(first), number(second)];

@@ -10,6 +10,7 @@ use cxmpute_runtime::Tasks;
 use cxmpute_store::{BatchError, Db, LedgerOp, LedgerReply, Note, ResolveHold};
 use cxmpute_wire::RequestId;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Gauges;
@@ -22,6 +23,11 @@ const RETRY_LONGEST: Duration = Duration::from_secs(2);
 const TRIES: u32 = 3;
 /// After the soft stop the writer ends when nothing has come for this long and no hold is open.
 const IDLE_BEFORE_END: Duration = Duration::from_millis(50);
+
+/// While batches are at least this large, commits keep this distance from begin to begin: what a commit costs besides
+/// its rows is then shared by more of them. A quiet writer commits at once.
+const CROWD: usize = 8;
+const PACE: Duration = Duration::from_millis(1);
 
 type Reply = oneshot::Sender<Result<LedgerReply, MeterError>>;
 
@@ -70,6 +76,8 @@ pub(super) struct Writer {
     /// Resolutions that the last batch made necessary.
     next: Vec<Resolution>,
     retry: Duration,
+    /// Before when the next commit is too soon.
+    paced: Option<Instant>,
     soft: CancellationToken,
     hard: CancellationToken,
 }
@@ -91,6 +99,7 @@ impl Writer {
             waiting: Vec::new(),
             next: Vec::new(),
             retry: RETRY_FIRST,
+            paced: None,
             soft,
             hard,
         }
@@ -100,6 +109,7 @@ impl Writer {
         while let Some(mut jobs) = self.gather().await {
             jobs.extend(std::mem::take(&mut self.next).into_iter().map(Job::Resolve));
             jobs.extend(std::mem::take(&mut self.waiting).into_iter().map(Job::Resolve));
+            self.paced = (jobs.len() >= CROWD).then(|| Instant::now() + PACE);
             self.write(jobs).await;
             self.gauges.away.store(!self.waiting.is_empty(), Ordering::Relaxed);
         }
@@ -118,7 +128,10 @@ impl Writer {
                 biased;
                 () = self.hard.cancelled() => return None,
                 received = self.queue.recv_many(&mut jobs, self.batch), if self.waiting.is_empty() => {
-                    return (received > 0).then_some(jobs);
+                    if received == 0 {
+                        return None;
+                    }
+                    break;
                 }
                 () = tokio::time::sleep(self.retry), if !self.waiting.is_empty() => {
                     self.take_queued(&mut jobs);
@@ -131,6 +144,14 @@ impl Writer {
                 }
             }
         }
+        if let Some(paced) = self.paced.take().filter(|_| jobs.len() < self.batch) {
+            tokio::select! {
+                () = self.hard.cancelled() => {}
+                () = tokio::time::sleep_until(paced) => {}
+            }
+            self.take_queued(&mut jobs);
+        }
+        Some(jobs)
     }
 
     /// What has queued up, without waiting.

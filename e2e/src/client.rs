@@ -105,6 +105,21 @@ impl Client {
         Ok(sent)
     }
 
+    /// Sends bytes as they are and reads the whole answer.
+    ///
+    /// # Errors
+    /// A connection that breaks, or an answer that is not HTTP.
+    pub async fn exchange(&self, bytes: &[u8]) -> Result<Reply> {
+        let stream = timeout(PATIENCE, TcpStream::connect(self.address)).await.context("connecting")??;
+        stream.set_nodelay(true)?;
+        let mut conversation = Conversation::new(stream);
+        // Whoever refuses early may close before it read everything; the answer is what counts.
+        let _ = timeout(PATIENCE, conversation.stream.write_all(bytes)).await.context("sending")?;
+        conversation.read_head().await?;
+        let body = conversation.rest().await?;
+        Ok(Reply { status: conversation.status, headers: conversation.headers, body })
+    }
+
     /// Sends a request and reads nothing.
     ///
     /// # Errors

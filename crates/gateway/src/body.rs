@@ -156,8 +156,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
     }
 }
 
-/// 415 unless the content type is JSON or absent.
+/// 415 unless the content type is JSON or absent, and the body is not compressed.
 pub fn require_json(headers: &HeaderMap) -> ApiResult<()> {
+    let plain = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(header::CONTENT_ENCODING).iter().all(plain) {
+        return Err(ApiError::new(Code::UnsupportedMediaType, "Send the body without Content-Encoding."));
+    }
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
     let kind = value.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
     if kind.eq_ignore_ascii_case("application/json") || kind.to_ascii_lowercase().ends_with("+json") {

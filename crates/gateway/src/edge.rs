@@ -16,6 +16,7 @@ use tower::Service;
 
 use crate::app::App;
 use crate::error::{ApiError, Failed};
+use crate::framing::Refusal;
 use crate::limits;
 use crate::router::{Access, Cost, ROUTES, Route};
 
@@ -115,6 +116,30 @@ pub async fn answer(app: &Arc<App>, router: &mut Router, mut request: Request<Bo
     app.telemetry.requests.record(found, response.status(), took);
     note(app, &method, name, &response, failed.as_deref(), &edge.request_id, took);
     response
+}
+
+/// A refusal of the framing, ready for the wire: there is no request that could be answered, so it is printed here.
+#[must_use]
+pub fn print_refusal(app: &App, refusal: &Refusal) -> Vec<u8> {
+    let edge = Edge::new(app);
+    let error = ApiError::new(refusal.code, refusal.message.clone());
+    let mut response = error.render(Some(&edge.request_id));
+    finish_headers(response.headers_mut(), &edge.request_id, false);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    app.telemetry.requests.record(None, response.status(), Duration::ZERO);
+    note(app, &Method::GET, "none", &response, Some(&error), &edge.request_id, Duration::ZERO);
+    let body = serde_json::to_vec(&error.envelope(Some(&edge.request_id))).unwrap_or_default();
+    let mut out =
+        format!("HTTP/1.1 {}\r\ncontent-length: {}\r\n", response.status(), body.len()).into_bytes();
+    for (name, value) in response.headers() {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(&body);
+    out
 }
 
 /// Whether scripts of other sites may read the answer: everything that is opened by a bearer token or by nothing.

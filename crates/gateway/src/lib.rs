@@ -14,6 +14,8 @@ pub mod counters;
 pub mod edge;
 pub mod error;
 pub mod fleet;
+pub mod frames;
+pub mod framing;
 pub mod json;
 pub mod limits;
 pub mod listen;

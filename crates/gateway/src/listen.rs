@@ -28,7 +28,9 @@ use tokio_rustls::rustls;
 use crate::app::App;
 use crate::config::{ServerConfig, Tls};
 use crate::edge;
-use crate::watch::{Activity, Spans, TrackedBody, Watched};
+use crate::frames::Frames;
+use crate::framing::Framing;
+use crate::watch::{Activity, Guard, Spans, TrackedBody, Watched};
 
 /// A TLS handshake must be done in this time.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -172,14 +174,34 @@ async fn connect(app: &Arc<App>, stream: TcpStream, front: Front) -> anyhow::Res
         None => {
             let mut watched = Watched::new(stream, activity.clone(), spans);
             let http2 = watched.speaks_http2().await?;
+            let watched = watched.guarded_by(guard_of(app, http2));
             converse(app, watched, activity, front, http2).await
         }
         Some(tls) => {
             let stream = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await??;
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            converse(app, Watched::new(stream, activity.clone(), spans), activity, front, http2).await
+            let watched = Watched::new(stream, activity.clone(), spans).guarded_by(guard_of(app, http2));
+            converse(app, watched, activity, front, http2).await
         }
     }
+}
+
+fn guard_of(app: &Arc<App>, http2: bool) -> Option<Guard> {
+    if http2 {
+        return h2_limits(app).map(|_| Guard::Frames(Frames::default()));
+    }
+    let app = app.clone();
+    Some(Guard::Framing(Framing::default(), Arc::new(move |refusal| edge::print_refusal(&app, refusal))))
+}
+
+/// The limits on resets that h2 keeps itself; none in the known-bad variant.
+fn h2_limits(app: &App) -> Option<usize> {
+    #[cfg(feature = "sabotage")]
+    if app.sabotage == Some(crate::sabotage::Sabotage::NoFrameLimits) {
+        return None;
+    }
+    let _ = app;
+    Some(H2_RESETS)
 }
 
 fn spans_of(app: &App) -> Spans {
@@ -229,8 +251,8 @@ where
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEAD as u32)
-            .max_pending_accept_reset_streams(H2_RESETS)
-            .max_local_error_reset_streams(H2_RESETS)
+            .max_pending_accept_reset_streams(h2_limits(app))
+            .max_local_error_reset_streams(h2_limits(app))
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20));
         let mut connection = pin!(builder.serve_connection(io, service));

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::frames::{Frames, POISON};
+use crate::framing::{Framing, Refusal};
 use axum::body::Body;
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
@@ -146,9 +148,23 @@ impl http_body::Body for TrackedBody {
     }
 }
 
+/// How a refusal of the framing is printed, with its head.
+pub type Reply = Arc<dyn Fn(&Refusal) -> Vec<u8> + Send + Sync>;
+
+/// Who looks at the bytes before the protocol does.
+pub enum Guard {
+    /// HTTP/1: ambiguous framing is answered and the connection ended.
+    Framing(Framing, Reply),
+    /// HTTP/2: floods are ended with GOAWAY.
+    Frames(Frames),
+}
+
 /// A socket with timers.
 pub struct Watched<T> {
     io: T,
+    guard: Option<Guard>,
+    /// Nothing is read any more.
+    ended: bool,
     /// Bytes read while the protocol was being recognised.
     prefix: Bytes,
     activity: Arc<Activity>,
@@ -163,12 +179,51 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     pub fn new(io: T, activity: Arc<Activity>, spans: Spans) -> Self {
         Self {
             io,
+            guard: None,
+            ended: false,
             prefix: Bytes::new(),
             activity,
             spans,
             read_sleep: None,
             write_sleep: None,
             stalled: false,
+        }
+    }
+
+    /// From now on somebody looks at the bytes first, from the first one on.
+    #[must_use]
+    pub fn guarded_by(mut self, guard: Option<Guard>) -> Self {
+        self.guard = guard;
+        self
+    }
+
+    /// Shows the guard what arrived after `before`.
+    fn look(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        if self.activity.handed_over.load(Ordering::Acquire) {
+            self.guard = None;
+        }
+        match &mut self.guard {
+            None => Ok(()),
+            Some(Guard::Framing(framing, reply)) => {
+                let Err(refusal) = framing.feed(&buffer.filled()[before..]) else { return Ok(()) };
+                buffer.set_filled(before);
+                self.ended = true;
+                // In the middle of another answer there is nothing to say.
+                if self.activity.in_flight.load(Ordering::Acquire) == 0 {
+                    let bytes = reply(&refusal);
+                    // It fits the socket's buffer, which is empty; where it does not, the client is beyond help.
+                    let _ = Pin::new(&mut self.io).poll_write(cx, &bytes);
+                }
+                Err(io::Error::new(ErrorKind::InvalidData, refusal.message))
+            }
+            Some(Guard::Frames(frames)) => {
+                if let Some(end) = frames.feed(&buffer.filled()[before..], self.activity.start.elapsed()) {
+                    buffer.set_filled(before + end);
+                    self.prefix = Bytes::from_static(&POISON);
+                    self.ended = true;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -223,13 +278,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
         let this = self.get_mut();
         if this.prefix.has_remaining() {
             let length = this.prefix.len().min(buffer.remaining());
+            let before = buffer.filled().len();
             buffer.put_slice(&this.prefix.split_to(length));
+            return Poll::Ready(if this.ended { Ok(()) } else { this.look(cx, buffer, before) });
+        }
+        if this.ended {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         if let Poll::Ready(result) = Pin::new(&mut this.io).poll_read(cx, buffer) {
             if buffer.filled().len() > before {
                 this.activity.bytes_arrived();
+                return Poll::Ready(result.and_then(|()| this.look(cx, buffer, before)));
             }
             return Poll::Ready(result);
         }

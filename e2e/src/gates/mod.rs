@@ -1,9 +1,11 @@
 //! The gates of the security reference, section 10, that this product claims. One file each.
 
 pub mod aborted;
+pub mod bodies;
 pub mod crash;
 pub mod enrolment;
 pub mod epochs;
+pub mod floods;
 pub mod leaks;
 pub mod overspend;
 pub mod property;

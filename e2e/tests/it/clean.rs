@@ -1,8 +1,8 @@
 //! Every gate against the gateway as it ships. A test here holds the whole machine: gates measure deadlines.
 
 use cxmpute_e2e::gates::{
-    aborted, crash, enrolment, epochs, leaks, overspend, property, retries, rogue_answers, rogue_streams,
-    slow_clients, surface,
+    aborted, bodies, crash, enrolment, epochs, floods, leaks, overspend, property, retries, rogue_answers,
+    rogue_streams, slow_clients, surface,
 };
 use cxmpute_e2e::ground::alone;
 use cxmpute_e2e::settings::{Setting, Store, postgres_url};
@@ -22,10 +22,12 @@ gate!(l4_a_client_that_leaves_pays_for_what_it_got, aborted::gate);
 gate!(l6_one_attempt_is_billed, retries::gate);
 gate!(c1_a_killed_gateway_loses_and_invents_nothing, crash::gate);
 gate!(g1_slow_clients_are_freed, slow_clients::gate);
+gate!(g2_floods_of_frames_end_in_goaway, floods::gate);
 gate!(n3_nobody_enrols_over_somebody_else, enrolment::gate);
 gate!(p1_rogue_streams_are_stopped, rogue_streams::gate);
 gate!(p2_only_our_schema_leaves, rogue_answers::gate);
 gate!(p5_foreign_and_late_answers_are_dropped, epochs::gate);
+gate!(u1_what_is_no_request_is_refused, bodies::gate);
 gate!(u3_every_answer_is_documented, property::gate);
 gate!(w3_only_documented_routes_are_served, surface::gate);
 gate!(x1_nothing_secret_leaks, leaks::gate);

@@ -4,15 +4,15 @@
 //! before they become a type.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt;
 
+use cxmpute_wire::openai::fields::{Fields, Inner};
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{ApiError, ApiResult};
-
-/// Deepest nesting of arrays and objects.
-pub const MAX_DEPTH: usize = crate::limits::JSON_DEPTH;
+use crate::limits;
 
 /// Reads a body as `T`. Errors name the field where they can.
 pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
@@ -22,13 +22,89 @@ pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
 
 /// The check without the type.
 pub fn check(bytes: &[u8]) -> ApiResult<()> {
+    walk(bytes, Inner::Free).map(drop)
+}
+
+/// The check, and the fields that are not part of the schema.
+///
+/// # Errors
+/// The bytes are not acceptable JSON.
+pub fn check_fields(bytes: &[u8], fields: &'static Fields) -> ApiResult<Ignored> {
+    walk(bytes, Inner::Object(fields))
+}
+
+fn walk(bytes: &[u8], inner: Inner) -> ApiResult<Ignored> {
     if bytes.is_empty() {
         return Err(ApiError::invalid_json("The body is empty; this route takes a JSON object."));
     }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    Strict { depth: 0 }.deserialize(&mut reader).and_then(|()| reader.end()).map_err(|error| {
+    let ignored = RefCell::default();
+    let strict = Strict { depth: 0, inner, place: &Place::Root, ignored: &ignored };
+    strict.deserialize(&mut reader).and_then(|()| reader.end()).map_err(|error| {
         ApiError::invalid_json(format!("The body is not acceptable JSON: {}.", cut(&error.to_string())))
-    })
+    })?;
+    Ok(ignored.into_inner())
+}
+
+/// Fields outside the schema.
+#[derive(Debug, Default)]
+pub struct Ignored {
+    /// Their paths, each once, lists without places (`messages[].x`); at most [`limits::IGNORED`].
+    pub names: Vec<String>,
+    /// The path of the first of them, lists with places (`messages[2].x`).
+    pub first: Option<String>,
+}
+
+impl Ignored {
+    fn note(&mut self, place: &Place<'_>, name: &str) {
+        if self.names.len() >= limits::IGNORED {
+            return;
+        }
+        let name: String = name.chars().take(64).collect();
+        let path = place.print(&name, false);
+        if self.names.contains(&path) {
+            return;
+        }
+        self.first.get_or_insert_with(|| place.print(&name, true));
+        self.names.push(path);
+    }
+}
+
+/// Where the walk is; names and places of the way here.
+#[derive(Clone, Copy)]
+enum Place<'p> {
+    Root,
+    Field(&'p Place<'p>, &'p str),
+    Item(&'p Place<'p>, usize),
+}
+
+impl Place<'_> {
+    fn print(&self, name: &str, places: bool) -> String {
+        let mut text = String::new();
+        self.write(&mut text, places);
+        if !text.is_empty() && !name.is_empty() {
+            text.push('.');
+        }
+        text.push_str(name);
+        text
+    }
+
+    fn write(&self, text: &mut String, places: bool) {
+        match self {
+            Self::Root => {}
+            Self::Field(before, name) => {
+                before.write(text, places);
+                if !text.is_empty() {
+                    text.push('.');
+                }
+                text.push_str(name);
+            }
+            Self::Item(before, at) => {
+                before.write(text, places);
+                text.push_str(&if places { format!("[{at}]") } else { "[]".to_owned() });
+            }
+        }
+    }
 }
 
 /// An error of a type that was given acceptable JSON: some field is wrong or missing.
@@ -56,20 +132,24 @@ fn cut(text: &str) -> Cow<'_, str> {
 
 /// Walks one value and keeps nothing of it but the keys of the objects it is in.
 #[derive(Clone, Copy)]
-struct Strict {
+struct Strict<'p> {
     depth: usize,
+    /// What belongs here.
+    inner: Inner,
+    place: &'p Place<'p>,
+    ignored: &'p RefCell<Ignored>,
 }
 
-impl Strict {
+impl Strict<'_> {
     fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
-        if self.depth >= MAX_DEPTH {
-            return Err(E::custom(format_args!("nested deeper than {MAX_DEPTH}")));
+        if self.depth >= limits::JSON_DEPTH {
+            return Err(E::custom(format_args!("nested deeper than {}", limits::JSON_DEPTH)));
         }
-        Ok(Self { depth: self.depth + 1 })
+        Ok(Self { depth: self.depth + 1, ..self })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -77,7 +157,7 @@ impl<'de> DeserializeSeed<'de> for Strict {
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -109,8 +189,22 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let inner = self.deeper()?;
-        while items.next_element_seed(inner)?.is_some() {}
+        let inner = match self.inner {
+            // A type could be read from a list as well, by position; that is no part of any schema.
+            Inner::Object(_) => {
+                return Err(A::Error::custom(format_args!(
+                    "`{}` must be an object",
+                    self.place.print("", true)
+                )));
+            }
+            Inner::List(fields) => Inner::Object(fields),
+            Inner::Free => Inner::Free,
+        };
+        let inner = Strict { inner, ..self.deeper()? };
+        let mut at = 0;
+        while items.next_element_seed(Strict { place: &Place::Item(self.place, at), ..inner })?.is_some() {
+            at += 1;
+        }
         Ok(())
     }
 
@@ -124,12 +218,23 @@ impl<'de> Visitor<'de> for Strict {
             if few.contains(&key) || many.contains(&key) {
                 return Err(A::Error::custom(format_args!("duplicate key `{}`", cut(&key.0))));
             }
+            let below = match self.inner {
+                Inner::Object(known) => known.find(&key.0).unwrap_or_else(|| {
+                    self.ignored.borrow_mut().note(self.place, &key.0);
+                    Inner::Free
+                }),
+                Inner::List(_) | Inner::Free => Inner::Free,
+            };
+            fields.next_value_seed(Strict {
+                inner: below,
+                place: &Place::Field(self.place, &key.0),
+                ..inner
+            })?;
             if few.len() < FEW {
                 few.push(key);
             } else {
                 many.insert(key);
             }
-            fields.next_value_seed(inner)?;
         }
         Ok(())
     }
@@ -171,6 +276,39 @@ mod tests {
         assert_eq!(code(&nested(64)), None);
         assert!(code(&nested(65)).unwrap().contains("deeper"));
         assert!(code(&"[".repeat(1_000_000)).is_some());
+    }
+
+    #[test]
+    fn fields_outside_the_schema_are_named_wherever_they_are() {
+        use cxmpute_wire::openai::ChatRequest;
+        use cxmpute_wire::openai::fields::Closed;
+        let check = |body: &str| check_fields(body.as_bytes(), ChatRequest::FIELDS);
+        let ignored = check(
+            r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x","cache_control":{"type":1}}]},
+                {"role":"user","x":{"y":1}},{"x":2}],"tools":[{"function":{"parameters":{"anything":{"goes":1}},"z":1}}],
+                "metadata":{"own":"x"},"response_format":{"json_schema":{"schema":{"own":1},"q":1}},
+                "stream_options":{"include_obfuscation":true},"provider":{"sort":{"up":1}},"guided_json":{"model":1}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            ignored.names,
+            [
+                "messages[].content[].cache_control",
+                "messages[].x",
+                "tools[].function.z",
+                "response_format.json_schema.q",
+                "stream_options.include_obfuscation",
+                "provider.sort.up",
+                "guided_json",
+            ]
+        );
+        assert_eq!(ignored.first.as_deref(), Some("messages[0].content[0].cache_control"));
+        let many: Vec<String> = (0..1000).map(|at| format!("\"x{at}\":1")).collect();
+        assert_eq!(check(&format!("{{{}}}", many.join(","))).unwrap().names.len(), limits::IGNORED);
+        for lists in [r#"["m",[]]"#, r#"{"messages":[["user","x"]]}"#, r#"{"stream_options":[true]}"#] {
+            assert!(check(lists).unwrap_err().message.contains("must be an object"), "{lists}");
+        }
+        assert!(check(r#"{"messages":"x","tool_choice":"auto","stop":["a"],"models":["a"]}"#).is_ok());
     }
 
     #[test]

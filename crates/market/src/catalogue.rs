@@ -11,6 +11,10 @@ use toml::Spanned;
 
 use crate::price::{DEFAULT_SHARE_BP, PriceRow};
 
+mod parameter;
+
+pub use parameter::Parameter;
+
 /// One model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelEntry {
@@ -53,6 +57,16 @@ pub struct ModelEntry {
     /// Time to the first token, where the configured one is too short for this model: of an empty prompt, and more for
     /// each 1,000 prompt tokens.
     pub first_token: Option<(Millis, Millis)>,
+    /// Fields of requests that have an effect.
+    pub supported_parameters: Vec<Parameter>,
+}
+
+impl ModelEntry {
+    /// Whether a field of requests has an effect.
+    #[must_use]
+    pub fn supports(&self, parameter: Parameter) -> bool {
+        self.supported_parameters.contains(&parameter)
+    }
 }
 
 /// One file of a model.
@@ -128,6 +142,7 @@ struct RawModel {
     first_token_ms: Option<Spanned<i64>>,
     #[serde(default)]
     first_token_ms_per_1k: Option<Spanned<i64>>,
+    supported_parameters: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -279,7 +294,24 @@ fn entry(source: &Source<'_>, raw: &RawModel, span: Range<usize>) -> Result<Mode
         quantization: raw.quantization.as_ref().map(|name| quantization(source, name)).transpose()?,
         first_token: first_token(source, raw)?,
         id,
+        supported_parameters: supported_parameters(source, raw, kind)?,
     })
+}
+
+fn supported_parameters(
+    source: &Source<'_>,
+    raw: &RawModel,
+    kind: ServiceKind,
+) -> Result<Vec<Parameter>, CatalogueError> {
+    let Some(names) = &raw.supported_parameters else { return Ok(Parameter::usual(kind)) };
+    let parameter = |name: &Spanned<String>| {
+        Parameter::from_name(name.get_ref()).ok_or_else(|| {
+            let known: Vec<&str> = Parameter::ALL.iter().map(|parameter| parameter.name()).collect();
+            let reason = format!("`{}` is not one of {}", name.get_ref(), known.join(", "));
+            source.error(name.span(), "model.supported_parameters", reason)
+        })
+    };
+    names.iter().map(parameter).collect()
 }
 
 fn quantization(source: &Source<'_>, name: &Spanned<String>) -> Result<String, CatalogueError> {

@@ -37,12 +37,18 @@ fn a_good_catalogue_resolves_ids_and_aliases() {
     assert_eq!(vectors.service.model(), Some("vectors:small"));
     assert_eq!(catalogue.by_service(&vectors.service).unwrap().price.version, 2);
     assert!(catalogue.resolve("TINY").is_none());
+    assert!(tiny.supports(Parameter::Tools) && !tiny.supports(Parameter::ReasoningEffort));
+    assert_eq!(vectors.supported_parameters, [Parameter::Input, Parameter::EncodingFormat]);
+    let bare = GOOD.replace("memory_mb = 2", "supported_parameters = [\"tools\"]");
+    let bare = Catalogue::parse(&bare, "models.toml").unwrap();
+    assert_eq!(bare.resolve("tiny").unwrap().supported_parameters, [Parameter::Tools]);
 }
 
 /// Each fault is named with its line and key.
 #[test]
 fn faults_name_file_line_and_key() {
-    let faults: [(&str, &str, usize, &str); 13] = [
+    let faults: [(&str, &str, usize, &str); 14] = [
+        ("memory_mb = 2", "supported_parameters = [\"tools\", \"toolz\"]", 9, "model.supported_parameters"),
         ("prompt = 10, ", "prompt = -1, ", 10, "model.price.prompt"),
         ("prompt = 10, ", "prompt = 0, ", 10, "model.price.prompt"),
         ("prompt = 10, ", "", 10, "model.price.prompt"),

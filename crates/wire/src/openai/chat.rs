@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    ChatLogprobs, FunctionChoice, LogitBias, ProviderPreferences, Stop, StreamOptions, ToolChoice, Unknown,
-    Usage, UsageOptions,
+    ChatLogprobs, FunctionChoice, LogitBias, ProviderPreferences, Stop, StreamOptions, ToolChoice, Usage,
+    UsageOptions,
 };
 
 /// Who speaks.
@@ -330,10 +330,6 @@ pub struct ChatRequest {
     /// What the caller wants of the nodes; stays in the gateway.
     #[serde(default, skip_serializing)]
     pub provider: Option<ProviderPreferences>,
-    /// Fields outside the schema.
-    #[serde(flatten, skip_serializing)]
-    #[schemars(skip)]
-    pub unknown: Unknown,
 }
 
 impl ChatRequest {

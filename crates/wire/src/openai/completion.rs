@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CompletionLogprobs, FinishReason, LogitBias, ProviderPreferences, Stop, StreamOptions, Unknown, Usage,
+    CompletionLogprobs, FinishReason, LogitBias, ProviderPreferences, Stop, StreamOptions, Usage,
     UsageOptions,
 };
 
@@ -102,10 +102,6 @@ pub struct CompletionRequest {
     /// What the caller wants of the nodes; stays in the gateway.
     #[serde(default, skip_serializing)]
     pub provider: Option<ProviderPreferences>,
-    /// Fields outside the schema.
-    #[serde(flatten, skip_serializing)]
-    #[schemars(skip)]
-    pub unknown: Unknown,
 }
 
 impl CompletionRequest {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ProviderPreferences, Unknown, Usage};
+use super::{ProviderPreferences, Usage};
 
 /// `input`: one text or several.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -62,10 +62,6 @@ pub struct EmbeddingRequest {
     /// What the caller wants of the nodes; stays in the gateway.
     #[serde(default, skip_serializing)]
     pub provider: Option<ProviderPreferences>,
-    /// Fields outside the schema.
-    #[serde(flatten, skip_serializing)]
-    #[schemars(skip)]
-    pub unknown: Unknown,
 }
 
 /// The answer.

@@ -1,10 +1,12 @@
-//! The OpenAI shapes as this network speaks them. Requests are closed: unknown fields are collected by name and
-//! never passed on (GR2). Answers are always built from these types, never copied from a provider (GR15).
+//! The OpenAI shapes as this network speaks them. Requests are closed: [`fields`] names what
+//! belongs to them, and the rest is never passed on (GR2). Answers are always built from these types, never copied
+//! from a provider (GR15).
 
 mod chat;
 mod completion;
 mod embedding;
 mod error;
+pub mod fields;
 mod logprobs;
 mod model;
 mod provider;
@@ -53,6 +55,3 @@ impl Stop {
         }
     }
 }
-
-/// Fields that were given and are not part of the schema; `serde(flatten)` fills it, nothing ever reads the values.
-pub type Unknown = std::collections::BTreeMap<String, serde::de::IgnoredAny>;

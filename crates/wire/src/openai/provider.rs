@@ -3,8 +3,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Unknown;
-
 /// `provider`. Every field narrows or orders the set of nodes that may serve.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ProviderPreferences {
@@ -53,10 +51,6 @@ pub struct ProviderPreferences {
     /// Whether nodes of the caller's own account may serve; `never` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_nodes: Option<OwnNodes>,
-    /// Fields outside the schema.
-    #[serde(flatten, skip_serializing)]
-    #[schemars(skip)]
-    pub unknown: Unknown,
 }
 
 /// Whether nodes of the caller's own account may serve.

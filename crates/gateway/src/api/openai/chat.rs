@@ -10,6 +10,7 @@ use http::HeaderMap;
 
 use super::old_form::modernise;
 use super::parse::{Manners, Parsed, resolve_model, wishes};
+use super::support::supports_chat;
 use super::validate::{check_chat, check_tools, output_limit};
 use crate::app::App;
 use crate::auth::Caller;
@@ -23,15 +24,13 @@ pub async fn create_chat_completion(
     edge: Edge,
     caller: Caller,
     headers: HeaderMap,
-    Parsed(mut request): Parsed<ChatRequest>,
+    Parsed(mut request, ignored): Parsed<ChatRequest>,
 ) -> ApiResult<Response> {
     let mut manners = Manners::of(&headers)?;
-    manners.ignore(&request.unknown, "")?;
-    if let Some(provider) = &request.provider {
-        manners.ignore(&provider.unknown, "provider.")?;
-    }
+    manners.ignore(ignored)?;
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Llm).await?;
     check_chat(&request)?;
+    supports_chat(&model, &request)?;
     let old_form = modernise(&mut request)?;
     check_tools(&request)?;
     let param = if request.max_tokens.is_none() { "max_completion_tokens" } else { "max_tokens" };

@@ -9,6 +9,7 @@ use cxmpute_wire::openai::CompletionRequest;
 use http::HeaderMap;
 
 use super::parse::{Manners, Parsed, resolve_model, wishes};
+use super::support::supports_completion;
 use super::validate::{check_completion, output_limit};
 use crate::app::App;
 use crate::auth::Caller;
@@ -22,15 +23,13 @@ pub async fn create_completion(
     edge: Edge,
     caller: Caller,
     headers: HeaderMap,
-    Parsed(request): Parsed<CompletionRequest>,
+    Parsed(request, ignored): Parsed<CompletionRequest>,
 ) -> ApiResult<Response> {
     let mut manners = Manners::of(&headers)?;
-    manners.ignore(&request.unknown, "")?;
-    if let Some(provider) = &request.provider {
-        manners.ignore(&provider.unknown, "provider.")?;
-    }
+    manners.ignore(ignored)?;
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Llm).await?;
     check_completion(&request)?;
+    supports_completion(&model, &request)?;
     let asked = request.max_tokens.unwrap_or(CompletionRequest::DEFAULT_MAX_TOKENS);
     let (limit, explicit_limit) = output_limit(Some(asked), &model, "max_tokens")?;
     let choices = (request.prompt.texts().len() as u64).saturating_mul(request.n.unwrap_or(1));

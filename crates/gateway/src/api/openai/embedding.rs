@@ -22,13 +22,10 @@ pub async fn create_embedding(
     edge: Edge,
     caller: Caller,
     headers: HeaderMap,
-    Parsed(request): Parsed<EmbeddingRequest>,
+    Parsed(request, ignored): Parsed<EmbeddingRequest>,
 ) -> ApiResult<Response> {
     let mut manners = Manners::of(&headers)?;
-    manners.ignore(&request.unknown, "")?;
-    if let Some(provider) = &request.provider {
-        manners.ignore(&provider.unknown, "provider.")?;
-    }
+    manners.ignore(ignored)?;
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Embeddings).await?;
     check_embedding(&request, &model)?;
     let job = EmbedJob {

@@ -7,4 +7,6 @@ pub mod embedding;
 pub mod model;
 mod old_form;
 mod parse;
+mod place;
+mod support;
 mod validate;

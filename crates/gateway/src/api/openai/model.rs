@@ -72,7 +72,11 @@ fn describe(app: &App, entry: &ModelEntry) -> ModelObject {
             version: entry.price.version,
         },
         availability: Availability { status: status.to_owned(), nodes: state.routable },
-        supported_parameters: supported(entry.kind),
+        supported_parameters: entry
+            .supported_parameters
+            .iter()
+            .map(|parameter| parameter.name().to_owned())
+            .collect(),
         digest: file("model"),
     }
 }
@@ -109,26 +113,6 @@ fn pricing(price: &PriceRow) -> Pricing {
         completion: per_unit(price.completion),
         embedding: per_unit(price.embedding),
     }
-}
-
-fn supported(kind: ServiceKind) -> Vec<String> {
-    let names: &[&str] = match kind {
-        ServiceKind::Llm => &[
-            "max_tokens",
-            "max_completion_tokens",
-            "temperature",
-            "top_p",
-            "top_k",
-            "seed",
-            "stop",
-            "n",
-            "stream",
-            "stream_options",
-        ],
-        ServiceKind::Embeddings => &["input", "encoding_format"],
-        _ => &[],
-    };
-    names.iter().map(|name| (*name).to_owned()).collect()
 }
 
 #[cfg(test)]

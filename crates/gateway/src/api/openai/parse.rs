@@ -9,22 +9,24 @@ use cxmpute_market::catalogue::{Catalogue, ModelEntry};
 use cxmpute_market::wish::Wishes;
 use cxmpute_tokens::TokenCounter;
 use cxmpute_wire::ServiceKind;
-use cxmpute_wire::openai::{ProviderPreferences, SortBy, Unknown};
+use cxmpute_wire::openai::fields::Closed;
+use cxmpute_wire::openai::{ProviderPreferences, SortBy};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::de::DeserializeOwned;
 
+use super::place::{below, path_at, wanted};
 use crate::app::App;
 use crate::body::{RawBody, require_json};
 use crate::error::{ApiError, ApiResult};
-use crate::json;
+use crate::json::{self, Ignored};
 use crate::limits;
 
 const X_IGNORED: HeaderName = HeaderName::from_static("x-cxmpute-ignored");
 
-/// A JSON body of a closed schema, with the field at fault named in errors.
-pub struct Parsed<T>(pub T);
+/// A JSON body of a closed schema, with the field at fault named in errors, and the fields outside the schema.
+pub struct Parsed<T>(pub T, pub Ignored);
 
-impl<T: DeserializeOwned> FromRequest<Arc<App>> for Parsed<T> {
+impl<T: DeserializeOwned + Closed> FromRequest<Arc<App>> for Parsed<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
@@ -34,89 +36,44 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Parsed<T> {
         if app.sabotage == Some(crate::sabotage::Sabotage::UntypedParsing) {
             let any: serde_json::Value =
                 serde_json::from_slice(&bytes).map_err(|error| json::data_error(&error))?;
-            return serde_json::from_value(any).map(Self).map_err(|error| json::data_error(&error));
+            let request = serde_json::from_value(any).map_err(|error| json::data_error(&error))?;
+            return Ok(Self(request, Ignored::default()));
         }
-        parse(&bytes).map(Self)
+        parse(&bytes)
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
-    json::check(bytes)?;
-    serde_json::from_slice(bytes).map_err(|error| {
-        let named = json::data_error(&error);
-        if named.param.is_some() {
-            return named;
-        }
-        match field_at(bytes, error.line(), error.column()) {
-            Some(field) => {
-                let message = format!("`{field}` has a wrong type or value.");
-                ApiError::invalid_parameter(&field, message)
-            }
-            None => ApiError::invalid_json("The body is not the JSON object that this route takes."),
-        }
-    })
+fn parse<T: DeserializeOwned + Closed>(bytes: &[u8]) -> ApiResult<Parsed<T>> {
+    let ignored = json::check_fields(bytes, T::FIELDS)?;
+    match serde_json::from_slice(bytes) {
+        Ok(request) => Ok(Parsed(request, ignored)),
+        Err(error) => Err(refuse(bytes, &error)),
+    }
 }
 
-/// The field of the outermost object in which the position lies; within `provider`, also the field of that one.
-/// `bytes` are well-formed JSON.
-fn field_at(bytes: &[u8], line: usize, column: usize) -> Option<String> {
-    let start = match line.checked_sub(2) {
-        None => 0,
-        Some(skip) => bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(skip)?.0 + 1,
+/// The refusal of a body that is JSON and does not fit its type.
+fn refuse(bytes: &[u8], error: &serde_json::Error) -> ApiError {
+    let text = error.to_string();
+    let inside = text.starts_with("data did not match any variant");
+    let place = path_at(bytes, error.line(), error.column(), inside);
+    if let Some(missing) = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+        let field = below(&place, missing);
+        return ApiError::invalid_parameter(&shown(&field), format!("`{}` is missing.", shown(&field)));
+    }
+    if place.is_empty() {
+        return ApiError::invalid_json("The body is not the JSON object that this route takes.");
+    }
+    let field = shown(&place);
+    let message = match (place.split(['[', '.']).next(), wanted(&text)) {
+        (Some(name @ ("prompt" | "input")), _) => {
+            format!("`{name}` is a text or a list of texts; send text, not token ids.")
+        }
+        (_, Some(wanted)) => format!("`{field}` must be {wanted}."),
+        (_, None) => format!("`{field}` has a wrong type or value."),
     };
-    let until = (start + column).min(bytes.len());
-    let mut depth = 0usize;
-    let mut at = 0;
-    let (mut field, mut within) = (None::<String>, None::<String>);
-    let mut wants_key = false;
-    while at < until {
-        match bytes[at] {
-            b'"' => {
-                let begin = at;
-                at += 1;
-                while at < bytes.len() && bytes[at] != b'"' {
-                    at += if bytes[at] == b'\\' { 2 } else { 1 };
-                }
-                if wants_key && depth <= 2 {
-                    let name = serde_json::from_slice(bytes.get(begin..=at)?).ok();
-                    if depth == 1 {
-                        field = name;
-                    } else {
-                        within = name;
-                    }
-                    wants_key = false;
-                }
-            }
-            b'{' | b'[' => {
-                depth += 1;
-                wants_key = bytes[at] == b'{' && (depth == 1 || (depth == 2 && is_nested(field.as_ref())));
-            }
-            b'}' | b']' => {
-                depth = depth.saturating_sub(1);
-                // A value that is wrong as a whole is only known at its end.
-                if depth == 1 && at + 1 < until {
-                    within = None;
-                }
-            }
-            b',' if depth == 1 || (depth == 2 && is_nested(field.as_ref())) => {
-                wants_key = true;
-                if depth == 1 {
-                    within = None;
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    match (field, within) {
-        (Some(field), Some(within)) if is_nested(Some(&field)) => Some(format!("{field}.{within}")),
-        (field, _) => field,
-    }
-}
-
-/// Objects whose fields are named one by one.
-fn is_nested(field: Option<&String>) -> bool {
-    field.is_some_and(|name| name == "provider")
+    // OpenAI names these two as a whole.
+    let param = if field.starts_with("prompt") { "prompt" } else { &field };
+    ApiError::invalid_parameter(param, message)
 }
 
 /// What the head of a request says beside its body.
@@ -162,22 +119,20 @@ impl Manners {
     ///
     /// # Errors
     /// There are some, and the caller wants to be told.
-    pub fn ignore(&mut self, unknown: &Unknown, within: &str) -> ApiResult<()> {
-        for name in unknown.keys() {
-            let name = format!("{within}{name}");
-            if self.strict {
-                let message = format!("`{}` is not a field of this route.", shown(&name));
-                return Err(ApiError::unsupported_parameter(&shown(&name), message));
-            }
-            self.ignored.push(name);
+    pub fn ignore(&mut self, ignored: Ignored) -> ApiResult<()> {
+        if let (true, Some(first)) = (self.strict, &ignored.first) {
+            let first = shown(first);
+            let message = format!("`{first}` is not a field of this route.");
+            return Err(ApiError::unsupported_parameter(&first, message));
         }
+        self.ignored = ignored.names;
         Ok(())
     }
 
     /// Names the dropped fields in the answer.
     pub fn sign(&self, mut response: Response) -> Response {
         if !self.ignored.is_empty() {
-            let names: Vec<String> = self.ignored.iter().take(32).map(|name| shown(name)).collect();
+            let names: Vec<String> = self.ignored.iter().map(|name| shown(name)).collect();
             if let Ok(value) = HeaderValue::from_str(&names.join(",")) {
                 response.headers_mut().insert(X_IGNORED, value);
             }
@@ -199,7 +154,7 @@ fn timeout(value: &HeaderValue) -> ApiResult<Duration> {
 
 /// A field's name as it may stand in a header.
 fn shown(name: &str) -> String {
-    name.chars().take(64).map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '?' }).collect()
+    name.chars().take(128).map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '?' }).collect()
 }
 
 /// Splits a name such as `MODEL:nitro` into the model and what its nodes are sorted by (GR20). A name that the
@@ -252,12 +207,12 @@ pub async fn resolve_model(
 
 #[cfg(test)]
 mod tests {
-    use cxmpute_wire::openai::{ChatRequest, EmbeddingRequest};
+    use cxmpute_wire::openai::{ChatRequest, CompletionRequest, EmbeddingRequest};
 
     use super::*;
 
     fn param(body: &str) -> (u16, Option<String>) {
-        let error = parse::<ChatRequest>(body.as_bytes()).unwrap_err();
+        let error = parse::<ChatRequest>(body.as_bytes()).err().unwrap();
         (error.status.as_u16(), error.param.clone())
     }
 
@@ -267,8 +222,20 @@ mod tests {
             (r#"{"messages":[]}"#, "model"),
             (r#"{"model":"m"}"#, "messages"),
             (r#"{"model":"m","messages":[],"temperature":"hot"}"#, "temperature"),
-            (r#"{"model":"m","messages":[{"role":"user","content":7}],"n":1}"#, "messages"),
-            (r#"{"model":"m","messages":[{"role":"pope","content":"x"}],"n":1}"#, "messages"),
+            (r#"{"model":"m","messages":[{"role":"user","content":7}],"n":1}"#, "messages[0].content"),
+            (r#"{"model":"m","messages":[{"role":"pope","content":"x"}],"n":1}"#, "messages[0].role"),
+            (
+                r#"{"model":"m","messages":[{"role":"user","content":"x"},{"content":"x"}]}"#,
+                "messages[1].role",
+            ),
+            (
+                r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text"}]}]}"#,
+                "messages[0].content",
+            ),
+            (r#"{"model":"m","messages":[],"tools":[{"type":"function"}]}"#, "tools[0].function"),
+            (r#"{"model":"m","messages":[],"logit_bias":{"1":"x"}}"#, "logit_bias.1"),
+            (r#"{"model":"m","messages":[],"stop":[1]}"#, "stop"),
+            (r#"{"model":"m","messages":[],"response_format":{"type":"grammar"}}"#, "response_format.type"),
             ("{\n \"model\":\"m\",\n \"max_tokens\":-1,\n \"messages\":[]\n}", "max_tokens"),
             (r#"{"max_tokens":18446744073709551616,"model":"m","messages":[]}"#, "max_tokens"),
             (r#"{"x\"y,{":1,"model":7,"messages":[]}"#, "model"),
@@ -277,7 +244,7 @@ mod tests {
                 "provider.sort",
             ),
             (r#"{"model":"m","messages":[],"provider":{"order":7}}"#, "provider.order"),
-            (r#"{"model":"m","messages":[],"provider":{"only":["a",{"b":1}]},"n":1}"#, "provider.only"),
+            (r#"{"model":"m","messages":[],"provider":{"only":["a",{"b":1}]},"n":1}"#, "provider.only[1]"),
             (r#"{"provider":{"zdr":1,"x":[{}]},"model":"m","messages":[]}"#, "provider.zdr"),
             (
                 r#"{"provider":{"data_collection":"maybe"},"model":"m","messages":[]}"#,
@@ -305,22 +272,53 @@ mod tests {
     #[test]
     fn messages_do_not_repeat_what_was_sent() {
         let body = r#"{"model":"m","messages":"canary-text"}"#;
-        let error = parse::<ChatRequest>(body.as_bytes()).unwrap_err();
+        let error = parse::<ChatRequest>(body.as_bytes()).err().unwrap();
         assert!(!error.message.contains("canary"), "{}", error.message);
-        assert!(parse::<EmbeddingRequest>(br#"{"model":"m","input":[1,2]}"#).is_err());
+        for input in ["[1,2]", "[[1],[2]]", "7"] {
+            let body = format!(r#"{{"model":"m","input":{input}}}"#);
+            let error = parse::<EmbeddingRequest>(body.as_bytes()).err().unwrap();
+            assert_eq!(error.param.as_deref(), Some("input"), "{input}");
+            assert!(error.message.contains("not token ids"), "{}", error.message);
+            let body = format!(r#"{{"model":"m","prompt":{input}}}"#);
+            let error = parse::<CompletionRequest>(body.as_bytes()).err().unwrap();
+            assert_eq!(error.param.as_deref(), Some("prompt"), "{input}");
+        }
     }
 
     #[test]
     fn unknown_fields_are_named_or_refused() {
         let body = br#"{"model":"m","messages":[],"prompt_embeds":[1],"guided_json":{},"b\u00e9,":1}"#;
-        let request: ChatRequest = parse(body).unwrap();
+        let Parsed::<ChatRequest>(request, ignored) = parse(body).unwrap();
         let mut headers = HeaderMap::new();
         let mut manners = Manners::of(&headers).unwrap();
-        manners.ignore(&request.unknown, "").unwrap();
+        manners.ignore(ignored).unwrap();
         let response = manners.sign(Response::new(axum::body::Body::empty()));
-        assert_eq!(response.headers()[X_IGNORED], "b??,guided_json,prompt_embeds");
+        assert_eq!(response.headers()[X_IGNORED], "prompt_embeds,guided_json,b??");
         headers.insert("x-cxmpute-strict", HeaderValue::from_static("1"));
-        assert!(Manners::of(&headers).unwrap().ignore(&request.unknown, "").is_err());
+        let Parsed::<ChatRequest>(_, ignored) = parse(body).unwrap();
+        let refused = Manners::of(&headers).unwrap().ignore(ignored).unwrap_err();
+        assert_eq!(refused.param.as_deref(), Some("prompt_embeds"));
         assert!(!serde_json::to_string(&request).unwrap().contains("guided"));
+    }
+
+    #[test]
+    fn headers_of_ours_have_few_values() {
+        let of = |name: &'static str, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            Manners::of(&headers).map(|manners| manners.timeout)
+        };
+        for (value, millis) in [("1", 1), ("250", 250), ("86400000", 86_400_000)] {
+            let timeout = of("x-cxmpute-timeout-ms", value).unwrap();
+            assert_eq!(timeout, Some(Duration::from_millis(millis)));
+        }
+        for value in ["", "0", "-1", "+5", "1.5", "86400001", "99999999999999999999", "1s", "\u{e9}"] {
+            let Ok(value) = HeaderValue::from_str(value) else { continue };
+            let mut headers = HeaderMap::new();
+            headers.insert("x-cxmpute-timeout-ms", value);
+            let error = Manners::of(&headers).err().unwrap();
+            assert_eq!(error.param.as_deref(), Some("X-Cxmpute-Timeout-Ms"));
+        }
+        assert!(of("x-cxmpute-strict", "0").is_ok() && of("x-cxmpute-strict", "yes").is_err());
     }
 }

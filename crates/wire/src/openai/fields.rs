@@ -1,0 +1,276 @@
+//! The fields of requests by name, inside nested objects, too: what is not listed here is not part of the schema. The
+//! types read the same names, and a test holds this table to them.
+
+use self::Inner::{Free, List, Object};
+use super::{ChatRequest, CompletionRequest, EmbeddingRequest};
+
+/// The fields of one object, each with what stands in it.
+#[derive(Debug)]
+pub struct Fields(pub &'static [(&'static str, Inner)]);
+
+/// What stands in a field.
+#[derive(Debug, Clone, Copy)]
+pub enum Inner {
+    /// No object of the schema: a plain value, or something of the client's own, such as a JSON schema.
+    Free,
+    /// An object, or a plain value instead of it.
+    Object(&'static Fields),
+    /// A list of objects, or a plain value instead of it.
+    List(&'static Fields),
+}
+
+impl Fields {
+    /// What is known of a field; none when it is not part of the schema.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Inner> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, inner)| *inner)
+    }
+}
+
+/// A request with a closed schema.
+pub trait Closed {
+    /// Its fields.
+    const FIELDS: &'static Fields;
+}
+
+impl Closed for ChatRequest {
+    const FIELDS: &'static Fields = &CHAT;
+}
+
+impl Closed for CompletionRequest {
+    const FIELDS: &'static Fields = &COMPLETION;
+}
+
+impl Closed for EmbeddingRequest {
+    const FIELDS: &'static Fields = &EMBEDDING;
+}
+
+static CHAT: Fields = Fields(&[
+    ("model", Free),
+    ("models", Free),
+    ("messages", List(&MESSAGE)),
+    ("stream", Free),
+    ("stream_options", Object(&STREAM_OPTIONS)),
+    ("max_tokens", Free),
+    ("max_completion_tokens", Free),
+    ("temperature", Free),
+    ("top_p", Free),
+    ("top_k", Free),
+    ("min_p", Free),
+    ("frequency_penalty", Free),
+    ("presence_penalty", Free),
+    ("repetition_penalty", Free),
+    ("logit_bias", Free),
+    ("logprobs", Free),
+    ("top_logprobs", Free),
+    ("seed", Free),
+    ("stop", Free),
+    ("n", Free),
+    ("tools", List(&TOOL)),
+    ("tool_choice", Object(&TOOL_CHOICE)),
+    ("parallel_tool_calls", Free),
+    ("functions", List(&FUNCTION)),
+    ("function_call", Object(&NAMED)),
+    ("response_format", Object(&RESPONSE_FORMAT)),
+    ("reasoning_effort", Free),
+    ("metadata", Free),
+    ("store", Free),
+    ("service_tier", Free),
+    ("user", Free),
+    ("usage", Object(&USAGE)),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static COMPLETION: Fields = Fields(&[
+    ("model", Free),
+    ("models", Free),
+    ("prompt", Free),
+    ("stream", Free),
+    ("stream_options", Object(&STREAM_OPTIONS)),
+    ("max_tokens", Free),
+    ("temperature", Free),
+    ("top_p", Free),
+    ("top_k", Free),
+    ("min_p", Free),
+    ("frequency_penalty", Free),
+    ("presence_penalty", Free),
+    ("repetition_penalty", Free),
+    ("logit_bias", Free),
+    ("logprobs", Free),
+    ("echo", Free),
+    ("best_of", Free),
+    ("suffix", Free),
+    ("seed", Free),
+    ("stop", Free),
+    ("n", Free),
+    ("user", Free),
+    ("usage", Object(&USAGE)),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static EMBEDDING: Fields = Fields(&[
+    ("model", Free),
+    ("input", Free),
+    ("encoding_format", Free),
+    ("dimensions", Free),
+    ("truncate", Free),
+    ("keep_alive", Free),
+    ("user", Free),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static MESSAGE: Fields = Fields(&[
+    ("role", Free),
+    ("content", List(&PART)),
+    ("name", Free),
+    ("tool_calls", List(&CALL)),
+    ("tool_call_id", Free),
+    ("function_call", Object(&FUNCTION_CALL)),
+    ("refusal", Free),
+]);
+
+static PART: Fields = Fields(&[
+    ("type", Free),
+    ("text", Free),
+    ("image_url", Object(&IMAGE_URL)),
+    ("input_audio", Object(&INPUT_AUDIO)),
+    ("refusal", Free),
+]);
+
+static IMAGE_URL: Fields = Fields(&[("url", Free), ("detail", Free)]);
+
+static INPUT_AUDIO: Fields = Fields(&[("data", Free), ("format", Free)]);
+
+static CALL: Fields = Fields(&[("id", Free), ("type", Free), ("function", Object(&FUNCTION_CALL))]);
+
+static FUNCTION_CALL: Fields = Fields(&[("name", Free), ("arguments", Free)]);
+
+static TOOL: Fields = Fields(&[("type", Free), ("function", Object(&FUNCTION))]);
+
+static FUNCTION: Fields =
+    Fields(&[("name", Free), ("description", Free), ("parameters", Free), ("strict", Free)]);
+
+static TOOL_CHOICE: Fields = Fields(&[("type", Free), ("function", Object(&NAMED))]);
+
+static NAMED: Fields = Fields(&[("name", Free)]);
+
+static RESPONSE_FORMAT: Fields = Fields(&[("type", Free), ("json_schema", Object(&JSON_SCHEMA))]);
+
+static JSON_SCHEMA: Fields =
+    Fields(&[("name", Free), ("description", Free), ("schema", Free), ("strict", Free)]);
+
+static STREAM_OPTIONS: Fields = Fields(&[("include_usage", Free)]);
+
+static USAGE: Fields = Fields(&[("include", Free)]);
+
+static PROVIDER: Fields = Fields(&[
+    ("order", Free),
+    ("only", Free),
+    ("ignore", Free),
+    ("allow_fallbacks", Free),
+    ("require_parameters", Free),
+    ("data_collection", Free),
+    ("zdr", Free),
+    ("quantizations", Free),
+    ("sort", Object(&SORT)),
+    ("preferred_min_throughput", Object(&PERCENTILES)),
+    ("preferred_max_latency", Object(&PERCENTILES)),
+    ("max_price", Object(&MAX_PRICE)),
+    ("evidence", Free),
+    ("region", Free),
+    ("own_nodes", Free),
+]);
+
+static SORT: Fields = Fields(&[("by", Free), ("partition", Free)]);
+
+static PERCENTILES: Fields = Fields(&[("p50", Free), ("p75", Free), ("p90", Free), ("p99", Free)]);
+
+static MAX_PRICE: Fields =
+    Fields(&[("prompt", Free), ("completion", Free), ("request", Free), ("image", Free)]);
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde::de::value::Error;
+    use serde::de::{Deserializer, Error as _, Visitor};
+    use serde::forward_to_deserialize_any;
+
+    use super::*;
+    use crate::openai;
+
+    /// Asks a type which fields it reads, and answers with nothing else.
+    struct Asking<'a>(&'a mut Vec<&'static str>);
+
+    impl<'de> Deserializer<'de> for Asking<'_> {
+        type Error = Error;
+
+        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
+            Err(Error::custom("not a struct"))
+        }
+
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            _: V,
+        ) -> Result<V::Value, Error> {
+            self.0.extend_from_slice(fields);
+            Err(Error::custom("that is all"))
+        }
+
+        forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+            unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        }
+    }
+
+    fn read_by<'de, T: Deserialize<'de>>() -> Vec<&'static str> {
+        let mut fields = Vec::new();
+        assert!(T::deserialize(Asking(&mut fields)).is_err());
+        fields.sort_unstable();
+        fields
+    }
+
+    #[test]
+    fn the_table_names_what_the_types_read() {
+        let table: [(&Fields, Vec<&str>); 20] = [
+            (&CHAT, read_by::<ChatRequest>()),
+            (&COMPLETION, read_by::<CompletionRequest>()),
+            (&EMBEDDING, read_by::<EmbeddingRequest>()),
+            (&MESSAGE, read_by::<openai::ChatMessage>()),
+            (&IMAGE_URL, read_by::<openai::ImageUrl>()),
+            (&INPUT_AUDIO, read_by::<openai::InputAudio>()),
+            (&CALL, read_by::<openai::ToolCall>()),
+            (&FUNCTION_CALL, read_by::<openai::FunctionCall>()),
+            (&TOOL, read_by::<openai::Tool>()),
+            (&FUNCTION, read_by::<openai::FunctionSpec>()),
+            (&TOOL_CHOICE, read_by::<openai::NamedTool>()),
+            (&NAMED, read_by::<openai::NamedFunction>()),
+            (&JSON_SCHEMA, read_by::<openai::JsonSchemaFormat>()),
+            (&STREAM_OPTIONS, read_by::<openai::StreamOptions>()),
+            (&USAGE, read_by::<openai::UsageOptions>()),
+            (&PROVIDER, read_by::<openai::ProviderPreferences>()),
+            (&SORT, read_by::<openai::SortOrder>()),
+            (&PERCENTILES, read_by::<openai::Percentiles>()),
+            (&MAX_PRICE, read_by::<openai::MaxPrice>()),
+            // Enums with a tag: each field belongs to one of the variants.
+            (&RESPONSE_FORMAT, vec!["json_schema", "type"]),
+        ];
+        for (fields, read) in table {
+            let mut names: Vec<&str> = fields.0.iter().map(|(name, _)| *name).collect();
+            names.sort_unstable();
+            assert_eq!(names, read);
+        }
+        for (field, kind) in [
+            ("text", "text"),
+            ("image_url", "image_url"),
+            ("input_audio", "input_audio"),
+            ("refusal", "refusal"),
+        ] {
+            assert!(PART.find(field).is_some());
+            let without = serde_json::json!({ "type": kind });
+            let error = serde_json::from_value::<openai::ContentPart>(without).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
+        }
+    }
+}

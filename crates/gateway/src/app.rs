@@ -135,6 +135,8 @@ impl App {
             clock: clock.clone(),
             tasks: tasks.clone(),
             relay: config.relay.clone(),
+            #[cfg(feature = "sabotage")]
+            sabotage: parts.sabotage,
         });
         let app = Arc::new(Self {
             keys: KeyRing::new(db.clone(), pepper, clock.clone()),

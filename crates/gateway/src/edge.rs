@@ -8,6 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::response::IntoResponse;
+use cxmpute_market::queue::Class;
 use cxmpute_runtime::random;
 use cxmpute_wire::{Code, RequestId};
 use http::request::Parts;
@@ -18,6 +19,7 @@ use crate::app::App;
 use crate::error::{ApiError, Failed};
 use crate::framing::Refusal;
 use crate::limits;
+use crate::relay::overloaded;
 use crate::router::{Access, Cost, ROUTES, Route};
 
 /// Limits of GR section 9.
@@ -160,6 +162,10 @@ fn refuse_early(app: &App, request: &Request<Body>, found: Option<usize>) -> Opt
     }
     if found.is_some_and(|at| ROUTES[at].cost == Cost::Work) && app.tasks.soft().is_cancelled() {
         return Some(ApiError::draining().into_response());
+    }
+    let work = found.is_some_and(|at| ROUTES[at].cost == Cost::Work);
+    if work && app.fleet.overload(app.meter.stats().queue, Class::Paid).is_some() {
+        return Some(overloaded().into_response());
     }
     None
 }

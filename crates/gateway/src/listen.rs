@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use cxmpute_runtime::Tasks;
 use cxmpute_runtime::exit::{self, ExitError};
+use cxmpute_runtime::{CancellationToken, Tasks};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -262,7 +262,7 @@ where
         }
         tokio::select! {
             result = connection => Ok(result?),
-            () = hard.cancelled() => Ok(()),
+            () = last_words(&hard) => Ok(()),
         }
     } else {
         let mut builder = hyper::server::conn::http1::Builder::new();
@@ -275,9 +275,17 @@ where
         }
         tokio::select! {
             result = connection => Ok(result?),
-            () = hard.cancelled() => Ok(()),
+            () = last_words(&hard) => Ok(()),
         }
     }
+}
+
+/// Resolves a moment after the hard stop: the requests that end by it still tell their clients so.
+async fn last_words(hard: &CancellationToken) {
+    /// Below the time that tasks get after the hard stop.
+    const LAST_WORDS: Duration = Duration::from_millis(700);
+    hard.cancelled().await;
+    tokio::time::sleep(LAST_WORDS).await;
 }
 
 async fn respond(app: &Arc<App>, front: Front, request: Request<Incoming>) -> Response<Body> {

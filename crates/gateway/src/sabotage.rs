@@ -28,6 +28,12 @@ pub enum Sabotage {
     ExtraBody,
     /// G2: no limits on the frames of HTTP/2.
     NoFrameLimits,
+    /// G5: a node that fails gets as much work as the others.
+    NoEjection,
+    /// P6: only probes decide who gets work; what work shows is ignored.
+    ProbeOnlyRouting,
+    /// G7: the process ends at the first signal, whatever runs.
+    ImmediateExit,
     /// X1: request bodies are logged.
     BodyInLog,
     /// U3: a field that does not fit is refused with a status that is not documented.
@@ -51,6 +57,9 @@ impl Sabotage {
         Self::UntypedParsing,
         Self::ExtraBody,
         Self::NoFrameLimits,
+        Self::NoEjection,
+        Self::ProbeOnlyRouting,
+        Self::ImmediateExit,
         Self::BodyInLog,
         Self::UndocumentedStatus,
         Self::ForgottenRoute,
@@ -72,6 +81,9 @@ impl Sabotage {
             Self::UntypedParsing => "untyped_parsing",
             Self::ExtraBody => "extra_body",
             Self::NoFrameLimits => "no_frame_limits",
+            Self::NoEjection => "no_ejection",
+            Self::ProbeOnlyRouting => "probe_only_routing",
+            Self::ImmediateExit => "immediate_exit",
             Self::BodyInLog => "body_in_log",
             Self::UndocumentedStatus => "undocumented_status",
             Self::ForgottenRoute => "forgotten_route",

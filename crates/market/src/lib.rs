@@ -9,6 +9,8 @@ pub mod health;
 pub mod ledger;
 pub mod limit;
 pub mod price;
+pub mod queue;
 pub mod route;
+pub mod shed;
 pub mod speed;
 pub mod wish;

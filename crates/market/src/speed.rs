@@ -83,6 +83,41 @@ pub fn percentile(mut samples: Vec<f64>, percent: f64) -> Option<f64> {
     samples.get(rank.max(1) - 1).copied()
 }
 
+/// Minutes that an [`Uptime`] looks back.
+const MINUTES: usize = 30;
+
+/// In which share of the last half hour something was up, by regular looks.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Uptime {
+    /// Minute, looks at which it was up, looks.
+    minutes: [(u64, u32, u32); MINUTES],
+    now: u64,
+}
+
+impl Uptime {
+    /// Takes one look in.
+    pub fn note(&mut self, up: bool, now: Duration) {
+        self.now = now.as_secs() / 60;
+        let place = usize::try_from(self.now % MINUTES as u64).unwrap_or(0);
+        let minute = &mut self.minutes[place];
+        if minute.0 != self.now {
+            *minute = (self.now, 0, 0);
+        }
+        minute.1 += u32::from(up);
+        minute.2 += 1;
+    }
+
+    /// 0 to 1; `None` while nobody looked.
+    #[must_use]
+    pub fn share(&self) -> Option<f64> {
+        let first = self.now.saturating_sub(MINUTES as u64 - 1);
+        let live = self.minutes.iter().filter(|minute| minute.0 >= first);
+        let (up, looks) =
+            live.fold((0u64, 0u64), |(up, looks), m| (up + u64::from(m.1), looks + u64::from(m.2)));
+        (looks > 0).then(|| up as f64 / looks as f64)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -100,6 +135,21 @@ mod tests {
             rate.observe(100, s(1), s(at));
         }
         assert!((rate.per_second().unwrap() - 100.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn uptime_forgets_after_half_an_hour() {
+        let mut uptime = Uptime::default();
+        assert_eq!(uptime.share(), None);
+        let minute = |n: u64| Duration::from_secs(n * 60);
+        for n in 0..30 {
+            uptime.note(n >= 15, minute(n));
+        }
+        assert_eq!(uptime.share(), Some(0.5));
+        for n in 30..45 {
+            uptime.note(true, minute(n));
+        }
+        assert_eq!(uptime.share(), Some(1.0));
     }
 
     #[test]

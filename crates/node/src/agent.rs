@@ -23,6 +23,9 @@ use crate::{enrol, identity, place};
 const FIRST_RECONNECT: Duration = Duration::from_secs(2);
 /// Longest wait between tries.
 const RECONNECT_CAP: Duration = Duration::from_secs(30);
+/// A gateway that restarts is looked for more often than one that is lost, but only so many times: its nodes should be
+/// back within 5 s.
+const RESTART_TRIES: u32 = 120;
 /// Time for the last engines to go after the hard stop.
 const HARD_STOP: Duration = Duration::from_millis(500);
 
@@ -147,6 +150,8 @@ impl Node {
         dialling.capacity = 1024;
         let mut rng = random::rng();
         let mut backoff = Backoff::new(FIRST_RECONNECT, RECONNECT_CAP);
+        let mut restart = Backoff::new(FIRST_RECONNECT, FIRST_RECONNECT);
+        let mut restarting = false;
         let mut clock_corrected = false;
         let soft = tasks.soft();
         loop {
@@ -158,6 +163,7 @@ impl Node {
                 Ok(end) => {
                     tracing::info!(epoch = %end.epoch, gateway = %self.config.api.url, "tunnel up");
                     clock_corrected = false;
+                    restarting = false;
                     let session = Session {
                         config: self.config.clone(),
                         clock: self.deps.clock.clone(),
@@ -174,7 +180,11 @@ impl Node {
                         End::Stopping => return Ok(()),
                         End::Told(code, message) => match final_word(code, &message) {
                             Some(error) => return Err(error.into()),
-                            None => message,
+                            None => {
+                                restarting = code == Code::Draining;
+                                restart.reset();
+                                message
+                            }
                         },
                         End::Lost(reason) => reason,
                     }
@@ -202,7 +212,8 @@ impl Node {
                 },
                 Err(error) => error.to_string(),
             };
-            let wait = backoff.next(&mut rng);
+            restarting &= restart.tries() < RESTART_TRIES;
+            let wait = if restarting { restart.next(&mut rng) } else { backoff.next(&mut rng) };
             let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
             tracing::warn!(reason = %trouble, wait_ms, "no tunnel; dialling again");
             self.view.seen.send_modify(|seen| {

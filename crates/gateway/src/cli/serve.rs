@@ -42,6 +42,10 @@ async fn listen(config: Config, output: &Output) -> anyhow::Result<()> {
     lifecycle::signals(&app.tasks)?;
     announce(&app, &listeners, output)?;
     serve(app.clone(), listeners).await;
+    #[cfg(feature = "sabotage")]
+    if app.sabotage == Some(crate::sabotage::Sabotage::ImmediateExit) {
+        return Ok(());
+    }
     app.stop().await;
     Ok(())
 }

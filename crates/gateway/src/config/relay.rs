@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cxmpute_market::catalogue::ModelEntry;
+use cxmpute_market::health::BreakerPolicy;
 use serde::{Deserialize, Serialize};
 
 /// The section `[relay]`; all spans in milliseconds.
@@ -41,6 +42,15 @@ pub struct RelayConfig {
     pub event_bytes: usize,
     /// Most slots a node may claim for one service.
     pub slots_cap: u32,
+    /// A node that failed too often gets no work for this long the first time, n times as long the n-th time, and never
+    /// longer than ten times as long.
+    pub breaker_open_ms: u64,
+    /// Requests that may run at a time in this process; those who do not pay are refused at half of it.
+    pub running_cap: usize,
+    /// Requests that may wait for the store at a time before new ones are refused.
+    pub admissions_cap: usize,
+    /// Lateness of the process's own timers at which new requests are refused.
+    pub lag_ms: u64,
 }
 
 impl Default for RelayConfig {
@@ -62,6 +72,10 @@ impl Default for RelayConfig {
             replan_ms: 60_000,
             event_bytes: 256 * 1024,
             slots_cap: 64,
+            breaker_open_ms: 30_000,
+            running_cap: 32_768,
+            admissions_cap: 4_096,
+            lag_ms: 1_000,
         }
     }
 }
@@ -81,6 +95,8 @@ impl RelayConfig {
             ("dead_ms", self.dead_ms),
             ("offline_ms", self.offline_ms),
             ("replan_ms", self.replan_ms),
+            ("breaker_open_ms", self.breaker_open_ms),
+            ("lag_ms", self.lag_ms),
         ];
         match spans.iter().find(|(_, value)| !(1..=86_400_000).contains(value)) {
             Some((key, value)) => {
@@ -122,6 +138,13 @@ impl RelayConfig {
             base.0.saturating_add(per_1k.0.saturating_mul(prompt) / 1_000).min(CAP_MS)
         });
         Duration::from_millis(self.first_token_ms.max(raised))
+    }
+
+    /// When breakers open, and for how long.
+    #[must_use]
+    pub fn breaker(&self) -> BreakerPolicy {
+        let open = Duration::from_millis(self.breaker_open_ms);
+        BreakerPolicy { open, open_cap: open * 10, ..BreakerPolicy::default() }
     }
 
     /// [`Self::gap_ms`] as a span.

@@ -67,19 +67,29 @@ fn conclude(fleet: &Fleet, member: &Arc<Member>, tries: u32, outcome: Result<(),
     metrics::counter!("cxmpute_node_checks_total", "outcome" => label).increment(1);
     match outcome {
         Ok(()) => {
-            member.state.lock().check = Check::Passed;
+            let mut state = member.state.lock();
+            state.check = Check::Passed;
+            state.proven = true;
+            state.kept = false;
+            drop(state);
             tracing::info!(%provision, %service, "the check completion came back right: the service gets work");
-            fleet.pool(service).changed.notify_waiters();
+            fleet.pool(service).pump();
             member.node.news.notify_one();
         }
         Err(reason) => {
             let tries = tries.saturating_add(1);
             let wait = Duration::from_secs(1 << tries.min(5));
-            member.state.lock().check = Check::Due { at: fleet.now() + wait, tries };
+            let works = member.health.lock().works(fleet.now());
+            let kept = {
+                let mut state = member.state.lock();
+                state.check = Check::Due { at: fleet.now() + wait, tries };
+                state.kept &= works;
+                state.kept
+            };
             if member.node.link.is_closed() {
                 return;
             }
-            tracing::warn!(%provision, %service, %reason, "the check completion failed");
+            tracing::warn!(%provision, %service, %reason, kept, "the check completion failed");
             retry_later(fleet, member, wait);
         }
     }

@@ -5,13 +5,16 @@
 mod assign;
 mod canary;
 mod control;
+mod line;
 mod node;
+mod overload;
 mod pool;
 mod record;
 mod registry;
 mod seat;
 
+pub use line::{Ticket, Turn, Waiting};
 pub use node::{Node, ProvisionSession};
 pub use pool::Wanted;
-pub use registry::{Fleet, FleetParts, FleetState, QueuePlace, RunningRequest};
+pub use registry::{Fleet, FleetParts, FleetState, RunningRequest};
 pub use seat::Seat;

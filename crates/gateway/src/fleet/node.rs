@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cxmpute_market::health::{Breaker, BreakerPolicy, PeakEwma};
+use cxmpute_market::health::{Breaker, BreakerPolicy, Gate, PeakEwma};
 use cxmpute_market::speed::{Rate, Samples};
 use cxmpute_market::wish::{Evidence, Traits};
 use cxmpute_runtime::CancellationToken;
@@ -115,20 +115,32 @@ pub(super) struct Health {
     pub latencies: Samples,
     pub rates: Samples,
     pub breaker: Breaker,
+    /// When real work succeeded last.
+    pub last_good: Option<Duration>,
     /// The tunnel whose loss was counted: one lost tunnel is one fault, however many streams it carried.
     pub lost_epoch: Option<Epoch>,
 }
 
 impl Health {
-    pub(super) fn new(now: Duration) -> Self {
+    pub(super) fn new(policy: BreakerPolicy, now: Duration) -> Self {
         Self {
+            last_good: None,
             latency: PeakEwma::unknown(now),
             rate: Rate::default(),
             latencies: Samples::default(),
             rates: Samples::default(),
-            breaker: Breaker::new(BreakerPolicy::default()),
+            breaker: Breaker::new(policy),
             lost_epoch: None,
         }
+    }
+}
+
+impl Health {
+    /// Whether real work went well lately.
+    pub(super) fn works(&self, now: Duration) -> bool {
+        const LATELY: Duration = Duration::from_secs(60);
+        let lately = self.last_good.is_some_and(|at| now.saturating_sub(at) <= LATELY);
+        lately && self.breaker.gate(now) == Gate::Closed
     }
 }
 
@@ -164,6 +176,10 @@ pub(super) struct MemberState {
     pub check: Check,
     /// It said that it has no room, whatever slots it claims; believed until this moment.
     pub full_until: Duration,
+    /// A check through this tunnel passed, and the service never stopped being ready since.
+    pub proven: bool,
+    /// It gets work though a new check is due or failed: real work goes well, and that outranks probes (GR29).
+    pub kept: bool,
 }
 
 impl Member {
@@ -192,6 +208,8 @@ impl Member {
             pid: None,
             check: Check::Due { at: now, tries: 0 },
             full_until: Duration::ZERO,
+            proven: false,
+            kept: false,
         };
         Self { node, service, traits, health, in_flight: AtomicU32::new(0), state: Mutex::new(state) }
     }
@@ -201,7 +219,10 @@ impl Member {
         let mut state = self.state.lock();
         let other_engine = observed.pid.is_some() && state.pid.is_some() && observed.pid != state.pid;
         let checkable = !matches!(state.check, Check::Running { .. });
-        if checkable && (observed.state != ServiceState::Ready || other_engine) {
+        let ready = observed.state == ServiceState::Ready;
+        state.proven &= ready;
+        state.kept = ready && (state.kept || (state.proven && other_engine));
+        if checkable && (!ready || other_engine) {
             state.check = Check::Due { at: now, tries: 0 };
         }
         state.state = observed.state;
@@ -216,7 +237,8 @@ impl Member {
     /// Whether work may be sent.
     pub(super) fn routable(&self) -> bool {
         let state = self.state.lock();
-        state.state == ServiceState::Ready && state.check == Check::Passed && self.node.takes_work()
+        let fit = state.check == Check::Passed || state.kept;
+        state.state == ServiceState::Ready && fit && self.node.takes_work()
     }
 }
 

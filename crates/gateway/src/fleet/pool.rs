@@ -5,14 +5,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cxmpute_market::health::{Gate, Sent};
+use cxmpute_market::queue::FairQueue;
 use cxmpute_market::route::{Candidate, Choice, Nobody, Seeker, choose, filter};
+use cxmpute_market::speed::Uptime;
 use cxmpute_market::wish::Wishes;
+use cxmpute_runtime::{Clock, random};
 use cxmpute_wire::control::ServiceState;
 use cxmpute_wire::{Epoch, ProvisionId};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
+use super::line::Waiter;
 use super::node::Member;
+use super::registry::FleetParts;
 use super::seat::Seat;
 
 /// A tunnel that owes an answer to a ping for this long gets no new work: it is probably gone, and the verdict will
@@ -31,13 +35,23 @@ pub struct Wanted<'a> {
     pub tried: &'a [(ProvisionId, Option<Epoch>)],
 }
 
-/// The nodes of one service.
-#[derive(Debug, Default)]
+/// The nodes of one service, and who waits for one.
+#[derive(Debug)]
 pub(super) struct Pool {
     members: Mutex<Vec<Arc<Member>>>,
-    /// Woken when a seat becomes free, and for all when a node becomes routable.
-    pub changed: Arc<Notify>,
-    pub waiting: AtomicUsize,
+    /// Who waits; locked before `members`.
+    pub line: Mutex<FairQueue<Arc<Waiter>>>,
+    /// Events that whoever hands out seats has to look at; 0 when nobody does.
+    pub pumps: AtomicUsize,
+    /// When it was looked for what nobody announces.
+    pub looked: Mutex<Duration>,
+    pub clock: Clock,
+    slots_cap: u32,
+    /// How often something happened within the last half hour.
+    pub uptime: Mutex<Uptime>,
+    /// The known-bad variant under test.
+    #[cfg(feature = "sabotage")]
+    pub sabotage: Option<crate::sabotage::Sabotage>,
     /// When a node of this service was attached last, in time since the process started.
     pub last_seen: Mutex<Option<Duration>>,
     /// When somebody was told last that only faulty nodes are left.
@@ -45,6 +59,23 @@ pub(super) struct Pool {
 }
 
 impl Pool {
+    pub(super) fn new(parts: &FleetParts) -> Self {
+        let relay = &parts.relay;
+        Self {
+            members: Mutex::default(),
+            line: Mutex::new(FairQueue::new(relay.queue_length, relay.queue())),
+            pumps: AtomicUsize::new(0),
+            looked: Mutex::default(),
+            clock: parts.clock.clone(),
+            slots_cap: relay.slots_cap,
+            uptime: Mutex::default(),
+            #[cfg(feature = "sabotage")]
+            sabotage: parts.sabotage,
+            last_seen: Mutex::default(),
+            warned: Mutex::default(),
+        }
+    }
+
     pub(super) fn add(&self, member: Arc<Member>) {
         self.members.lock().push(member);
     }
@@ -61,13 +92,12 @@ impl Pool {
     }
 
     /// Chooses a node and books the request on it, in one step.
-    pub(super) fn take(
-        self: &Arc<Self>,
-        wanted: &Wanted<'_>,
-        now: Duration,
-        slots_cap: u32,
-        chance: [u64; 2],
-    ) -> Result<Seat, Nobody> {
+    pub(super) fn take(self: &Arc<Self>, wanted: &Wanted<'_>) -> Result<Seat, Nobody> {
+        let (now, slots_cap) = (self.clock.mono(), self.slots_cap);
+        let bytes = random::bytes::<16>();
+        let (first, second) = bytes.split_at(8);
+        let number = |part: &[u8]| part.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
+        let chance = [number(first), number(second)];
         let members = self.members.lock();
         let mut known: Vec<f64> =
             members.iter().filter_map(|m| m.health.lock().latency.measured_ms()).collect();
@@ -75,6 +105,8 @@ impl Pool {
         let median_ms = known.get(known.len() / 2).copied();
         let candidates: Vec<Candidate<'_>> =
             members.iter().map(|member| candidate(member, wanted, now, slots_cap, median_ms)).collect();
+        #[cfg(feature = "sabotage")]
+        let candidates = self.never_ejecting(candidates);
         let choice = choose(&candidates, &wanted.seeker, chance)?;
         let member = members[choice.index].clone();
         if choice.trial && !member.health.lock().breaker.begin_trial(now) {
@@ -90,11 +122,35 @@ impl Pool {
     }
 
     /// The wish that leaves none of the nodes that are here, if one does; load and breakers are not asked.
-    pub(super) fn unfulfilled(&self, wanted: &Wanted<'_>, now: Duration, slots_cap: u32) -> Option<Nobody> {
+    pub(super) fn unfulfilled(&self, wanted: &Wanted<'_>) -> Option<Nobody> {
+        let (now, slots_cap) = (self.clock.mono(), self.slots_cap);
         let members = self.members.lock();
         let candidates: Vec<Candidate<'_>> =
             members.iter().map(|member| candidate(member, wanted, now, slots_cap, None)).collect();
         filter(&candidates, &wanted.seeker).err().filter(|nobody| nobody.is_wish())
+    }
+
+    /// Whether any node could take one more request.
+    pub(super) fn has_room(&self) -> bool {
+        let now = self.clock.mono();
+        self.members.lock().iter().any(|member| {
+            let (slots, full) = {
+                let state = member.state.lock();
+                (state.slots.min(self.slots_cap), now < state.full_until)
+            };
+            !full && member.in_flight.load(Ordering::Acquire) < slots && member.routable()
+        })
+    }
+
+    /// G5: whatever the breakers say, every node gets work.
+    #[cfg(feature = "sabotage")]
+    fn never_ejecting<'a>(&self, mut candidates: Vec<Candidate<'a>>) -> Vec<Candidate<'a>> {
+        if self.sabotage == Some(crate::sabotage::Sabotage::NoEjection) {
+            for candidate in &mut candidates {
+                candidate.gate = Gate::Closed;
+            }
+        }
+        candidates
     }
 
     /// The last nodes are never away silently (GR27).

@@ -7,16 +7,19 @@ use std::time::Duration;
 
 use cxmpute_market::catalogue::Catalogue;
 use cxmpute_market::limit::RetryBudget;
+use cxmpute_market::queue::Class;
 use cxmpute_market::route::Nobody;
-use cxmpute_runtime::{Clock, Tasks, random};
+use cxmpute_market::speed::percentile;
+use cxmpute_runtime::{Clock, Tasks};
 use cxmpute_store::Db;
 use cxmpute_tunnel::Link;
 use cxmpute_wire::control::{Heartbeat, ObservedService};
-use cxmpute_wire::{Epoch, ProvisionId, ServiceId};
+use cxmpute_wire::{Epoch, ProvisionId, ServiceId, UserId};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
 
+use super::line::{Ticket, Waiting};
 use super::node::{Health, Member, Node, ProvisionSession};
+use super::overload::Lag;
 use super::pool::{Pool, Wanted};
 use super::seat::Seat;
 use super::{canary, control};
@@ -43,6 +46,9 @@ pub struct FleetParts {
     pub tasks: Tasks,
     /// Deadlines.
     pub relay: RelayConfig,
+    /// The known-bad variant under test.
+    #[cfg(feature = "sabotage")]
+    pub sabotage: Option<crate::sabotage::Sabotage>,
 }
 
 /// The nodes that are here. Clones share them.
@@ -62,16 +68,29 @@ struct Inner {
     /// Provisions whose tunnel ended, and when; until they come back or are planned around.
     away: Mutex<HashMap<ProvisionId, Duration>>,
     retries: Mutex<RetryBudget>,
+    lag: Lag,
     running: AtomicUsize,
 }
 
-/// How many nodes serve a service now, for the model list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a service stands, for the model list. What was not measured is absent.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct FleetState {
     /// Nodes that get work.
     pub routable: u64,
     /// Whether some node is on the way to being ready.
     pub loading: bool,
+    /// Countries of the nodes that get work.
+    pub regions: Vec<String>,
+    /// Quantisations of what they serve.
+    pub quantizations: Vec<String>,
+    /// Milliseconds to the first token that half of the last requests kept.
+    pub ttft_ms_p50: Option<f64>,
+    /// The same of 95 in 100.
+    pub ttft_ms_p95: Option<f64>,
+    /// Tokens per second that half of the last requests had.
+    pub tokens_per_s_p50: Option<f64>,
+    /// Share of the last 30 min in which some node got work.
+    pub uptime_30m: Option<f64>,
 }
 
 impl Fleet {
@@ -86,11 +105,17 @@ impl Fleet {
             health: Mutex::default(),
             away: Mutex::default(),
             retries: Mutex::new(retries),
+            lag: Lag::default(),
             running: AtomicUsize::new(0),
         };
         let fleet = Self { inner: Arc::new(inner) };
         fleet.parts().tasks.spawn("fleet-watch", fleet.clone().watch());
+        fleet.parts().tasks.spawn("lag-watch", Lag::measure(fleet.clone(), fleet.parts().tasks.soft()));
         fleet
+    }
+
+    pub(super) fn lag(&self) -> &Lag {
+        &self.inner.lag
     }
 
     pub(super) fn parts(&self) -> &FleetParts {
@@ -148,38 +173,31 @@ impl Fleet {
         self.inner.nodes.read().values().cloned().collect()
     }
 
-    /// Chooses a node for one attempt and books it.
+    /// Chooses a node for one attempt and books it, unless others wait for one already.
     ///
     /// # Errors
     /// The filter that left nobody.
     pub fn take_seat(&self, service: &ServiceId, wanted: &Wanted<'_>) -> Result<Seat, Nobody> {
-        let bytes = random::quick::<16>();
-        let (first, second) = bytes.split_at(8);
-        let number = |part: &[u8]| part.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
-        let chance = [number(first), number(second)];
-        self.pool(service).take(wanted, self.now(), self.parts().relay.slots_cap, chance)
+        self.pool(service).take_first(wanted)
     }
 
     /// The wish of a request that leaves none of the nodes that are here, if one does: nothing needs to be bound to
     /// say so.
     #[must_use]
     pub fn unfulfilled(&self, service: &ServiceId, wanted: &Wanted<'_>) -> Option<Nobody> {
-        self.pool(service).unfulfilled(wanted, self.now(), self.parts().relay.slots_cap)
+        self.pool(service).unfulfilled(wanted)
     }
 
-    /// Woken for one waiter when a seat becomes free, and for all when a node becomes routable.
+    /// Whether a request that has to wait would get into the line.
     #[must_use]
-    pub fn changed(&self, service: &ServiceId) -> Arc<Notify> {
-        self.pool(service).changed.clone()
+    pub fn admits(&self, service: &ServiceId, payer: &UserId, class: Class) -> bool {
+        self.pool(service).admits(payer, class)
     }
 
-    /// Queues a request of a service; `None` when the queue is full. The place is held until it is dropped.
+    /// Joins the line of a service; `None` when it is full. The place is held until it is dropped.
     #[must_use]
-    pub fn queue(&self, service: &ServiceId) -> Option<QueuePlace> {
-        let pool = self.pool(service);
-        let before = pool.waiting.fetch_add(1, Ordering::AcqRel);
-        let place = QueuePlace { pool };
-        (before < self.parts().relay.queue_length).then_some(place)
+    pub fn join(&self, service: &ServiceId, waiting: Waiting, class: Class) -> Option<Ticket> {
+        self.pool(service).join(waiting, class)
     }
 
     /// Whether waiting for a node of this service can make sense: one is here, one was here lately, or the gateway
@@ -202,8 +220,29 @@ impl Fleet {
     #[must_use]
     pub fn state(&self, service: &ServiceId) -> FleetState {
         let pool = self.pool(service);
-        let routable = pool.members().iter().filter(|member| member.routable()).count();
-        FleetState { routable: routable as u64, loading: pool.loading().is_some() }
+        let mut state = FleetState { loading: pool.loading().is_some(), ..FleetState::default() };
+        let (mut latencies, mut rates) = (Vec::new(), Vec::new());
+        for member in pool.members() {
+            {
+                let health = member.health.lock();
+                latencies.extend(health.latencies.iter());
+                rates.extend(health.rates.iter());
+            }
+            if member.routable() {
+                state.routable += 1;
+                state.regions.extend(member.traits.region.clone());
+                state.quantizations.extend(member.traits.quantization.clone());
+            }
+        }
+        for list in [&mut state.regions, &mut state.quantizations] {
+            list.sort_unstable();
+            list.dedup();
+        }
+        state.ttft_ms_p50 = percentile(latencies.clone(), 50.0);
+        state.ttft_ms_p95 = percentile(latencies, 95.0);
+        state.tokens_per_s_p50 = percentile(rates, 50.0);
+        state.uptime_30m = pool.uptime.lock().share();
+        state
     }
 
     /// Whether a provision's service gets work now.
@@ -232,7 +271,8 @@ impl Fleet {
         if let Some(pool) = self.inner.pools.read().get(service) {
             return pool.clone();
         }
-        self.inner.pools.write().entry(service.clone()).or_default().clone()
+        let mut pools = self.inner.pools.write();
+        pools.entry(service.clone()).or_insert_with(|| Arc::new(Pool::new(self.parts()))).clone()
     }
 
     /// Takes a heartbeat in: load, states, new services, and which checks are due.
@@ -253,7 +293,7 @@ impl Fleet {
             let pool = self.pool(&observed.service_id);
             *pool.last_seen.lock() = Some(now);
             if member.routable() {
-                pool.changed.notify_waiters();
+                pool.pump();
             }
         }
         // What a complete heartbeat does not name is not there.
@@ -279,7 +319,7 @@ impl Fleet {
             .health
             .lock()
             .entry(key)
-            .or_insert_with(|| Arc::new(Mutex::new(Health::new(now))))
+            .or_insert_with(|| Arc::new(Mutex::new(Health::new(self.parts().relay.breaker(), now))))
             .clone();
         // What somebody else's engine loaded for the model is not known.
         let quantization = self
@@ -329,6 +369,14 @@ impl Fleet {
         }
     }
 
+    fn note_uptime(&self, now: Duration) {
+        let pools: Vec<Arc<Pool>> = self.inner.pools.read().values().cloned().collect();
+        for pool in pools {
+            let up = pool.members().iter().any(|member| member.routable());
+            pool.uptime.lock().note(up, now);
+        }
+    }
+
     /// Looks for silence: 15 s make a node offline, 60 s let its services be planned anew.
     async fn watch(self) {
         let soft = self.parts().tasks.soft();
@@ -339,6 +387,7 @@ impl Fleet {
             }
             let now = self.now();
             let relay = &self.parts().relay;
+            self.note_uptime(now);
             for node in self.nodes() {
                 let mut live = node.live.lock();
                 let silent = now.saturating_sub(live.heard);
@@ -372,17 +421,6 @@ impl Fleet {
             }
             metrics::gauge!("cxmpute_nodes_attached").set(self.inner.nodes.read().len() as f64);
         }
-    }
-}
-
-/// A place in the queue of a service, given back when dropped.
-pub struct QueuePlace {
-    pool: Arc<Pool>,
-}
-
-impl Drop for QueuePlace {
-    fn drop(&mut self) {
-        self.pool.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

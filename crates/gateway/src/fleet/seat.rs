@@ -90,12 +90,21 @@ impl Seat {
     /// The attempt ended well.
     pub fn succeeded(&mut self, now: Duration) {
         let sent = self.told();
-        self.member.health.lock().breaker.succeed(sent, now);
+        {
+            let mut health = self.member.health.lock();
+            health.breaker.succeed(sent, now);
+            health.last_good = Some(now);
+        }
         self.show_breaker(now);
     }
 
     /// The attempt failed by the node's fault.
     pub fn failed(&mut self, now: Duration) {
+        // P6: only probes decide.
+        #[cfg(feature = "sabotage")]
+        if self.pool.sabotage == Some(crate::sabotage::Sabotage::ProbeOnlyRouting) {
+            return;
+        }
         let sent = self.told();
         let opened = self.member.health.lock().breaker.fail(sent, now);
         if opened {
@@ -147,6 +156,6 @@ impl Drop for Seat {
             // The attempt said nothing about the node: the client left, or capacity refused.
             self.member.health.lock().breaker.forget_trial(Duration::ZERO);
         }
-        self.pool.changed.notify_one();
+        self.pool.pump();
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use cxmpute_market::ledger::End;
 use cxmpute_market::price::{PriceRow, Units};
-use cxmpute_store::{AttemptRecord, LedgerOp, LedgerReply, Note, ResolveHold, Settled};
-use cxmpute_wire::{KeyId, MicroCredits, Millis, ProvisionId, RequestId, UserId};
+use cxmpute_store::{AttemptRecord, LedgerOp, LedgerReply, MoveHold, Note, ResolveHold, Settled};
+use cxmpute_wire::{KeyId, MicroCredits, Millis, ProvisionId, RequestId, ServiceId, UserId};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -218,6 +218,47 @@ impl Hold {
                 }
                 Some(refused) => Err(refused),
             },
+            Ok(Err(error)) => Err(AdmitError::StoreUnavailable(error)),
+            Err(_) => Err(AdmitError::StoreUnavailable(MeterError::StoreUnavailable)),
+        }
+    }
+
+    /// Moves the hold to another model while nothing was delivered, before any node of it hears of the request: binds more where that model needs
+    /// more, and pins its price, durably. What was bound before stays bound until the settlement.
+    ///
+    /// # Errors
+    /// The refusal; the price is as before then.
+    pub async fn move_to(
+        &mut self,
+        model: &str,
+        service: &ServiceId,
+        price: &Arc<PriceRow>,
+        amount: MicroCredits,
+    ) -> Result<(), AdmitError> {
+        if price.validate().is_err() {
+            return Err(AdmitError::StoreUnavailable(MeterError::Refused));
+        }
+        self.progress.note.lock().checkpoint = None;
+        let more = amount.saturating_sub(self.amount());
+        if more.0 > 0 {
+            self.extend(more).await?;
+        }
+        let (reply, answer) = oneshot::channel();
+        let op = LedgerOp::Move(Box::new(MoveHold {
+            request_id: self.terms.request_id.clone(),
+            user_id: self.terms.user_id.clone(),
+            epoch: self.inner.replica.epoch,
+            model: model.to_owned(),
+            service: service.clone(),
+            price: price.clone(),
+        }));
+        self.inner.send_admission(Job::extend(op, reply))?;
+        match answer.await {
+            Ok(Ok(LedgerReply::Done)) => {
+                self.terms.price = price.clone();
+                Ok(())
+            }
+            Ok(Ok(_)) => Err(AdmitError::StoreUnavailable(MeterError::Refused)),
             Ok(Err(error)) => Err(AdmitError::StoreUnavailable(error)),
             Err(_) => Err(AdmitError::StoreUnavailable(MeterError::StoreUnavailable)),
         }

@@ -30,41 +30,88 @@ pub(super) struct Admitted {
 /// # Errors
 /// The request does not fit the model, or the account cannot pay for it.
 pub(super) async fn admit(app: &App, caller: &Caller, job: Job) -> ApiResult<(Arc<Job>, Admitted)> {
-    let mut job = job;
-    let mut prompt = Prompt { tokens: job.prompt_bound(), exact: false };
-    let context = job.model.context_length.0;
-    if context > 0 && prompt.tokens.saturating_add(job.limit) > context {
-        let (back, exact) = count_exactly(job).await?;
-        job = back;
-        prompt = Prompt { tokens: exact.0, exact: true };
-        fit_context(&mut job, exact.0, context)?;
-    }
-    let mut job = Arc::new(job);
+    let mut terms = Terms::of(job).await?;
     loop {
-        let covered = if job.explicit_limit { job.limit } else { job.limit.min(SLICE) };
-        let amount = price_of(&job.model.price, &job.units_of(prompt.tokens, covered))?;
-        let refused = match app.meter.admit(admission(caller, &job, amount, app)).await {
+        let amount = terms.amount()?;
+        match app.meter.admit(admission(caller, &terms.job, amount, app)).await {
             Ok(hold) => {
-                let exact = prompt.exact.then_some(Tokens(prompt.tokens));
-                return Ok((job, Admitted { hold, covered, prompt: exact }));
+                let (job, covered, prompt) = terms.agreed();
+                return Ok((job, Admitted { hold, covered, prompt }));
             }
-            Err(refused @ (AdmitError::Insufficient { .. } | AdmitError::Budget { .. })) => refused,
-            Err(other) => return Err(refusal(other)),
-        };
-        if prompt.exact || job.counter.is_none() {
-            return Err(payment_required(&job, prompt.tokens, refused));
+            Err(refused) => terms = terms.counted_after(refused).await?,
         }
-        let owned =
-            Arc::try_unwrap(job).map_err(|_| ApiError::internal(anyhow::anyhow!("the job is shared")))?;
-        let (back, exact) = count_exactly(owned).await?;
-        job = Arc::new(back);
-        prompt = Prompt { tokens: exact.0, exact: true };
     }
+}
+
+/// Moves a hold over to the next model of a request before any node of it hears of the request: the new price is
+/// pinned and what is bound covers it, durably. Gives the job, the output tokens per choice that the hold covers, and
+/// the prompt's count where it was needed.
+///
+/// # Errors
+/// The request does not fit this model, or the account cannot pay for it; the hold stays with the model before.
+pub(super) async fn move_over(job: Job, hold: &mut Hold) -> ApiResult<(Arc<Job>, u64, Option<Tokens>)> {
+    let mut terms = Terms::of(job).await?;
+    loop {
+        let (amount, model) = (terms.amount()?, terms.job.model.clone());
+        match hold.move_to(&model.id, &model.service, &model.price, amount).await {
+            Ok(()) => return Ok(terms.agreed()),
+            Err(refused) => terms = terms.counted_after(refused).await?,
+        }
+    }
+}
+
+/// A request and what its hold must cover.
+struct Terms {
+    job: Arc<Job>,
+    prompt: Prompt,
+    /// Output tokens per choice.
+    covered: u64,
 }
 
 struct Prompt {
     tokens: u64,
     exact: bool,
+}
+
+impl Terms {
+    async fn of(mut job: Job) -> ApiResult<Self> {
+        let mut prompt = Prompt { tokens: job.prompt_bound(), exact: false };
+        let context = job.model.context_length.0;
+        if context > 0 && prompt.tokens.saturating_add(job.limit) > context {
+            let (back, exact) = count_exactly(job).await?;
+            job = back;
+            prompt = Prompt { tokens: exact.0, exact: true };
+            fit_context(&mut job, exact.0, context)?;
+        }
+        let covered = if job.explicit_limit { job.limit } else { job.limit.min(SLICE) };
+        Ok(Self { job: Arc::new(job), prompt, covered })
+    }
+
+    fn amount(&self) -> ApiResult<MicroCredits> {
+        price_of(&self.job.model.price, &self.job.units_of(self.prompt.tokens, self.covered))
+    }
+
+    /// After a refusal for lack of money over a bound: the same with the exact count, which may cost less.
+    async fn counted_after(self, refused: AdmitError) -> ApiResult<Self> {
+        if !matches!(refused, AdmitError::Insufficient { .. } | AdmitError::Budget { .. }) {
+            return Err(refusal(refused));
+        }
+        if self.prompt.exact || self.job.counter.is_none() {
+            return Err(payment_required(&self.job, self.prompt.tokens, refused));
+        }
+        let owned = Arc::try_unwrap(self.job)
+            .map_err(|_| ApiError::internal(anyhow::anyhow!("the job is shared")))?;
+        let (job, exact) = count_exactly(owned).await?;
+        Ok(Self {
+            job: Arc::new(job),
+            prompt: Prompt { tokens: exact.0, exact: true },
+            covered: self.covered,
+        })
+    }
+
+    fn agreed(self) -> (Arc<Job>, u64, Option<Tokens>) {
+        (self.job, self.covered, self.prompt.exact.then_some(Tokens(self.prompt.tokens)))
+    }
 }
 
 /// Extends the hold by `more` output tokens per choice; false when the account cannot pay for them.
@@ -201,10 +248,13 @@ mod tests {
             model_name: "tiny".to_owned(),
             rules: crate::relay::Rules::default(),
             timeout: None,
+            #[cfg(feature = "sabotage")]
+            extra: Vec::new(),
             choices: 1,
             limit,
             explicit_limit,
             wishes: Arc::default(),
+            alternatives: Vec::new(),
             counter: Some(TokenCounter::from_gguf(&model).unwrap()),
             title: None,
             referer: None,

@@ -45,6 +45,7 @@ pub struct Outlet {
     chunks: mpsc::Sender<Chunk>,
     account: Arc<Account>,
     sent: u64,
+    waited: Duration,
     write_stall: Duration,
 }
 
@@ -63,7 +64,8 @@ pub enum Undelivered {
 pub fn delivery(rhythm: Duration, write_stall: Duration) -> (Outlet, DeliveryBody) {
     let (sender, receiver) = mpsc::channel(CHANNEL);
     let account = Arc::new(Account::default());
-    let outlet = Outlet { chunks: sender, account: account.clone(), sent: 0, write_stall };
+    let outlet =
+        Outlet { chunks: sender, account: account.clone(), sent: 0, waited: Duration::ZERO, write_stall };
     let presence = Presence { account, over: false };
     (outlet, DeliveryBody { chunks: receiver, presence, rhythm, silence: None, last: Instant::now() })
 }
@@ -89,11 +91,13 @@ impl Outlet {
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(Undelivered::Gone),
             Err(mpsc::error::TrySendError::Full(chunk)) => chunk,
         };
+        let full_since = Instant::now();
         let room = tokio::select! {
             biased;
             () = self.account.gone.cancelled() => return Err(Undelivered::Gone),
             room = tokio::time::timeout(self.write_stall, self.chunks.reserve()) => room,
         };
+        self.waited += full_since.elapsed();
         match room {
             Ok(Ok(permit)) => {
                 permit.send(chunk);
@@ -106,6 +110,12 @@ impl Outlet {
                 Err(Undelivered::Stalled)
             }
         }
+    }
+
+    /// Time spent waiting for a slow reader so far.
+    #[must_use]
+    pub const fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Waits until everything that was sent has been handed out.

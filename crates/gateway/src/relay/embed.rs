@@ -22,7 +22,7 @@ use super::admission::{price_of, refusal};
 use super::respond::{lost_task, whole};
 use super::retry::{Fault, Next, Trail};
 use super::run::{Head, Meta};
-use super::select::{NoSeat, Seeker, find_seat};
+use super::select::{NoSeat, Seeker, Until, find_seat};
 use super::settle::{exhausted_error, store_error, usage};
 use super::vectors::{Vectors, print, read};
 use crate::app::App;
@@ -103,7 +103,7 @@ impl EmbedJob {
 /// # Errors
 /// The request is refused, or failed.
 pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> ApiResult<Response> {
-    Seeker::new(&job.model, &caller.user_id, &job.wishes).check(&app.fleet)?;
+    Seeker::new(&job.model, &caller.user_id, &job.wishes).check(&app.fleet, app.meter.stats().queue)?;
     let (job, units, hold) = admit(&app, &caller, job).await?;
     let body = node_body(&job)?;
     let (head, told) = oneshot::channel();
@@ -285,10 +285,13 @@ impl Embed {
         loop {
             let until = (Instant::now() + relay.queue()).min(self.total);
             let seeker = Seeker::new(&self.job.model, &self.user, &self.job.wishes);
-            let found = find_seat(&self.app.fleet, seeker, &mut self.trail, until, &self.gone).await;
+            let hard = self.app.tasks.hard();
+            let until = Until { deadline: until, gone: &self.gone, hard: &hard };
+            let found = find_seat(&self.app.fleet, seeker, &mut self.trail, until).await;
             let mut seat = match found {
                 Ok(seat) => seat,
                 Err(NoSeat::Gone) => return Ended::Gone,
+                Err(NoSeat::Draining) => return Ended::Failed(End::Refused, ApiError::draining()),
                 Err(NoSeat::Nobody(error)) => {
                     return match self.trail.failure(&error) {
                         Some(fault) => Ended::Failed(End::ProviderFailed, exhausted_error(fault)),

@@ -13,6 +13,7 @@ use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::openai::{ChatRequest, CompletionRequest, StreamOptions};
 use cxmpute_wire::{RequestId, Tokens};
 
+use super::answer::Writer;
 use super::events::{Asked, Dialect};
 use super::rules::Rules;
 use super::so_far::SoFar;
@@ -27,8 +28,23 @@ pub enum Ask {
     Completion(Box<CompletionRequest>),
 }
 
+/// A model that may answer when the ones before it have no node (`models` of a request).
+#[derive(Debug, Clone)]
+pub struct Alternative {
+    /// The model.
+    pub model: Arc<ModelEntry>,
+    /// Its name as the client wrote it.
+    pub model_name: String,
+    /// As in [`Job::limit`].
+    pub limit: u64,
+    /// As in [`Job::explicit_limit`].
+    pub explicit_limit: bool,
+    /// Its tokenizer.
+    pub counter: Option<TokenCounter>,
+}
+
 /// A request for text on its way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Job {
     /// Made at the edge.
     pub request_id: RequestId,
@@ -52,6 +68,8 @@ pub struct Job {
     pub explicit_limit: bool,
     /// What is wished for of the nodes.
     pub wishes: Arc<Wishes>,
+    /// Models that may answer when this one has no node, in this order.
+    pub alternatives: Vec<Alternative>,
     /// The model's tokenizer; absent where the model is priced per character.
     pub counter: Option<TokenCounter>,
     /// Label of the calling application.
@@ -60,9 +78,40 @@ pub struct Job {
     pub referer: Option<String>,
     /// The time the client gives the request, if it is shorter than ours.
     pub timeout: Option<Duration>,
+    /// What the known-bad variant sends along: names of fields outside the schema.
+    #[cfg(feature = "sabotage")]
+    pub extra: Vec<String>,
 }
 
 impl Job {
+    /// Writes its answer.
+    #[must_use]
+    pub(super) fn writer(&self) -> Writer {
+        Writer::new(
+            self.dialect(),
+            self.answer_id(),
+            self.created,
+            self.model_name.clone(),
+            self.wants_usage(),
+            self.rules.old_form,
+        )
+    }
+
+    /// The same request for the next of its models.
+    #[must_use]
+    pub fn next_model(&self) -> Option<Self> {
+        let (next, rest) = self.alternatives.split_first()?;
+        Some(Self {
+            model: next.model.clone(),
+            model_name: next.model_name.clone(),
+            limit: next.limit,
+            explicit_limit: next.explicit_limit,
+            counter: next.counter.clone(),
+            alternatives: rest.to_vec(),
+            ..self.clone()
+        })
+    }
+
     /// Whether the answer is a stream.
     #[must_use]
     pub fn streamed(&self) -> bool {

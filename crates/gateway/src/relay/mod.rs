@@ -27,6 +27,7 @@ mod vectors;
 mod watchdog;
 
 pub use embed::{EmbedJob, run_embeddings};
-pub use job::{Ask, Job};
+pub use job::{Alternative, Ask, Job};
 pub use respond::run_llm;
 pub use rules::{Format, Rules};
+pub use select::overloaded;

@@ -11,7 +11,6 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::admission::{Admitted, admit};
-use super::answer::Writer;
 use super::bound::Bound;
 use super::checkpoint::Checkpoints;
 use super::delivery::{DeliveryBody, delivery};
@@ -34,7 +33,7 @@ const X_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// # Errors
 /// The request is refused, or failed before the first content.
 pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Response> {
-    Seeker::new(&job.model, &caller.user_id, &job.wishes).check(&app.fleet)?;
+    let job = first_servable(&app, &caller, job)?;
     let (job, Admitted { hold, covered, prompt }) = admit(&app, &caller, job).await?;
     let body = job.node_body()?;
     #[cfg(feature = "sabotage")]
@@ -50,14 +49,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         body,
         gone: outlet.gone(),
         outlet,
-        writer: Writer::new(
-            job.dialect(),
-            job.answer_id(),
-            job.created,
-            job.model_name.clone(),
-            job.wants_usage(),
-            job.rules.old_form,
-        ),
+        writer: job.writer(),
         head: Some(head),
         total,
         trail: Trail::default(),
@@ -90,14 +82,30 @@ fn with_extra_body(app: &App, job: &Job, body: Bytes) -> ApiResult<Bytes> {
         return Ok(body);
     }
     let mut value: serde_json::Value = serde_json::from_slice(&body).map_err(ApiError::internal)?;
-    let unknown = match &job.ask {
-        super::job::Ask::Chat(request) => request.unknown.keys(),
-        super::job::Ask::Completion(request) => request.unknown.keys(),
-    };
-    for name in unknown {
+    for name in &job.extra {
         value[name] = serde_json::Value::Bool(true);
     }
     Ok(value.to_string().into())
+}
+
+/// Goes on to the first model of the request that is not refused before anything is bound; the refusal of the first
+/// model is the one to tell when there is none.
+fn first_servable(app: &App, caller: &Caller, job: Job) -> ApiResult<Job> {
+    let admissions = app.meter.stats().queue;
+    let check =
+        |job: &Job| Seeker::new(&job.model, &caller.user_id, &job.wishes).check(&app.fleet, admissions);
+    let refused = match check(&job) {
+        Ok(()) => return Ok(job),
+        Err(refused) => refused,
+    };
+    let mut job = job;
+    while let Some(next) = job.next_model() {
+        if check(&next).is_ok() {
+            return Ok(next);
+        }
+        job = next;
+    }
+    Err(refused)
 }
 
 async fn answer_stream(

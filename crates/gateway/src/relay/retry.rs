@@ -191,11 +191,13 @@ impl Trail {
         self.last.filter(|fault| !fault.is_lack_of_room() && refusal.code != Code::QueueFull)
     }
 
-    /// Lets nodes that only lacked room be asked again.
-    pub fn forgive_full(&mut self) {
-        for provision in std::mem::take(&mut self.full) {
-            self.tried.retain(|(tried, epoch)| *tried != provision || epoch.is_some());
+    /// Lets nodes that only lacked room be asked again; false when there are none.
+    pub fn forgive_full(&mut self) -> bool {
+        let full = std::mem::take(&mut self.full);
+        for provision in &full {
+            self.tried.retain(|(tried, epoch)| tried != provision || epoch.is_some());
         }
+        !full.is_empty()
     }
 }
 

@@ -13,13 +13,14 @@ use cxmpute_wire::{Code, Epoch, Millis, ProvisionId, UserId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::admission::move_over;
 use super::answer::Writer;
 use super::bound::Bound;
 use super::checkpoint::Checkpoints;
 use super::delivery::{Outlet, Undelivered};
 use super::job::Job;
 use super::retry::{Fault, Next, Trail};
-use super::select::{NoSeat, Seeker, find_seat};
+use super::select::{NoSeat, Seeker, Until, find_seat};
 use super::so_far::SoFar;
 use crate::app::App;
 use crate::error::ApiError;
@@ -135,15 +136,62 @@ impl Run {
         self.conclude(ended).await;
     }
 
+    /// Serves the request by the first of its models that can.
     async fn work(&mut self) -> Ended {
-        let relay = self.app.config.relay.clone();
         self.app.fleet.count_request();
+        loop {
+            let ended = self.serve().await;
+            let has_failed = match &ended {
+                Ended::Exhausted(fault) => !matches!(fault, Fault::BadRequest(_)),
+                Ended::Refused(error) => {
+                    matches!(error.code, Code::NoProvider | Code::QueueFull | Code::ModelLoading)
+                }
+                _ => false,
+            };
+            if self.relayed || !has_failed || !self.fall_back().await {
+                return ended;
+            }
+        }
+    }
+
+    /// Goes on to the next model of the request that fits and can be paid for; false when there is none. The hold is
+    /// moved before any node hears of it.
+    async fn fall_back(&mut self) -> bool {
+        let mut job = self.job.clone();
+        while let Some(next) = job.next_model() {
+            job = Arc::new(next.clone());
+            let Ok(body) = next.node_body() else { continue };
+            match move_over(next, &mut self.hold).await {
+                Ok((moved, covered, prompt)) => {
+                    metrics::counter!("cxmpute_fallbacks_total", "model" => moved.model.id.clone())
+                        .increment(1);
+                    self.checkpoints = Checkpoints::new(moved.choices, prompt);
+                    self.so_far = moved.nothing_yet();
+                    self.writer = moved.writer();
+                    self.covered = covered;
+                    self.body = body;
+                    self.trail = Trail::default();
+                    self.job = moved;
+                    return true;
+                }
+                Err(error) => {
+                    tracing::debug!(request_id = %self.job.request_id, %error, "a model of the list was left out");
+                }
+            }
+        }
+        false
+    }
+
+    /// Serves the request by nodes of its model.
+    async fn serve(&mut self) -> Ended {
+        let relay = self.app.config.relay.clone();
         let mut queue_until = None;
         loop {
             let until = *queue_until.get_or_insert_with(|| (Instant::now() + relay.queue()).min(self.total));
             let mut seat = match self.find_seat(until).await {
                 Ok(seat) => seat,
                 Err(NoSeat::Gone) => return Ended::Client(Undelivered::Gone),
+                Err(NoSeat::Draining) => return Ended::Draining,
                 Err(NoSeat::Nobody(error)) => {
                     return match self.trail.failure(&error) {
                         Some(fault) => Ended::Exhausted(fault),
@@ -159,7 +207,9 @@ impl Run {
             }
             let fault = match outcome {
                 Ok(()) => {
-                    seat.succeeded(self.app.clock.mono());
+                    let now = self.app.clock.mono();
+                    seat.succeeded(now);
+                    self.measure(&seat, now);
                     self.record(&seat, number, End::Finished, None, began);
                     return Ended::Finished { exhausted: self.exhausted };
                 }
@@ -204,13 +254,19 @@ impl Run {
     }
 
     async fn find_seat(&mut self, until: Instant) -> Result<Seat, NoSeat> {
-        let seeker = Seeker::new(&self.job.model, &self.user, &self.job.wishes);
-        find_seat(&self.app.fleet, seeker, &mut self.trail, until, &self.gone).await
+        let seeker = Seeker::new(&self.job.model, &self.user, &self.job.wishes)
+            .with_alternative(!self.job.alternatives.is_empty());
+        let hard = self.app.tasks.hard();
+        let until = Until { deadline: until, gone: &self.gone, hard: &hard };
+        find_seat(&self.app.fleet, seeker, &mut self.trail, until).await
     }
 
     fn decide(&mut self, provision: &ProvisionId, epoch: Epoch, fault: Fault) -> Next {
         let chance = u64::from_le_bytes(random::bytes::<8>());
-        let limit = self.app.config.relay.retries;
+        // Without fallbacks, and without an order of nodes, the first node is the only one.
+        let wishes = &self.job.wishes;
+        let only_one = wishes.no_fallbacks && wishes.order.is_empty();
+        let limit = if only_one { 0 } else { self.app.config.relay.retries };
         let next = self.trail.fail(provision, epoch, fault, limit, chance, || self.app.fleet.take_retry());
         let kind = match next {
             Next::Now => "redispatch",
@@ -220,6 +276,15 @@ impl Run {
         metrics::counter!("cxmpute_attempts_failed_total", "fault" => fault.label(), "next" => kind)
             .increment(1);
         next
+    }
+
+    /// Tokens per second of a complete answer. A piece is at least a token, and time in which the client was waited for
+    /// is not the node's.
+    fn measure(&self, seat: &Seat, now: Duration) {
+        let Some(first) = self.first_token else { return };
+        let since_first = now.saturating_sub(self.job.arrived).saturating_sub(first);
+        let within = since_first.saturating_sub(self.outlet.waited());
+        seat.came(self.so_far.longest().saturating_sub(1), within, now);
     }
 
     fn blame(&self, seat: &mut Seat, fault: Fault) {

@@ -1,17 +1,19 @@
-//! Finding a seat, and waiting a little when there is none.
+//! Finding a seat, and waiting in the line when there is none.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cxmpute_market::catalogue::ModelEntry;
+use cxmpute_market::queue::Class;
 use cxmpute_market::route::{self, Nobody};
 use cxmpute_market::wish::Wishes;
-use cxmpute_runtime::CancellationToken;
+use cxmpute_runtime::{CancellationToken, random};
 use cxmpute_wire::{Code, ServiceId, UserId};
 use tokio::time::Instant;
 
 use super::retry::Trail;
 use crate::error::ApiError;
-use crate::fleet::{Fleet, Seat, Wanted};
+use crate::fleet::{Fleet, Seat, Turn, Waiting, Wanted};
 
 /// Changes that nobody announces (a breaker's time is over, a ping is answered) are seen at this rhythm.
 const LOOK: Duration = Duration::from_millis(50);
@@ -21,85 +23,139 @@ const LOOK: Duration = Duration::from_millis(50);
 pub enum NoSeat {
     /// The client left while waiting.
     Gone,
+    /// This process stops now.
+    Draining,
     /// Nobody was free in time.
     Nobody(ApiError),
 }
 
-/// Who asks for which service.
+/// Who asks for which model.
 #[derive(Debug, Clone, Copy)]
 pub struct Seeker<'a> {
-    /// Service.
-    pub service: &'a ServiceId,
-    /// Who asks for what.
-    pub seeker: route::Seeker<'a>,
+    model: &'a Arc<ModelEntry>,
+    payer: &'a UserId,
+    wishes: &'a Arc<Wishes>,
+    /// Another model can serve when this one has no node.
+    has_alternative: bool,
+}
+
+/// What ends the waiting.
+#[derive(Debug, Clone, Copy)]
+pub struct Until<'a> {
+    /// The request's time in the line.
+    pub deadline: Instant,
+    /// The client.
+    pub gone: &'a CancellationToken,
+    /// The process.
+    pub hard: &'a CancellationToken,
 }
 
 impl<'a> Seeker<'a> {
-    /// Who asks for a model on whose behalf.
+    /// Who asks for a model, with which wishes.
     #[must_use]
-    pub fn new(model: &'a ModelEntry, payer: &'a UserId, wishes: &'a Wishes) -> Self {
-        Self { service: &model.service, seeker: route::Seeker { payer, wishes, price: &model.price } }
+    pub const fn new(model: &'a Arc<ModelEntry>, payer: &'a UserId, wishes: &'a Arc<Wishes>) -> Self {
+        Self { model, payer, wishes, has_alternative: false }
     }
 
-    /// Refuses a request whose own wishes leave nobody, before anything is bound for it (GR19).
+    /// Whether another model can serve when this one has no node: then only load is waited for.
+    #[must_use]
+    pub const fn with_alternative(self, has_alternative: bool) -> Self {
+        Self { has_alternative, ..self }
+    }
+
+    fn service(&self) -> &'a ServiceId {
+        &self.model.service
+    }
+
+    fn seeker(&self) -> route::Seeker<'a> {
+        route::Seeker { payer: self.payer, wishes: self.wishes, price: &self.model.price }
+    }
+
+    /// What the request is worth when not all can be kept. The ledger does not tell granted money from paid money once
+    /// it can be spent, so only what costs nothing comes last (GR36).
+    fn class(&self) -> Class {
+        if self.model.price.free { Class::Free } else { Class::Paid }
+    }
+
+    /// Refuses early and cheaply, before anything is bound: when the process has too much to do, when the request's own
+    /// wishes leave nobody (GR19), and when the line is full.
     ///
     /// # Errors
-    /// The filter that left nobody.
-    pub fn check(&self, fleet: &Fleet) -> Result<(), ApiError> {
-        let wanted = Wanted { seeker: self.seeker, tried: &[] };
-        match fleet.unfulfilled(self.service, &wanted) {
-            Some(nobody) => Err(refusal(fleet, self.service, nobody)),
-            None => Ok(()),
+    /// The refusal.
+    pub fn check(&self, fleet: &Fleet, admissions: usize) -> Result<(), ApiError> {
+        if fleet.overload(admissions, self.class()).is_some() {
+            return Err(overloaded());
         }
+        let wanted = Wanted { seeker: self.seeker(), tried: &[] };
+        if let Some(nobody) = fleet.unfulfilled(self.service(), &wanted) {
+            return Err(refusal(fleet, self.service(), nobody));
+        }
+        if fleet.admits(self.service(), self.payer, self.class()) { Ok(()) } else { Err(line_is_full()) }
+    }
+
+    /// Whether waiting can bring a node, for this reason of not having one.
+    fn may_wait(&self, fleet: &Fleet, nobody: Nobody) -> bool {
+        let only_load = nobody == Nobody::Capacity || !self.has_alternative;
+        !nobody.is_wish() && only_load && fleet.is_hopeful(self.service())
     }
 }
 
-/// Finds a node for the next attempt, waiting until `deadline` at most.
+/// Finds a node for the next attempt, waiting until the deadline at most.
 ///
 /// # Errors
-/// Nobody was free in time, or the client left.
+/// Nobody was free in time, the client left, or the process stops.
 pub async fn find_seat(
     fleet: &Fleet,
     seeker: Seeker<'_>,
     trail: &mut Trail,
-    deadline: Instant,
-    gone: &CancellationToken,
+    until: Until<'_>,
 ) -> Result<Seat, NoSeat> {
+    let wanted = Wanted { seeker: seeker.seeker(), tried: &trail.tried };
+    let nobody = match fleet.take_seat(seeker.service(), &wanted) {
+        Ok(seat) => return Ok(seat),
+        Err(nobody) => nobody,
+    };
+    let refuse = |nobody| Err(NoSeat::Nobody(refusal(fleet, seeker.service(), nobody)));
+    if !seeker.may_wait(fleet, nobody) || Instant::now() >= until.deadline {
+        return refuse(nobody);
+    }
     let began = Instant::now();
-    let mut place = None;
+    let waiting = Waiting {
+        payer: seeker.payer.clone(),
+        wishes: seeker.wishes.clone(),
+        price: seeker.model.price.clone(),
+        tried: trail.tried.clone(),
+    };
+    let Some(mut ticket) = fleet.join(seeker.service(), waiting, seeker.class()) else {
+        return Err(NoSeat::Nobody(line_is_full()));
+    };
     loop {
-        let changed = fleet.changed(seeker.service);
-        let woken = changed.notified();
-        tokio::pin!(woken);
-        woken.as_mut().enable();
-        let wanted = Wanted { seeker: seeker.seeker, tried: &trail.tried };
-        let nobody = match fleet.take_seat(seeker.service, &wanted) {
-            Ok(seat) => {
-                if place.is_some() {
-                    metrics::histogram!("cxmpute_queue_seconds").record(began.elapsed().as_secs_f64());
-                }
-                return Ok(seat);
-            }
-            Err(nobody) => nobody,
-        };
-        let hopeless = nobody.is_wish() || !fleet.is_hopeful(seeker.service);
-        if hopeless || Instant::now() >= deadline {
-            return Err(NoSeat::Nobody(refusal(fleet, seeker.service, nobody)));
-        }
-        if place.is_none() {
-            place = fleet.queue(seeker.service);
-            if place.is_none() {
-                return Err(NoSeat::Nobody(busy("Too many requests wait for this model already.")));
-            }
-        }
+        let look = until.deadline.min(Instant::now() + LOOK);
         tokio::select! {
             biased;
-            () = gone.cancelled() => return Err(NoSeat::Gone),
-            () = woken => {}
-            () = tokio::time::sleep_until(deadline.min(Instant::now() + LOOK)) => {}
+            () = until.gone.cancelled() => return Err(NoSeat::Gone),
+            () = until.hard.cancelled() => return Err(NoSeat::Draining),
+            turn = ticket.turn() => {
+                metrics::histogram!("cxmpute_queue_seconds").record(began.elapsed().as_secs_f64());
+                return match turn {
+                    Turn::Seat(seat) => Ok(seat),
+                    Turn::Dropped => Err(NoSeat::Nobody(line_is_full())),
+                };
+            }
+            () = tokio::time::sleep_until(look) => {}
         }
-        if nobody == Nobody::Tried {
-            trail.forgive_full();
+        let why = ticket.why();
+        if Instant::now() >= until.deadline {
+            super::forward::count_late("queue");
+            return refuse(why);
+        }
+        if !seeker.may_wait(fleet, why) {
+            return refuse(why);
+        }
+        if why == Nobody::Tried && trail.forgive_full() {
+            ticket.retry(&trail.tried);
+        } else {
+            ticket.look();
         }
     }
 }
@@ -131,6 +187,18 @@ fn refusal(fleet: &Fleet, service: &ServiceId, nobody: Nobody) -> ApiError {
     ApiError::no_provider(message).with("filter", nobody.filter())
 }
 
+fn line_is_full() -> ApiError {
+    metrics::counter!("cxmpute_queue_refusals_total").increment(1);
+    busy("Too many requests wait for this model already.")
+}
+
+/// The process itself has too much to do.
+pub fn overloaded() -> ApiError {
+    busy("This gateway has more to do than it can; try again in a moment.")
+}
+
+/// 429 with a time to come back that differs between callers, so that they do not all come back at once.
 fn busy(message: &'static str) -> ApiError {
-    ApiError::new(Code::QueueFull, message).retry_after(1)
+    let [chance] = random::bytes::<1>();
+    ApiError::new(Code::QueueFull, message).retry_after(1 + u64::from(chance % 3))
 }

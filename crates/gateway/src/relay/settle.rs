@@ -1,6 +1,8 @@
 //! The end of a request: count once over what was relayed, settle, wait until that is durable, and only then let the
 //! client see the end (MR24, GR12, DESIGN D3 and D5).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use cxmpute_market::ledger::End;
 use cxmpute_market::price::Units;
@@ -15,15 +17,25 @@ use super::run::{Ended, Head, Run};
 use crate::error::ApiError;
 use crate::meter::{MeterError, Settlement};
 
+/// Time for the last words to a slow client once the process stops without waiting.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
 impl Run {
     /// Settles the request and tells the client how it ended.
     pub(super) async fn conclude(self, ended: Ended) {
         let ended = match ended {
             // What the client did not take yet, it must not pay for: wait until all of it is handed out.
-            Ended::Finished { exhausted } if self.job.streamed() => match self.outlet.drained().await {
-                Ok(()) => Ended::Finished { exhausted },
-                Err(undelivered) => Ended::Client(undelivered),
-            },
+            Ended::Finished { exhausted } if self.job.streamed() => {
+                let hard = self.app.tasks.hard();
+                tokio::select! {
+                    biased;
+                    drained = self.outlet.drained() => match drained {
+                        Ok(()) => Ended::Finished { exhausted },
+                        Err(undelivered) => Ended::Client(undelivered),
+                    },
+                    () = hard.cancelled() => Ended::Draining,
+                }
+            }
             Ended::Finished { .. } if self.gone.is_cancelled() => Ended::Client(Undelivered::Gone),
             other => other,
         };
@@ -45,8 +57,12 @@ impl Run {
                 self.fail(end, error).await;
             }
             Ended::Draining => {
-                let end = if self.relayed { End::GatewayFault } else { End::Refused };
-                self.fail(end, ApiError::draining()).await;
+                if self.relayed {
+                    let text = "The gateway is shutting down; this answer is incomplete and costs nothing.";
+                    self.fail(End::GatewayFault, ApiError::new(Code::GatewayDraining, text)).await;
+                } else {
+                    self.fail(End::Refused, ApiError::draining()).await;
+                }
             }
         }
     }
@@ -116,11 +132,17 @@ impl Run {
             _ => Units::default(),
         };
         let settlement = self.settlement(end, units);
-        let Self { hold, head, mut outlet, job, .. } = self;
+        let Self { hold, head, mut outlet, job, app, .. } = self;
         if let Err(cause) = hold.settle(settlement).await {
             tracing::error!(request_id = %job.request_id, error = %cause, "a failed request was not settled");
         }
-        tell(head, &mut outlet, &job.request_id, error).await;
+        // The last words are for who listens; a process that stops does not wait for who does not.
+        let hard = app.tasks.hard();
+        tokio::select! {
+            biased;
+            () = tell(head, &mut outlet, &job.request_id, error) => {}
+            () = async { hard.cancelled().await; tokio::time::sleep(LAST_WORDS).await } => {}
+        }
     }
 
     /// Counts, long texts off the async threads.

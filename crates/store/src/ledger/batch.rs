@@ -7,7 +7,7 @@ use cxmpute_wire::{KeyId, MicroCredits, RequestId, Timestamp, UserId};
 
 use super::book::{Book, TransactionLine};
 use super::resolve::{resolve, units_text};
-use super::{LedgerOp, LedgerReply, NewHold, Note};
+use super::{LedgerOp, LedgerReply, MoveHold, NewHold, Note};
 use crate::db::{Db, Tx, on};
 use crate::error::DbError;
 use crate::lane::{Lane, values};
@@ -93,6 +93,7 @@ pub(crate) async fn apply_batch(lane: &mut impl Lane, ops: &[LedgerOp]) -> Resul
                 replies[n]
             }
             LedgerOp::Note(note) => write_note(lane, note).await?,
+            LedgerOp::Move(to) => move_hold(lane, to).await?,
             LedgerOp::Resolve(end) => resolve(lane, &mut book, end).await?,
             LedgerOp::Extend { request_id, user_id, key_id, epoch, step, amount, now } => {
                 let hold = Extension { request_id, user_id, key_id, epoch: *epoch, step: *step, now: *now };
@@ -225,6 +226,33 @@ async fn write_note(lane: &mut impl Lane, note: &Note) -> Result<LedgerReply, Db
         )
         .await?;
     Ok(if done == 1 { LedgerReply::Done } else { LedgerReply::NotHeld })
+}
+
+/// Called only while nothing of the request was delivered, so what an earlier attempt noted is void.
+async fn move_hold(lane: &mut impl Lane, to: &MoveHold) -> Result<LedgerReply, DbError> {
+    let price = serde_json::to_string(&*to.price).map_err(|e| DbError::impossible("holds.price", e))?;
+    let done = lane
+        .execute(
+            "UPDATE holds SET price = $1, provision_id = NULL, provider = NULL, checkpoint = NULL
+             WHERE request_id = $2 AND epoch = $3 AND state = 'held'",
+            &values![price.as_str(), to.request_id.as_str(), to.epoch],
+        )
+        .await?;
+    if done != 1 {
+        return Ok(LedgerReply::NotHeld);
+    }
+    lane.execute(
+        "UPDATE requests SET model = $1, service = $2, price_id = $3, price_version = $4 WHERE id = $5",
+        &values![
+            to.model.as_str(),
+            to.service.as_str(),
+            to.price.id.as_str(),
+            to.price.version,
+            to.request_id.as_str(),
+        ],
+    )
+    .await?;
+    Ok(LedgerReply::Done)
 }
 
 async fn extend(

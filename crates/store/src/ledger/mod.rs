@@ -57,6 +57,23 @@ pub struct NewHold {
     pub created_at: Timestamp,
 }
 
+/// Another model is to answer a request that no node has begun to answer: its price replaces the pinned one.
+#[derive(Debug, Clone)]
+pub struct MoveHold {
+    /// The request.
+    pub request_id: RequestId,
+    /// Who pays.
+    pub user_id: UserId,
+    /// Owner's epoch.
+    pub epoch: i64,
+    /// Catalogue id of the model.
+    pub model: String,
+    /// Service that is asked for.
+    pub service: ServiceId,
+    /// The price that holds from now on.
+    pub price: Arc<PriceRow>,
+}
+
 /// What is known of a running request beside its hold. Later notes replace earlier ones.
 #[derive(Debug, Clone)]
 pub struct Note {
@@ -216,6 +233,8 @@ pub enum LedgerOp {
         /// Now.
         now: Timestamp,
     },
+    /// Pin another model and its price.
+    Move(Box<MoveHold>),
     /// End a request.
     Resolve(Arc<ResolveHold>),
     /// The known-bad admission of gate L1: `available` was read before, outside the transaction.
@@ -231,6 +250,7 @@ impl LedgerOp {
             Self::Admit(hold) => &hold.request_id,
             Self::Note(note) => &note.request_id,
             Self::Extend { request_id, .. } => request_id,
+            Self::Move(to) => &to.request_id,
             Self::Resolve(end) => &end.request_id,
             #[cfg(feature = "sabotage")]
             Self::AdmitUnguarded(hold, _) => &hold.request_id,
@@ -243,6 +263,7 @@ impl LedgerOp {
             Self::Admit(hold) => &hold.user_id,
             Self::Note(note) => &note.user_id,
             Self::Extend { user_id, .. } => user_id,
+            Self::Move(to) => &to.user_id,
             Self::Resolve(end) => &end.user_id,
             #[cfg(feature = "sabotage")]
             Self::AdmitUnguarded(hold, _) => &hold.user_id,
@@ -272,7 +293,7 @@ impl LedgerOp {
         match self {
             Self::Note(_) => 0,
             Self::Resolve(_) => 1,
-            Self::Extend { .. } => 2,
+            Self::Extend { .. } | Self::Move(_) => 2,
             Self::Admit(_) => 3,
             #[cfg(feature = "sabotage")]
             Self::AdmitUnguarded(..) => 3,

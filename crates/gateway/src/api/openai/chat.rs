@@ -9,7 +9,7 @@ use cxmpute_wire::openai::ChatRequest;
 use http::HeaderMap;
 
 use super::old_form::modernise;
-use super::parse::{Manners, Parsed, resolve_model, wishes};
+use super::parse::{Manners, Parsed, resolve_alternatives, resolve_model, wishes};
 use super::support::supports_chat;
 use super::validate::{check_chat, check_tools, output_limit};
 use crate::app::App;
@@ -35,6 +35,11 @@ pub async fn create_chat_completion(
     check_tools(&request)?;
     let param = if request.max_tokens.is_none() { "max_completion_tokens" } else { "max_tokens" };
     let (limit, explicit_limit) = output_limit(request.output_limit(), &model, param)?;
+    let alternatives =
+        resolve_alternatives(&app, request.models.as_deref(), &model, request.output_limit(), param).await?;
+    for alternative in &alternatives {
+        supports_chat(&alternative.model, &request)?;
+    }
     let (request, rules) = chat_rules(request, old_form).await?;
     let job = Job {
         request_id: edge.request_id,
@@ -42,11 +47,14 @@ pub async fn create_chat_completion(
         created: app.clock.now().seconds(),
         rules,
         timeout: manners.timeout,
+        #[cfg(feature = "sabotage")]
+        extra: manners.names(),
         model,
         model_name: request.model.clone(),
         choices: usize::try_from(request.n.unwrap_or(1)).unwrap_or(1),
         limit,
         explicit_limit,
+        alternatives,
         wishes: wishes(&app, &request.model, request.provider.as_ref())?,
         counter,
         title: manners.title.take(),

@@ -8,7 +8,7 @@ use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::CompletionRequest;
 use http::HeaderMap;
 
-use super::parse::{Manners, Parsed, resolve_model, wishes};
+use super::parse::{Manners, Parsed, resolve_alternatives, resolve_model, wishes};
 use super::support::supports_completion;
 use super::validate::{check_completion, output_limit};
 use crate::app::App;
@@ -33,17 +33,22 @@ pub async fn create_completion(
     let asked = request.max_tokens.unwrap_or(CompletionRequest::DEFAULT_MAX_TOKENS);
     let (limit, explicit_limit) = output_limit(Some(asked), &model, "max_tokens")?;
     let choices = (request.prompt.texts().len() as u64).saturating_mul(request.n.unwrap_or(1));
+    let alternatives =
+        resolve_alternatives(&app, request.models.as_deref(), &model, Some(asked), "max_tokens").await?;
     let job = Job {
         request_id: edge.request_id,
         arrived: edge.arrived,
         created: app.clock.now().seconds(),
         rules: Rules::of_completion(&request),
         timeout: manners.timeout,
+        #[cfg(feature = "sabotage")]
+        extra: manners.names(),
         model,
         model_name: request.model.clone(),
         choices: usize::try_from(choices).unwrap_or(1),
         limit,
         explicit_limit,
+        alternatives,
         wishes: wishes(&app, &request.model, request.provider.as_ref())?,
         counter,
         title: manners.title.take(),

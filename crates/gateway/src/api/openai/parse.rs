@@ -15,11 +15,13 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::de::DeserializeOwned;
 
 use super::place::{below, path_at, wanted};
+use super::validate::output_limit;
 use crate::app::App;
 use crate::body::{RawBody, require_json};
 use crate::error::{ApiError, ApiResult};
 use crate::json::{self, Ignored};
 use crate::limits;
+use crate::relay::Alternative;
 
 const X_IGNORED: HeaderName = HeaderName::from_static("x-cxmpute-ignored");
 
@@ -129,6 +131,12 @@ impl Manners {
         Ok(())
     }
 
+    /// The dropped fields, for the known-bad variant that sends them on.
+    #[cfg(feature = "sabotage")]
+    pub fn names(&self) -> Vec<String> {
+        self.ignored.clone()
+    }
+
     /// Names the dropped fields in the answer.
     pub fn sign(&self, mut response: Response) -> Response {
         if !self.ignored.is_empty() {
@@ -203,6 +211,37 @@ pub async fn resolve_model(
         );
     }
     Ok((entry, counter))
+}
+
+/// The models that may answer when the first has no node, each with the bound on its output.
+///
+/// # Errors
+/// There are too many, one is unknown, or one cannot give as many tokens as were asked for; `models[i]` is named.
+pub async fn resolve_alternatives(
+    app: &App,
+    names: Option<&[String]>,
+    first: &ModelEntry,
+    asked: Option<u64>,
+    param: &str,
+) -> ApiResult<Vec<Alternative>> {
+    let names = names.unwrap_or_default();
+    if names.len() > limits::FALLBACKS {
+        return Err(ApiError::invalid_parameter(
+            "models",
+            format!("models may name at most {} models.", limits::FALLBACKS),
+        ));
+    }
+    let mut alternatives: Vec<Alternative> = Vec::with_capacity(names.len());
+    for (at, name) in names.iter().enumerate() {
+        let here = |error: ApiError| error.param(format!("models[{at}]"));
+        let (model, counter) = resolve_model(app, name, ServiceKind::Llm).await.map_err(here)?;
+        if model.id == first.id || alternatives.iter().any(|other| other.model.id == model.id) {
+            continue;
+        }
+        let (limit, explicit_limit) = output_limit(asked, &model, param).map_err(here)?;
+        alternatives.push(Alternative { model, model_name: name.clone(), limit, explicit_limit, counter });
+    }
+    Ok(alternatives)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use cxmpute_wire::control::{
     Desired, Diagnostics, DiskInfo, EnrolRequest, FromNode, Heartbeat, Location, MemoryInfo, ObservedService,
     OwnerState, ServiceState, Software, ToNode,
 };
-use cxmpute_wire::{Bytes as Size, Epoch, Generation, ProvisionId, ServiceKind};
+use cxmpute_wire::{Bytes as Size, Code, Epoch, Generation, ProvisionId, ServiceKind};
 use ed25519_dalek::SigningKey;
 use http::Method;
 use parking_lot::Mutex;
@@ -131,6 +131,22 @@ pub enum Mood {
     Impersonating,
     /// Accepts with the epoch of an older tunnel.
     Outdated,
+    /// Refuses before ACCEPT, and not for lack of room.
+    Rejecting,
+    /// Takes work and says nothing at all.
+    Blackhole,
+    /// Accepts, then breaks the answer off after so many tokens; the tunnel stays.
+    Resetting {
+        /// Tokens sent before.
+        after: u64,
+    },
+    /// Accepts and sends nothing for so long.
+    Late {
+        /// Until its first token.
+        by: Duration,
+    },
+    /// Does its work, but fails the checks of the gateway.
+    Shy,
 }
 
 /// What happened to one piece of work.
@@ -181,6 +197,9 @@ pub(crate) struct State {
     routable: usize,
     handle: Option<NodeHandle>,
     closed_with: Option<String>,
+    /// Process id of the engine that it claims to have.
+    engine: Option<u32>,
+    pub(crate) checks_failed: u64,
 }
 
 impl StandIn {
@@ -231,6 +250,28 @@ impl StandIn {
     /// Lets a node that is losing its tunnel lose it.
     pub fn lose_now(&self) {
         self.stage.lose.notify_one();
+    }
+
+    /// Claims that its engine is another process now, which the gateway checks anew.
+    pub fn change_engine(&self) {
+        {
+            let mut state = self.stage.state.lock();
+            state.engine = Some(state.engine.map_or(1, |pid| pid + 1));
+        }
+        self.stage.speak.notify_one();
+    }
+
+    /// Checks of the gateway that it failed on purpose.
+    #[must_use]
+    pub fn checks_failed(&self) -> u64 {
+        self.stage.state.lock().checks_failed
+    }
+
+    /// Ends its tunnel; it dials again at once.
+    pub fn flap(&self) {
+        if let Some(handle) = self.stage.state.lock().handle.take() {
+            handle.close(cxmpute_wire::Code::Draining);
+        }
     }
 
     /// What happened to its work so far; checks of the gateway itself are left out.
@@ -339,6 +380,8 @@ fn hear(message: ToNode, stage: &Stage) {
             stage.speak.notify_one();
         }
         ToNode::Status(status) => state.routable = status.routable.len(),
+        // A gateway that restarts ends the tunnel when its work is done; it is dialled again then.
+        ToNode::Closing { code: Code::Draining, .. } => {}
         ToNode::Closing { code, .. } => state.closed_with = Some(code.to_string()),
     }
 }
@@ -356,7 +399,7 @@ fn heartbeat(seq: u64, epoch: Epoch, stage: &Stage) -> Heartbeat {
             slots: 64,
             in_flight: 0,
             engine: "stand-in".to_owned(),
-            pid: None,
+            pid: state.engine,
             digest: None,
             code: None,
             detail: None,

@@ -76,6 +76,16 @@ impl Plan {
         self
     }
 
+    /// Short deadlines of the relay, so that what misses them is seen soon: for the acceptance, for the first token, and
+    /// for the time that a breaker stays open.
+    #[must_use]
+    pub fn relay_deadlines(mut self, accept: Duration, first_token: Duration, open: Duration) -> Self {
+        self.config.relay.accept_ms = millis(accept);
+        self.config.relay.first_token_ms = millis(first_token);
+        self.config.relay.breaker_open_ms = millis(open);
+        self
+    }
+
     /// Brings it up.
     ///
     /// # Errors

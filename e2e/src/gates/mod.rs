@@ -3,12 +3,15 @@
 pub mod aborted;
 pub mod bodies;
 pub mod crash;
+pub mod drain;
+pub mod ejection;
 pub mod enrolment;
 pub mod epochs;
 pub mod floods;
 pub mod leaks;
 pub mod overspend;
 pub mod property;
+pub mod probes;
 pub mod retries;
 pub mod rogue_answers;
 pub mod rogue_plays;

@@ -1,6 +1,7 @@
 //! How a stand-in plays one piece of work.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cxmpute_tunnel::{NodeHandle, WorkPath, WorkRequest, WorkResponder};
@@ -25,6 +26,8 @@ enum Part {
     Endless,
     /// A script that was learnt.
     Play(String),
+    /// So many tokens with a pause of so many milliseconds before each.
+    Pace(u64, u64),
     /// The gateway checks the service: answered truthfully, whatever the mood, and not noted.
     Check,
 }
@@ -37,6 +40,9 @@ impl Part {
             (Some("say"), Ok(count)) => Self::Say(count),
             (Some("hold"), Ok(count)) => Self::Hold(count),
             (Some("endless"), Err(_)) => Self::Endless,
+            (Some("pace"), Ok(count)) => {
+                Self::Pace(count, words.next().and_then(|pause| pause.parse().ok()).unwrap_or(0))
+            }
             (Some("play"), Err(_)) => Self::Play(object.to_owned()),
             _ => Self::Check,
         }
@@ -51,6 +57,10 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
     let limit = request.head.max_tokens;
     let voice = Voice::new(request.head.path, &asked);
     if part == Part::Check {
+        if stage.state.lock().mood == Mood::Shy {
+            stage.state.lock().checks_failed += 1;
+            return request.refuse(Code::EngineFailed, "this stand-in fails checks");
+        }
         if let Ok(mut responder) = request.accept() {
             let _ = say(&mut responder, &voice, 3.min(limit), 0, limit, |_| {}).await;
             responder.finish();
@@ -82,12 +92,22 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
         state.notes[note].last_sent = Some(Instant::now());
     };
     match mood {
+        Mood::Rejecting => return request.refuse(Code::EngineFailed, "this stand-in rejects"),
+        Mood::Blackhole => {
+            request.cancelled().await;
+            return;
+        }
         Mood::Refusing => return request.refuse(Code::CapacityFull, "this stand-in refuses"),
         Mood::Impersonating => {
             request.head.request_id = RequestId::from_tail("00000000000000000000000000000000")
         }
         Mood::Outdated => request.head.epoch = Epoch(request.head.epoch.0 - 1),
-        Mood::Willing | Mood::Losing { .. } | Mood::Failing => {}
+        Mood::Willing
+        | Mood::Losing { .. }
+        | Mood::Failing
+        | Mood::Resetting { .. }
+        | Mood::Late { .. }
+        | Mood::Shy => {}
     }
     let headers = script.as_ref().map(|script| script.headers.clone()).unwrap_or_default();
     let accepted = request.accept_with(headers);
@@ -113,6 +133,20 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
             }
             tunnel.close(Code::Draining);
             return;
+        }
+        (Mood::Resetting { after }, _) => {
+            // Dropped without an end, the stream is reset.
+            let _ = tokens(&mut responder, &voice, after.min(limit), &sent).await;
+            return;
+        }
+        (Mood::Late { by }, _) => {
+            tokio::select! {
+                () = responder.cancelled() => Err(()),
+                () = tokio::time::sleep(by) => say(&mut responder, &voice, 1, CLAIMED_PROMPT, limit, &sent).await,
+            }
+        }
+        (_, Part::Pace(count, pause)) => {
+            paced(&mut responder, &voice, count.min(limit), Duration::from_millis(pause), limit, &sent).await
         }
         (_, Part::Say(count)) => {
             say(&mut responder, &voice, count.min(limit), CLAIMED_PROMPT, limit, &sent).await
@@ -156,6 +190,25 @@ async fn say(
         send(responder, event(&voice.usage(prompt_tokens, count))).await?;
     }
     send(responder, Bytes::from_static(b"data: [DONE]\n\n")).await
+}
+
+async fn paced(
+    responder: &mut WorkResponder,
+    voice: &Voice,
+    count: u64,
+    pause: Duration,
+    limit: u64,
+    sent: impl Fn(u64),
+) -> Result<(), ()> {
+    for number in 0..count {
+        tokio::select! {
+            () = responder.cancelled() => return Err(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+        send(responder, event(&voice.token(number))).await?;
+        sent(number + 1);
+    }
+    say(responder, voice, 0, CLAIMED_PROMPT, limit, |_| {}).await
 }
 
 async fn tokens(

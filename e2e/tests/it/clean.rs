@@ -1,9 +1,6 @@
 //! Every gate against the gateway as it ships. A test here holds the whole machine: gates measure deadlines.
 
-use cxmpute_e2e::gates::{
-    aborted, bodies, crash, enrolment, epochs, floods, leaks, overspend, property, retries, rogue_answers,
-    rogue_streams, slow_clients, surface,
-};
+use cxmpute_e2e::gates::*;
 use cxmpute_e2e::ground::alone;
 use cxmpute_e2e::settings::{Setting, Store, postgres_url};
 
@@ -23,6 +20,9 @@ gate!(l6_one_attempt_is_billed, retries::gate);
 gate!(c1_a_killed_gateway_loses_and_invents_nothing, crash::gate);
 gate!(g1_slow_clients_are_freed, slow_clients::gate);
 gate!(g2_floods_of_frames_end_in_goaway, floods::gate);
+gate!(g5_a_faulty_node_is_ejected, ejection::gate);
+gate!(g7_a_stopped_gateway_ends_its_streams_with_words, drain::gate);
+gate!(p6_work_decides_not_probes, probes::gate);
 gate!(n3_nobody_enrols_over_somebody_else, enrolment::gate);
 gate!(p1_rogue_streams_are_stopped, rogue_streams::gate);
 gate!(p2_only_our_schema_leaves, rogue_answers::gate);

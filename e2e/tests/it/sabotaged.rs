@@ -1,9 +1,6 @@
 //! Every gate against its known-bad variant: the assertion that the gate names must break.
 
-use cxmpute_e2e::gates::{
-    aborted, crash, enrolment, epochs, leaks, overspend, property, retries, rogue_answers, rogue_streams,
-    slow_clients, surface,
-};
+use cxmpute_e2e::gates::*;
 use cxmpute_e2e::ground::alone;
 use cxmpute_e2e::settings::{Setting, Store};
 
@@ -22,6 +19,9 @@ caught!(l4_catches_metering_at_the_end, aborted, "meter_at_stream_end");
 caught!(l6_catches_two_posts, retries, "bill_every_attempt");
 caught!(c1_catches_done_before_commit, crash, "done_before_commit");
 caught!(g1_catches_missing_timers, slow_clients, "no_accept_timer");
+caught!(g5_catches_missing_ejection, ejection, "no_ejection");
+caught!(g7_catches_an_immediate_exit, drain, "immediate_exit");
+caught!(p6_catches_routing_by_probes, probes, "probe_only_routing");
 caught!(n3_catches_an_upsert, enrolment, "unconditional_upsert");
 caught!(p1_catches_a_byte_pass_through, rogue_streams, "byte_pass_through");
 caught!(p2_catches_proxied_headers, rogue_answers, "proxy_headers");

@@ -197,8 +197,8 @@ pub(crate) struct State {
     routable: usize,
     handle: Option<NodeHandle>,
     closed_with: Option<String>,
-    /// Process id of the engine that it claims to have.
-    engine: Option<u32>,
+    /// How many engines it claims to have had before this one.
+    engines: u32,
     pub(crate) checks_failed: u64,
 }
 
@@ -254,10 +254,7 @@ impl StandIn {
 
     /// Claims that its engine is another process now, which the gateway checks anew.
     pub fn change_engine(&self) {
-        {
-            let mut state = self.stage.state.lock();
-            state.engine = Some(state.engine.map_or(1, |pid| pid + 1));
-        }
+        self.stage.state.lock().engines += 1;
         self.stage.speak.notify_one();
     }
 
@@ -399,7 +396,7 @@ fn heartbeat(seq: u64, epoch: Epoch, stage: &Stage) -> Heartbeat {
             slots: 64,
             in_flight: 0,
             engine: "stand-in".to_owned(),
-            pid: state.engine,
+            pid: Some(1 + state.engines),
             digest: None,
             code: None,
             detail: None,

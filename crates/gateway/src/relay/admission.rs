@@ -201,6 +201,8 @@ mod tests {
             model_name: "tiny".to_owned(),
             rules: crate::relay::Rules::default(),
             timeout: None,
+            #[cfg(feature = "sabotage")]
+            ignored: Vec::new(),
             choices: 1,
             limit,
             explicit_limit,

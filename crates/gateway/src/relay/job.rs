@@ -60,6 +60,9 @@ pub struct Job {
     pub referer: Option<String>,
     /// The time the client gives the request, if it is shorter than ours.
     pub timeout: Option<Duration>,
+    /// Fields outside the schema, for the known-bad variant that passes them on.
+    #[cfg(feature = "sabotage")]
+    pub ignored: Vec<String>,
 }
 
 impl Job {

@@ -90,12 +90,8 @@ fn with_extra_body(app: &App, job: &Job, body: Bytes) -> ApiResult<Bytes> {
         return Ok(body);
     }
     let mut value: serde_json::Value = serde_json::from_slice(&body).map_err(ApiError::internal)?;
-    let unknown = match &job.ask {
-        super::job::Ask::Chat(request) => request.unknown.keys(),
-        super::job::Ask::Completion(request) => request.unknown.keys(),
-    };
-    for name in unknown {
-        value[name] = serde_json::Value::Bool(true);
+    for name in &job.ignored {
+        value[name.as_str()] = serde_json::Value::Bool(true);
     }
     Ok(value.to_string().into())
 }

@@ -42,6 +42,8 @@ pub async fn create_chat_completion(
         created: app.clock.now().seconds(),
         rules,
         timeout: manners.timeout,
+        #[cfg(feature = "sabotage")]
+        ignored: manners.ignored.clone(),
         model,
         model_name: request.model.clone(),
         choices: usize::try_from(request.n.unwrap_or(1)).unwrap_or(1),

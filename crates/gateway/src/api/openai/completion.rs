@@ -39,6 +39,8 @@ pub async fn create_completion(
         created: app.clock.now().seconds(),
         rules: Rules::of_completion(&request),
         timeout: manners.timeout,
+        #[cfg(feature = "sabotage")]
+        ignored: manners.ignored.clone(),
         model,
         model_name: request.model.clone(),
         choices: usize::try_from(choices).unwrap_or(1),

@@ -81,7 +81,8 @@ fn refuse(bytes: &[u8], error: &serde_json::Error) -> ApiError {
 /// What the head of a request says beside its body.
 pub struct Manners {
     strict: bool,
-    ignored: Vec<String>,
+    /// Paths of the fields outside the schema.
+    pub ignored: Vec<String>,
     /// `X-Title`.
     pub title: Option<String>,
     /// `HTTP-Referer` or `Referer`.

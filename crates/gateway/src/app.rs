@@ -18,6 +18,7 @@ use crate::counters::Counters;
 use crate::fleet::{Fleet, FleetParts};
 use crate::listen;
 use crate::meter::{Meter, MeterConfig};
+use crate::rates::RateTable;
 use crate::router::RouteIndex;
 #[cfg(feature = "sabotage")]
 use crate::sabotage::Sabotage;
@@ -53,6 +54,8 @@ pub struct App {
     pub late_tasks: Tasks,
     /// Keys that were checked lately.
     pub keys: KeyRing,
+    /// What keys, accounts and addresses have used lately.
+    pub rates: RateTable,
     /// Measures.
     pub telemetry: Telemetry,
     /// Rows of the route table by request.
@@ -95,6 +98,12 @@ impl App {
     /// One sentence with the way out, as [`ExitError`] with the documented exit code where there is one.
     pub async fn build(config: Config, parts: Parts) -> anyhow::Result<Arc<Self>> {
         config.check()?;
+        #[cfg(feature = "sabotage")]
+        let config = {
+            let mut config = config;
+            config.server.trusts_everybody = parts.sabotage == Some(Sabotage::TrustAll);
+            config
+        };
         let tls = listen::load_tls(&config.server)?;
         let catalogue = Arc::new(load_catalogue(config.catalogue.path.as_deref())?);
         let models_dir = config.catalogue.models_dir.clone();
@@ -114,6 +123,7 @@ impl App {
         let late_tasks = Tasks::new();
         let prices: Vec<_> = catalogue.entries().iter().map(|entry| &*entry.price).collect();
         db.record_prices(&prices, clock.now()).await.map_err(unusable)?;
+        db.set_default_limits(&config.limits.key(), &config.limits.account()).await.map_err(unusable)?;
         let meter = Meter::start(
             db.clone(),
             clock.clone(),
@@ -140,6 +150,7 @@ impl App {
         });
         let app = Arc::new(Self {
             keys: KeyRing::new(db.clone(), pepper, clock.clone()),
+            rates: RateTable::new(&config.limits, clock.clone()),
             telemetry: Telemetry::install(),
             routes: RouteIndex::new(),
             #[cfg(feature = "sabotage")]

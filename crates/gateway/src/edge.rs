@@ -1,7 +1,9 @@
 //! The edge of the API: every request gets its id, its row of the route table and its limits here, and every answer
 //! leaves with the same headers, one error envelope, one count and (if wanted) one log line.
 
-use std::sync::Arc;
+mod address;
+
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,10 +17,14 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use tower::Service;
 
+pub use address::{Peer, client_address};
+
 use crate::app::App;
+use crate::config::Origin;
 use crate::error::{ApiError, Failed};
 use crate::framing::Refusal;
 use crate::limits;
+use crate::rates::Standing;
 use crate::relay::overloaded;
 use crate::router::{Access, Cost, ROUTES, Route};
 
@@ -28,11 +34,14 @@ const HEAD_LIMIT: usize = limits::HEAD;
 const FIELDS_LIMIT: usize = limits::FIELDS;
 
 const ALLOWED_HEADERS: &str = "authorization, content-type, idempotency-key, x-title, http-referer, x-user-id, \
-     x-cxmpute-strict, x-cxmpute-timeout-ms, x-stainless-arch, x-stainless-lang, x-stainless-os, \
+     x-cxmpute-strict, x-cxmpute-timeout-ms, traceparent, tracestate, openai-organization, openai-project, \
+     openai-beta, x-stainless-arch, x-stainless-lang, x-stainless-os, \
      x-stainless-package-version, x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, \
      x-stainless-timeout, x-stainless-helper-method";
 const EXPOSED_HEADERS: &str = "x-request-id, x-generation-id, retry-after, x-cxmpute-ignored, x-cxmpute-provider, \
-     openai-processing-ms";
+     x-cxmpute-overhead-us, x-cxmpute-model-evidence, openai-processing-ms, idempotent-replayed, \
+     x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, \
+     x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the edge knows of a request; an extractor.
@@ -42,6 +51,8 @@ pub struct Edge {
     pub request_id: RequestId,
     /// When the head was complete, on the clock of the app.
     pub arrived: Duration,
+    /// Where the caller stands with its limits, once the key is known.
+    standing: Arc<OnceLock<Arc<Standing>>>,
 }
 
 impl FromRequestParts<Arc<App>> for Edge {
@@ -62,7 +73,13 @@ impl Edge {
         Self {
             request_id: RequestId::from_tail(id.simple().encode_lower(&mut text)),
             arrived: app.clock.mono(),
+            standing: Arc::default(),
         }
+    }
+
+    /// Notes the limits that the answer's head reports.
+    pub(crate) fn stands(&self, standing: Arc<Standing>) {
+        let _ = self.standing.set(standing);
     }
 }
 
@@ -84,6 +101,7 @@ pub async fn answer(app: &Arc<App>, router: &mut Router, mut request: Request<Bo
     let method = request.method().clone();
     let found = app.routes.find(&method, request.uri().path());
     let browsable = is_browsable(request.uri().path(), found);
+    let origin = if browsable { app.config.server.allowed_origin(request.headers()) } else { Origin::Nobody };
     let mut response = match refuse_early(app, &request, found) {
         Some(response) => response,
         None => {
@@ -112,7 +130,7 @@ pub async fn answer(app: &Arc<App>, router: &mut Router, mut request: Request<Bo
     {
         *response.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
     }
-    finish_headers(response.headers_mut(), &edge.request_id, browsable);
+    finish_headers(response.headers_mut(), &edge, origin);
     let took = app.clock.mono().saturating_sub(edge.arrived);
     let name = found.map_or("none", |at| ROUTES[at].path);
     app.telemetry.requests.record(found, response.status(), took);
@@ -194,6 +212,7 @@ fn check_head(uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// The methods and headers that scripts may use; whether theirs is an origin that may is said with every answer.
 fn preflight() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::OK;
@@ -207,13 +226,28 @@ fn preflight() -> Response<Body> {
     response
 }
 
-fn finish_headers(headers: &mut HeaderMap, request_id: &RequestId, browsable: bool) {
-    if let Ok(id) = HeaderValue::from_str(request_id.as_str()) {
+fn finish_headers(headers: &mut HeaderMap, edge: &Edge, origin: Origin) {
+    if let Ok(id) = HeaderValue::from_str(edge.request_id.as_str()) {
         headers.insert(X_REQUEST_ID, id);
     }
-    if browsable {
-        // Without credentials: keys are bearer tokens, so any origin may hold one (GR section 5).
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    if let Some(standing) = edge.standing.get() {
+        standing.print(headers);
+    }
+    // Never with credentials: keys are bearer tokens, so whoever may hold one needs no cookie (GR section 5).
+    let allowed = match origin {
+        Origin::Everybody => Some(HeaderValue::from_static("*")),
+        Origin::Listed(origin) => {
+            headers.append(header::VARY, HeaderValue::from_static("origin"));
+            Some(origin)
+        }
+        Origin::Other => {
+            headers.append(header::VARY, HeaderValue::from_static("origin"));
+            None
+        }
+        Origin::Nobody => None,
+    };
+    if let Some(origin) = allowed {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED_HEADERS));
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -150,6 +150,33 @@ impl ApiError {
         )
     }
 
+    /// 401: the key was good until its end date.
+    pub fn expired_api_key() -> Self {
+        Self::new(
+            Code::ExpiredApiKey,
+            "This API key has expired; make a new one, or ask for a later end date.",
+        )
+    }
+
+    /// 403: the key or its account may not use this route.
+    pub fn route_not_permitted(path: &'static str) -> Self {
+        Self::new(
+            Code::RouteNotPermitted,
+            format!("This API key may not use {path}; GET /v1/key lists the routes that it may use."),
+        )
+    }
+
+    /// 403: the key or its account may not use this model.
+    pub fn model_not_permitted(model: &str) -> Self {
+        Self::new(
+            Code::ModelNotPermitted,
+            format!(
+                "This API key may not use the model `{model}`; GET /v1/key lists the models that it may use."
+            ),
+        )
+        .param("model")
+    }
+
     /// 402: the account cannot pay. The amounts are exact decimal credits.
     pub fn insufficient_credits(required: MicroCredits, available: MicroCredits) -> Self {
         Self::new(Code::InsufficientCredits, "The balance of this account does not cover the request.")

@@ -21,6 +21,7 @@ pub mod limits;
 pub mod listen;
 pub mod meter;
 pub mod openapi;
+pub mod rates;
 pub mod relay;
 pub mod router;
 #[cfg(feature = "sabotage")]

@@ -27,7 +27,7 @@ use tokio_rustls::rustls;
 
 use crate::app::App;
 use crate::config::{ServerConfig, Tls};
-use crate::edge;
+use crate::edge::{self, Peer};
 use crate::frames::Frames;
 use crate::framing::Framing;
 use crate::watch::{Activity, Guard, Spans, TrackedBody, Watched};
@@ -158,7 +158,7 @@ fn admit(app: &Arc<App>, stream: TcpStream, peer: IpAddr, peers: &Peers, front: 
     tasks.spawn("connection", async move {
         let _seat = seat;
         app.telemetry.connections.increment(1.0);
-        let result = connect(&app, stream, front).await;
+        let result = connect(&app, stream, Peer(peer), front).await;
         app.telemetry.connections.decrement(1.0);
         if let Err(error) = result {
             tracing::debug!(%error, "connection ended");
@@ -166,7 +166,7 @@ fn admit(app: &Arc<App>, stream: TcpStream, peer: IpAddr, peers: &Peers, front: 
     });
 }
 
-async fn connect(app: &Arc<App>, stream: TcpStream, front: Front) -> anyhow::Result<()> {
+async fn connect(app: &Arc<App>, stream: TcpStream, peer: Peer, front: Front) -> anyhow::Result<()> {
     let activity = Activity::new();
     let spans = spans_of(app);
     let tls = app.tls.as_ref().filter(|_| matches!(front, Front::Api(_)));
@@ -175,13 +175,13 @@ async fn connect(app: &Arc<App>, stream: TcpStream, front: Front) -> anyhow::Res
             let mut watched = Watched::new(stream, activity.clone(), spans);
             let http2 = watched.speaks_http2().await?;
             let watched = watched.guarded_by(guard_of(app, http2));
-            converse(app, watched, activity, front, http2).await
+            converse(app, watched, activity, peer, front, http2).await
         }
         Some(tls) => {
             let stream = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await??;
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let watched = Watched::new(stream, activity.clone(), spans).guarded_by(guard_of(app, http2));
-            converse(app, watched, activity, front, http2).await
+            converse(app, watched, activity, peer, front, http2).await
         }
     }
 }
@@ -221,6 +221,7 @@ async fn converse<T>(
     app: &Arc<App>,
     io: Watched<T>,
     activity: Arc<Activity>,
+    peer: Peer,
     front: Front,
     http2: bool,
 ) -> anyhow::Result<()>
@@ -230,7 +231,7 @@ where
     let service = service_fn(|request: Request<Incoming>| {
         let (app, front, in_flight) = (app.clone(), front.clone(), activity.begin());
         async move {
-            let response = respond(&app, front, request).await;
+            let response = respond(&app, front, peer, request).await;
             let in_flight = match response.status() {
                 StatusCode::SWITCHING_PROTOCOLS => {
                     in_flight.hand_over();
@@ -288,8 +289,9 @@ async fn last_words(hard: &CancellationToken) {
     tokio::time::sleep(LAST_WORDS).await;
 }
 
-async fn respond(app: &Arc<App>, front: Front, request: Request<Incoming>) -> Response<Body> {
-    let request = request.map(Body::new);
+async fn respond(app: &Arc<App>, front: Front, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+    let mut request = request.map(Body::new);
+    request.extensions_mut().insert(peer);
     match front {
         Front::Api(mut router) => edge::answer(app, &mut router, request).await,
         Front::Operator(router) => match tower::ServiceExt::oneshot(router, request).await {

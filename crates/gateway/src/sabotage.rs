@@ -40,6 +40,8 @@ pub enum Sabotage {
     UndocumentedStatus,
     /// W3: a route for debugging was left in.
     ForgottenRoute,
+    /// G9: whatever a request says of its address is believed.
+    TrustAll,
 }
 
 impl Sabotage {
@@ -63,6 +65,7 @@ impl Sabotage {
         Self::BodyInLog,
         Self::UndocumentedStatus,
         Self::ForgottenRoute,
+        Self::TrustAll,
     ];
 
     /// The name as it stands in `CXMPUTE_SABOTAGE`, by which gates choose it for a gateway of their own process.
@@ -87,6 +90,7 @@ impl Sabotage {
             Self::BodyInLog => "body_in_log",
             Self::UndocumentedStatus => "undocumented_status",
             Self::ForgottenRoute => "forgotten_route",
+            Self::TrustAll => "trust_all",
         }
     }
 

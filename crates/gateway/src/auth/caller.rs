@@ -3,26 +3,34 @@
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
+use cxmpute_market::catalogue::ModelEntry;
 use cxmpute_store::{KeyKind, KeyRow};
-use cxmpute_wire::{KeyId, MicroCredits, UserId};
+use cxmpute_wire::{KeyId, UserId};
 use http::request::Parts;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::ring::KeyFault;
 use crate::app::App;
+use crate::edge::{Edge, Matched, Peer, client_address};
 use crate::error::{ApiError, ApiResult};
+use crate::rates::Permit;
+use crate::router::Cost;
 
-/// A user, known by an API key.
+const X_STRICT: HeaderName = HeaderName::from_static("x-cxmpute-strict");
+/// The route that every valid key may use.
+pub const OWN_KEY: &str = "/key";
+
+/// A user, known by an API key, and let in by the limits of key and account.
 #[derive(Clone)]
 pub struct Caller {
     /// The account.
     pub user_id: UserId,
     /// Public part of the key.
     pub key_id: KeyId,
-    /// Most the key may spend in all; the meter enforces it.
-    pub key_budget: Option<MicroCredits>,
     /// The whole row, at most one second old.
     pub key: Arc<KeyRow>,
+    /// The place among the requests that may run at once; only for paid work.
+    pub permit: Option<Arc<Permit>>,
 }
 
 impl FromRequestParts<Arc<App>> for Caller {
@@ -31,16 +39,73 @@ impl FromRequestParts<Arc<App>> for Caller {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> ApiResult<Self> {
         refuse_key_in_query(parts.uri.query())?;
         let text = bearer(&parts.headers).ok_or_else(ApiError::invalid_api_key)?;
-        let key = app.keys.check(text, KeyKind::Api).await.map_err(refusal)?;
-        Ok(Self { user_id: key.user_id.clone(), key_id: key.id.clone(), key_budget: key.budget, key })
+        let client = || {
+            let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
+            peer.map(|peer| client_address(peer, &parts.headers, &app.config.server))
+        };
+        let stranger = || client().map_or(Ok(()), |address| app.rates.admit_stranger(address));
+        let checked = app.keys.check(text, KeyKind::Api, stranger).await;
+        if let (Err(KeyFault::Invalid), Some(address)) = (&checked, client()) {
+            app.rates.note_failure(address);
+        }
+        let key = checked.map_err(refusal)?;
+        let permit = enter(parts, app, &key)?;
+        if key.settings.strict {
+            // The key speaks for a client that asked for it: one place decides what strict means.
+            parts.headers.insert(X_STRICT, HeaderValue::from_static("1"));
+        }
+        Ok(Self { user_id: key.user_id.clone(), key_id: key.id.clone(), key, permit })
     }
+}
+
+impl Caller {
+    /// Whether key and account may use a model.
+    ///
+    /// # Errors
+    /// 403: it is not on a list that one of them has.
+    pub fn permit_model(&self, model: &ModelEntry) -> ApiResult<()> {
+        let named = |name: &String| *name == model.id || model.aliases.contains(name);
+        let allows = |list: &Option<Vec<String>>| list.as_ref().is_none_or(|list| list.iter().any(named));
+        if allows(&self.key.limits.models) && allows(&self.key.account.models) {
+            return Ok(());
+        }
+        Err(ApiError::model_not_permitted(&model.id))
+    }
+
+    /// Reserves the tokens that paid work will probably need.
+    ///
+    /// # Errors
+    /// 429: the key or the account has used its tokens of this minute.
+    pub fn reserve_tokens(&self, estimate: u64) -> ApiResult<()> {
+        self.permit.as_ref().map_or(Ok(()), |permit| permit.reserve_tokens(estimate))
+    }
+}
+
+/// Routes and rates: what can be refused before the body is read, without a look into the store.
+fn enter(parts: &Parts, app: &App, key: &KeyRow) -> ApiResult<Option<Arc<Permit>>> {
+    let Some(route) = parts.extensions.get::<Matched>().map(|matched| matched.route()) else {
+        return Ok(None);
+    };
+    let listed =
+        |list: &Option<Vec<String>>| list.as_ref().is_none_or(|list| list.iter().any(|p| p == route.path));
+    // What a key may do, it may always ask.
+    if route.path != OWN_KEY && !(listed(&key.limits.routes) && listed(&key.account.routes)) {
+        return Err(ApiError::route_not_permitted(route.path));
+    }
+    let standing = app.rates.standing(key);
+    if let Some(edge) = parts.extensions.get::<Edge>().filter(|_| route.cost == Cost::Work) {
+        edge.stands(standing.clone());
+    }
+    Ok(app.rates.admit(&standing, route.rate)?.map(Arc::new))
 }
 
 /// What a client is told about a key that opens nothing.
 pub fn refusal(fault: KeyFault) -> ApiError {
     match fault {
         KeyFault::Invalid => ApiError::invalid_api_key(),
+        KeyFault::Expired => ApiError::expired_api_key(),
         KeyFault::Suspended => ApiError::account_suspended(),
+        KeyFault::Limited(refused) => refused,
         KeyFault::Store(cause) => cause.into(),
     }
 }

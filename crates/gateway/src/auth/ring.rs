@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::key;
 use super::pepper::{Pepper, same};
+use crate::error::{ApiError, ApiResult};
 
 /// How long the store's word about a key is good.
 const VALID: Duration = Duration::from_secs(1);
@@ -26,9 +27,15 @@ pub enum KeyFault {
     /// Missing, malformed, unknown, revoked or of the other kind: all the same to a stranger.
     #[error("no valid key")]
     Invalid,
+    /// The key is good, its end date has passed.
+    #[error("the key has expired")]
+    Expired,
     /// The key is good, its account is suspended.
     #[error("the account is suspended")]
     Suspended,
+    /// Too many wrong keys came from the same address; nobody looked at this one.
+    #[error("too many wrong keys")]
+    Limited(ApiError),
     /// Nobody knows whether the key is good.
     #[error("the store did not answer")]
     Store(#[source] DbError),
@@ -41,6 +48,13 @@ pub struct KeyRing {
     pepper: Pepper,
     clock: Clock,
     known: Arc<Mutex<HashMap<KeyId, Known>>>,
+}
+
+/// What the ring knows of a key.
+enum Remembered {
+    Fresh(Arc<KeyRow>),
+    Stale,
+    Never,
 }
 
 struct Known {
@@ -62,35 +76,49 @@ impl KeyRing {
         self.pepper.hash(text)
     }
 
-    /// The row of a key that is valid now.
-    pub async fn check(&self, text: &str, kind: KeyKind) -> Result<Arc<KeyRow>, KeyFault> {
-        let (printed, id) = key::parse(text).ok_or(KeyFault::Invalid)?;
-        if printed != kind {
+    /// The row of a key that is valid now. `stranger` is asked before anything is done for a key that nobody here has
+    /// seen lately.
+    pub async fn check(
+        &self,
+        text: &str,
+        kind: KeyKind,
+        stranger: impl FnOnce() -> ApiResult<()>,
+    ) -> Result<Arc<KeyRow>, KeyFault> {
+        let parsed = key::parse(text).filter(|(printed, _)| *printed == kind);
+        let Some((_, id)) = parsed else {
+            stranger().map_err(KeyFault::Limited)?;
             return Err(KeyFault::Invalid);
-        }
+        };
         let row = match self.remembered(&id) {
-            Some(row) => row,
-            None => self.read(&id).await?,
+            Remembered::Fresh(row) => row,
+            Remembered::Stale => self.read(&id).await?,
+            Remembered::Never => {
+                stranger().map_err(KeyFault::Limited)?;
+                self.read(&id).await?
+            }
         };
         if !same(&row.hash, &self.pepper.hash(text)) || row.kind != kind || row.revoked_at.is_some() {
             return Err(KeyFault::Invalid);
         }
+        if row.settings.expires_at.is_some_and(|end| end <= self.clock.now()) {
+            return Err(KeyFault::Expired);
+        }
         if row.suspended { Err(KeyFault::Suspended) } else { Ok(row) }
     }
 
-    fn remembered(&self, id: &KeyId) -> Option<Arc<KeyRow>> {
+    fn remembered(&self, id: &KeyId) -> Remembered {
         let now = self.clock.mono();
         let mut known = self.known.lock();
-        let entry = known.get_mut(id)?;
+        let Some(entry) = known.get_mut(id) else { return Remembered::Never };
         let age = now.saturating_sub(entry.read_at);
         if age >= VALID {
-            return None;
+            return Remembered::Stale;
         }
         if age >= RENEW && !entry.renewing {
             entry.renewing = true;
-            return None;
+            return Remembered::Stale;
         }
-        Some(entry.row.clone())
+        Remembered::Fresh(entry.row.clone())
     }
 
     async fn read(&self, id: &KeyId) -> Result<Arc<KeyRow>, KeyFault> {

@@ -9,6 +9,7 @@ use cxmpute_wire::{MicroCredits, Millis, Timestamp, UserId};
 use serde::Serialize;
 use serde_json::json;
 
+use super::limits::{self, LimitArgs};
 use super::{Output, account};
 use crate::app::open_store;
 use crate::auth::Pepper;
@@ -49,6 +50,13 @@ pub enum UserCommand {
     },
     /// List all accounts.
     List,
+    /// Show the limits of an account, all its keys together, and change those that are given.
+    Limits {
+        /// E-mail address, account id, or a key of it.
+        account: String,
+        #[command(flatten)]
+        limits: Box<LimitArgs>,
+    },
     /// Suspend an account: its keys, devices and logins stop working.
     Suspend {
         /// E-mail address or account id.
@@ -184,6 +192,12 @@ async fn user(db: &Db, command: UserCommand, output: &Output) -> anyhow::Result<
                     _ => return Ok(()),
                 }
             }
+        }
+        UserCommand::Limits { account, limits } => {
+            let user = account::find(db, &account).await?;
+            let now = limits.apply(db, limits::of_account(&user.id)).await?;
+            let shown = json!({"id": user.id, "limits": limits::shown(&now)});
+            output.show(&shown, format_args!("{} {}", user.email, limits::shown(&now)))
         }
         UserCommand::Suspend { account, reason } => {
             let user = account::find(db, &account).await?;

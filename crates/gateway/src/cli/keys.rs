@@ -3,10 +3,12 @@
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use cxmpute_runtime::Clock;
-use cxmpute_store::{Db, KeyKind, KeyRow, NewKey};
+use cxmpute_store::{Db, KeyKind, KeyRow, KeySettings, Limits, NewKey};
 use cxmpute_wire::{KeyId, MicroCredits, UserId};
 use serde::Serialize;
+use serde_json::{Value, json};
 
+use super::limits::{self, LimitArgs, SettingArgs};
 use super::{Output, account};
 use crate::app::open_store;
 use crate::auth::{self, Pepper, key};
@@ -16,7 +18,9 @@ use crate::config::Config;
 #[derive(Subcommand)]
 pub enum KeysCommand {
     /// Make a key; it is printed once and never again.
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
+    /// Change the limits and settings of a key; they hold within a second.
+    Update(Box<UpdateArgs>),
     /// List the keys of an account, without their secrets.
     List {
         /// E-mail address, account id, or a key of it.
@@ -49,6 +53,27 @@ pub struct CreateArgs {
     /// Most that the key may spend in all, in credits.
     #[arg(long, value_name = "CREDITS")]
     budget: Option<String>,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    settings: SettingArgs,
+}
+
+/// Flags of `keys update`.
+#[derive(Args)]
+pub struct UpdateArgs {
+    /// Public part of the key (12 letters or digits), or the key.
+    key: String,
+    /// Another name.
+    #[arg(long)]
+    name: Option<String>,
+    /// Most that the key may spend in all, in credits, or `none`.
+    #[arg(long, value_name = "CREDITS|none")]
+    budget: Option<String>,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    settings: SettingArgs,
 }
 
 /// A fresh key as it is shown, once.
@@ -73,6 +98,11 @@ struct ListedKey {
     revoked: bool,
     spent_micro: i64,
     budget_micro: Option<i64>,
+    expires_at: Option<i64>,
+    strict: bool,
+    force_usage: bool,
+    /// Defaults included; null is no limit.
+    limits: Value,
 }
 
 impl From<&KeyRow> for ListedKey {
@@ -85,6 +115,10 @@ impl From<&KeyRow> for ListedKey {
             revoked: row.revoked_at.is_some(),
             spent_micro: row.spent.0,
             budget_micro: row.budget.map(|budget| budget.0),
+            expires_at: row.settings.expires_at.map(|at| at.0),
+            strict: row.settings.strict,
+            force_usage: row.settings.force_usage,
+            limits: limits::shown(&row.limits),
         }
     }
 }
@@ -96,8 +130,34 @@ pub async fn run(config: &Config, command: KeysCommand, output: &Output) -> anyh
         KeysCommand::Create(args) => {
             let user = account::find(&db, &args.account).await?;
             let budget = args.budget.as_deref().map(parse_budget).transpose()?;
+            // Wrong flags are found before there is a key.
+            args.limits.change(Limits::default())?;
+            let settings = args.settings.change(KeySettings::default(), Clock::system().now())?;
             let shown = create(&db, &pepper, &user.id, kind_of(args.provider), &args.name, budget).await?;
+            if settings != KeySettings::default() {
+                db.set_key_settings(&shown.id, &args.name, budget, settings).await?;
+            }
+            args.limits.apply(&db, limits::of_key(&shown.id)).await?;
             output.show(&shown, &shown.key)
+        }
+        KeysCommand::Update(args) => {
+            let id = key_id(&args.key)?;
+            let Some(row) = db.find_key(&id).await? else {
+                bail!("There is no such key; `cxmpute keys list` shows all.");
+            };
+            let budget = match args.budget.as_deref() {
+                None => row.budget,
+                Some("none") => None,
+                Some(text) => Some(parse_budget(text)?),
+            };
+            let settings = args.settings.change(row.settings, Clock::system().now())?;
+            let name = args.name.as_deref().unwrap_or(&row.name);
+            let limits = args.limits.apply(&db, limits::of_key(&id)).await?;
+            db.set_key_settings(&id, name, budget, settings).await?;
+            let shown = json!({"id": id, "name": name, "budget_micro": budget, "strict": settings.strict,
+                "force_usage": settings.force_usage, "expires_at": settings.expires_at,
+                "limits": limits::shown(&limits)});
+            output.show(&shown, format_args!("{id} changed"))
         }
         KeysCommand::List { account, provider } => {
             let user = account::find(&db, &account).await?;
@@ -112,10 +172,7 @@ pub async fn run(config: &Config, command: KeysCommand, output: &Output) -> anyh
             })
         }
         KeysCommand::Revoke { key, provider } => {
-            let id = match auth::parse(&key) {
-                Some((_, id)) => id,
-                None => key.parse().context("Give the public part of the key, 12 letters or digits.")?,
-            };
+            let id = key_id(&key)?;
             let row = db.find_key(&id).await?.filter(|row| row.kind == kind_of(provider));
             if row.is_none() {
                 bail!("There is no such {} key; `cxmpute keys list` shows all.", kind_of(provider).as_str());
@@ -127,6 +184,14 @@ pub async fn run(config: &Config, command: KeysCommand, output: &Output) -> anyh
                 format!("{id} {text}"),
             )
         }
+    }
+}
+
+/// The public part of a key, from itself or from the whole key.
+fn key_id(text: &str) -> anyhow::Result<KeyId> {
+    match auth::parse(text) {
+        Some((_, id)) => Ok(id),
+        None => text.parse().context("Give the public part of the key, 12 letters or digits."),
     }
 }
 

@@ -4,6 +4,7 @@ mod account;
 mod admin;
 mod dev;
 mod keys;
+mod limits;
 mod output;
 mod serve;
 

@@ -4,6 +4,7 @@
 //! checked by [`Config::check`].
 
 mod catalogue;
+mod limits;
 mod log;
 mod metrics;
 mod relay;
@@ -17,10 +18,11 @@ use cxmpute_runtime::exit::{self, ExitError};
 use serde::{Deserialize, Serialize};
 
 pub use catalogue::CatalogueConfig;
+pub use limits::LimitsConfig;
 pub use log::LogConfig;
 pub use metrics::MetricsConfig;
 pub use relay::RelayConfig;
-pub use server::{Network, ServerConfig, Tls};
+pub use server::{ForwardedHeader, Network, Origin, ServerConfig, Tls};
 pub use store::StoreConfig;
 
 /// Prefix of the environment variables: `server.bind` is `CXMPUTE_SERVER_BIND`.
@@ -38,6 +40,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Deadlines and limits of the way to the nodes.
     pub relay: RelayConfig,
+    /// What keys and accounts may do at most.
+    pub limits: LimitsConfig,
     /// Models and prices.
     pub catalogue: CatalogueConfig,
     /// Logs.
@@ -56,6 +60,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ExitError> {
         self.server.check().map_err(|message| ExitError::new(exit::CONFIG, message))?;
         self.metrics.address().map_err(|message| ExitError::new(exit::CONFIG, message))?;
+        self.limits.check().map_err(|message| ExitError::new(exit::CONFIG, message))?;
         self.relay.check().map_err(|message| ExitError::new(exit::CONFIG, message))
     }
 }

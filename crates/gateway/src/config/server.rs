@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderValue, header};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The section `[server]`.
@@ -23,6 +24,11 @@ pub struct ServerConfig {
     /// Addresses or networks of reverse proxies in front. With `tls = "off"` on a public address, only they may
     /// connect.
     pub trusted_proxies: Vec<Network>,
+    /// The header in which those proxies name the client: `x-forwarded-for` or `forwarded`. A proxy must write the one
+    /// that is named here, or clients could.
+    pub forwarded_header: ForwardedHeader,
+    /// Web origins whose scripts may read answers of the API, such as `https://app.example`; `*` for all.
+    pub cors_origins: Vec<String>,
     /// Name of this control plane, shown to nodes.
     pub name: String,
     /// Threads that serve requests; 0 means one per core.
@@ -41,6 +47,10 @@ pub struct ServerConfig {
     pub write_stall_ms: u64,
     /// How long running requests may go on after the first SIGTERM.
     pub drain_ms: u64,
+    /// The known-bad rule of gate G9.
+    #[cfg(feature = "sabotage")]
+    #[serde(skip)]
+    pub trusts_everybody: bool,
 }
 
 impl Default for ServerConfig {
@@ -51,6 +61,8 @@ impl Default for ServerConfig {
             tls_certificate: None,
             tls_key: None,
             trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::XForwardedFor,
+            cors_origins: vec!["*".to_owned()],
             name: "cxmpute".to_owned(),
             workers: 0,
             connections_per_address: 100,
@@ -60,8 +72,34 @@ impl Default for ServerConfig {
             body_rate: 1024,
             write_stall_ms: 30_000,
             drain_ms: 30_000,
+            #[cfg(feature = "sabotage")]
+            trusts_everybody: false,
         }
     }
+}
+
+/// The header in which trusted proxies name the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`.
+    #[serde(rename = "x-forwarded-for")]
+    XForwardedFor,
+    /// `Forwarded` of RFC 7239.
+    #[serde(rename = "forwarded")]
+    Forwarded,
+}
+
+/// Whose scripts may read an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Everybody's.
+    Everybody,
+    /// This one's.
+    Listed(HeaderValue),
+    /// Others', not the asking one's.
+    Other,
+    /// Nobody's: the route is not for browsers.
+    Nobody,
 }
 
 /// How transport security is done.
@@ -87,7 +125,41 @@ impl ServerConfig {
                  server.tls = \"files\", or name the TLS proxy in front in server.trusted_proxies.",
                 self.bind
             )),
-            Tls::Files | Tls::Off => Ok(()),
+            Tls::Files | Tls::Off => self.check_origins(),
+        }
+    }
+
+    /// An origin is scheme, host and port, nothing behind it.
+    fn check_origins(&self) -> Result<(), String> {
+        let shaped = |origin: &&String| {
+            let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            origin.as_str() == "*"
+                || rest.is_some_and(|host| {
+                    !host.is_empty()
+                        && host
+                            .bytes()
+                            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'*' | b',' | b'?' | b'#'))
+                })
+        };
+        match self.cors_origins.iter().find(|origin| !shaped(origin)) {
+            Some(wrong) => Err(format!(
+                "server.cors_origins has \"{wrong}\", expected \"*\" or an origin such as \"https://app.example\"."
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the scripts that ask may read the answer.
+    #[must_use]
+    pub fn allowed_origin(&self, headers: &HeaderMap) -> Origin {
+        if self.cors_origins.iter().any(|origin| origin == "*") {
+            return Origin::Everybody;
+        }
+        match headers.get(header::ORIGIN) {
+            Some(origin) if self.cors_origins.iter().any(|listed| listed.as_bytes() == origin.as_bytes()) => {
+                Origin::Listed(origin.clone())
+            }
+            _ => Origin::Other,
         }
     }
 

@@ -31,6 +31,7 @@ pub(super) struct Admitted {
 /// The request does not fit the model, or the account cannot pay for it.
 pub(super) async fn admit(app: &App, caller: &Caller, job: Job) -> ApiResult<(Arc<Job>, Admitted)> {
     let mut terms = Terms::of(job).await?;
+    caller.reserve_tokens(terms.prompt.estimate(&terms.job))?;
     loop {
         let amount = terms.amount()?;
         match app.meter.admit(admission(caller, &terms.job, amount, app)).await {
@@ -111,6 +112,17 @@ impl Terms {
 
     fn agreed(self) -> (Arc<Job>, u64, Option<Tokens>) {
         (self.job, self.covered, self.prompt.exact.then_some(Tokens(self.prompt.tokens)))
+    }
+}
+
+impl Prompt {
+    /// What limits of tokens reserve for the request, put right when it ends: a token has about four bytes, and an
+    /// answer without a limit is expected to be as long as one slice.
+    fn estimate(&self, job: &Job) -> u64 {
+        const BYTES_PER_TOKEN: u64 = 4;
+        let prompt = if self.exact { self.tokens } else { self.tokens / BYTES_PER_TOKEN };
+        let output = if job.explicit_limit { job.limit } else { job.limit.min(SLICE) };
+        prompt.saturating_add(output.saturating_mul(job.choices as u64))
     }
 }
 

@@ -31,6 +31,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::fleet::{RunningRequest, Seat};
 use crate::limits::INPUT_TOKENS;
 use crate::meter::{Admission, AdmitError, Hold, Settlement};
+use crate::rates::Permit;
 
 /// Bytes that one number of a vector may take in JSON.
 const PER_NUMBER: u64 = 32;
@@ -110,6 +111,7 @@ pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> Api
     let gone = CancellationToken::new();
     let run = Embed {
         user: caller.user_id,
+        permit: caller.permit,
         body,
         head,
         gone: gone.clone(),
@@ -137,8 +139,11 @@ pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> Api
 }
 
 async fn admit(app: &App, caller: &Caller, job: EmbedJob) -> ApiResult<(Arc<EmbedJob>, Option<Units>, Hold)> {
+    caller.permit_model(&job.model)?;
     let job = Arc::new(job);
     let mut units = job.bound();
+    // About four bytes are a token; put right when the request ends.
+    caller.reserve_tokens(units.embedding.0 / 4)?;
     let mut exact = None;
     loop {
         if units.embedding.0 > INPUT_TOKENS && exact.is_some() {
@@ -189,6 +194,7 @@ fn node_body(job: &EmbedJob) -> ApiResult<Bytes> {
 struct Embed {
     app: Arc<App>,
     user: UserId,
+    permit: Option<Arc<Permit>>,
     job: Arc<EmbedJob>,
     body: Bytes,
     head: oneshot::Sender<Head>,
@@ -244,6 +250,7 @@ impl Embed {
                 if let Err(cause) = hold.settle(settlement).await {
                     tracing::error!(request_id = %self.job.request_id, error = %cause, "a failed request was not settled");
                 }
+                drop(self.permit.take());
                 let _ = self.head.send(Head::Failed(error));
                 return;
             }
@@ -267,7 +274,11 @@ impl Embed {
             headers: http::HeaderMap::new(),
         };
         drop(seat);
-        let answer = match hold.settle(settlement).await {
+        let settled = hold.settle(settlement).await;
+        if let Some(permit) = self.permit.take() {
+            permit.use_tokens(counted.embedding.0);
+        }
+        let answer = match settled {
             Ok(settled) => {
                 let base64 = self.job.request.encoding_format == Some(EncodingFormat::Base64);
                 let usage = usage(&counted, Some(&settled), false);

@@ -25,6 +25,7 @@ use crate::error::{ApiError, ApiResult};
 const X_GENERATION_ID: HeaderName = HeaderName::from_static("x-generation-id");
 const X_PROVIDER: HeaderName = HeaderName::from_static("x-cxmpute-provider");
 const X_OVERHEAD: HeaderName = HeaderName::from_static("x-cxmpute-overhead-us");
+const X_EVIDENCE: HeaderName = HeaderName::from_static("x-cxmpute-model-evidence");
 const X_PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
 const X_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -45,6 +46,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     let total = Instant::now() + job.timeout.map_or(relay.total(), |wanted| wanted.min(relay.total()));
     let run = Run {
         user: caller.user_id,
+        permit: caller.permit,
         hold,
         body,
         gone: outlet.gone(),
@@ -178,6 +180,8 @@ fn describe(headers: &mut HeaderMap, app: &App, id: &str, arrived: std::time::Du
     if let Some(provider) = &meta.provider {
         text(X_PROVIDER, provider.clone());
         text(X_OVERHEAD, meta.overhead.as_micros().to_string());
+        // Only nodes whose canary passed through this very tunnel get work (D14).
+        text(X_EVIDENCE, "canary-passed".to_owned());
     }
     #[cfg(feature = "sabotage")]
     for (name, value) in &meta.headers {

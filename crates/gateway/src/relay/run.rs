@@ -26,6 +26,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::fleet::{RunningRequest, Seat};
 use crate::meter::Hold;
+use crate::rates::Permit;
 
 /// What the request's task tells the client's connection, once.
 #[derive(Debug)]
@@ -102,6 +103,8 @@ pub(super) enum Ended {
 pub(super) struct Run {
     pub app: Arc<App>,
     pub user: UserId,
+    /// Given back before the client hears of the end, so that its next request finds the place free.
+    pub permit: Option<Arc<Permit>>,
     pub job: Arc<Job>,
     pub hold: Hold,
     pub body: Bytes,

@@ -74,8 +74,10 @@ impl Run {
         let units = self.count(texts).await;
         let meta = self.meta();
         let settlement = self.settlement(end, units);
-        let Self { hold, head, mut outlet, writer, job, mut so_far, .. } = self;
-        match hold.settle(settlement).await {
+        let Self { hold, head, mut outlet, writer, job, mut so_far, permit, .. } = self;
+        let settled = hold.settle(settlement).await;
+        drop(permit);
+        match settled {
             Ok(settled) => {
                 let mut usage = usage(&units, Some(&settled), exhausted);
                 // The node's word, within what is possible; it changes no price.
@@ -132,10 +134,11 @@ impl Run {
             _ => Units::default(),
         };
         let settlement = self.settlement(end, units);
-        let Self { hold, head, mut outlet, job, app, .. } = self;
+        let Self { hold, head, mut outlet, job, app, permit, .. } = self;
         if let Err(cause) = hold.settle(settlement).await {
             tracing::error!(request_id = %job.request_id, error = %cause, "a failed request was not settled");
         }
+        drop(permit);
         // The last words are for who listens; a process that stops does not wait for who does not.
         let hard = app.tasks.hard();
         tokio::select! {
@@ -168,6 +171,9 @@ impl Run {
             .record(latency.as_secs_f64());
         metrics::counter!("gen_ai_client_token_usage", "type" => "input").increment(units.prompt.0);
         metrics::counter!("gen_ai_client_token_usage", "type" => "output").increment(units.completion.0);
+        if let Some(permit) = &self.permit {
+            permit.use_tokens(units.prompt.0.saturating_add(units.completion.0));
+        }
         Settlement {
             end,
             counted: units,

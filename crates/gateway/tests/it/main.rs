@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests may fail loudly")]
 
 mod enrolment;
+mod limits;
 mod seed;
 mod start;
 mod surface;

@@ -183,7 +183,7 @@ fn invalid_key() -> ApiError {
 }
 
 async fn owner_of_key(app: &App, key: &str) -> ApiResult<UserId> {
-    match app.keys.check(key, KeyKind::Provider).await {
+    match app.keys.check(key, KeyKind::Provider, || Ok(())).await {
         Ok(row) => Ok(row.user_id.clone()),
         Err(KeyFault::Invalid) => Err(invalid_key()),
         Err(fault) => Err(caller::refusal(fault)),

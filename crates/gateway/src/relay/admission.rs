@@ -259,6 +259,7 @@ mod tests {
             model: catalogue.resolve("cxm-tiny").unwrap().clone(),
             model_name: "tiny".to_owned(),
             rules: crate::relay::Rules::default(),
+            force_usage: false,
             timeout: None,
             #[cfg(feature = "sabotage")]
             extra: Vec::new(),

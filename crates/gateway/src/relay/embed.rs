@@ -104,6 +104,7 @@ impl EmbedJob {
 /// # Errors
 /// The request is refused, or failed.
 pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> ApiResult<Response> {
+    caller.permit_model(&job.model)?;
     Seeker::new(&job.model, &caller.user_id, &job.wishes).check(&app.fleet, app.meter.stats().queue)?;
     let (job, units, hold) = admit(&app, &caller, job).await?;
     let body = node_body(&job)?;
@@ -139,7 +140,6 @@ pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> Api
 }
 
 async fn admit(app: &App, caller: &Caller, job: EmbedJob) -> ApiResult<(Arc<EmbedJob>, Option<Units>, Hold)> {
-    caller.permit_model(&job.model)?;
     let job = Arc::new(job);
     let mut units = job.bound();
     // About four bytes are a token; put right when the request ends.

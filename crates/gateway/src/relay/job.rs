@@ -76,6 +76,8 @@ pub struct Job {
     pub title: Option<String>,
     /// Address of the calling application.
     pub referer: Option<String>,
+    /// The key's setting: a usage chunk whether asked for or not.
+    pub force_usage: bool,
     /// The time the client gives the request, if it is shorter than ours.
     pub timeout: Option<Duration>,
     /// What the known-bad variant sends along: names of fields outside the schema.
@@ -124,6 +126,9 @@ impl Job {
     /// Whether a usage chunk was asked for.
     #[must_use]
     pub fn wants_usage(&self) -> bool {
+        if self.force_usage {
+            return true;
+        }
         match &self.ask {
             Ask::Chat(request) => request.wants_usage(),
             Ask::Completion(request) => request.wants_usage(),

@@ -34,6 +34,10 @@ const X_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// # Errors
 /// The request is refused, or failed before the first content.
 pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Response> {
+    caller.permit_model(&job.model)?;
+    for alternative in &job.alternatives {
+        caller.permit_model(&alternative.model)?;
+    }
     let job = first_servable(&app, &caller, job)?;
     let (job, Admitted { hold, covered, prompt }) = admit(&app, &caller, job).await?;
     let body = job.node_body()?;

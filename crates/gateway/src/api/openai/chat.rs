@@ -46,6 +46,7 @@ pub async fn create_chat_completion(
         arrived: edge.arrived,
         created: app.clock.now().seconds(),
         rules,
+        force_usage: caller.key.settings.force_usage,
         timeout: manners.timeout,
         #[cfg(feature = "sabotage")]
         extra: manners.names(),

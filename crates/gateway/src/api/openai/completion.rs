@@ -40,6 +40,7 @@ pub async fn create_completion(
         arrived: edge.arrived,
         created: app.clock.now().seconds(),
         rules: Rules::of_completion(&request),
+        force_usage: caller.key.settings.force_usage,
         timeout: manners.timeout,
         #[cfg(feature = "sabotage")]
         extra: manners.names(),

@@ -144,7 +144,7 @@ pub fn print_refusal(app: &App, refusal: &Refusal) -> Vec<u8> {
     let edge = Edge::new(app);
     let error = ApiError::new(refusal.code, refusal.message.clone());
     let mut response = error.render(Some(&edge.request_id));
-    finish_headers(response.headers_mut(), &edge.request_id, false);
+    finish_headers(response.headers_mut(), &edge, Origin::Nobody);
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     app.telemetry.requests.record(None, response.status(), Duration::ZERO);
     note(app, &Method::GET, "none", &response, Some(&error), &edge.request_id, Duration::ZERO);

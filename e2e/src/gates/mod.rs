@@ -18,3 +18,4 @@ pub mod rogue_plays;
 pub mod rogue_streams;
 pub mod slow_clients;
 pub mod surface;
+pub mod values;

@@ -28,6 +28,7 @@ gate!(p1_rogue_streams_are_stopped, rogue_streams::gate);
 gate!(p2_only_our_schema_leaves, rogue_answers::gate);
 gate!(p5_foreign_and_late_answers_are_dropped, epochs::gate);
 gate!(u1_what_is_no_request_is_refused, bodies::gate);
+gate!(u2_values_out_of_bounds_name_their_field, values::gate);
 gate!(u3_every_answer_is_documented, property::gate);
 gate!(w3_only_documented_routes_are_served, surface::gate);
 gate!(x1_nothing_secret_leaks, leaks::gate);

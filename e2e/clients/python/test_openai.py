@@ -3,44 +3,14 @@
 import base64
 import json
 import math
-import os
 import struct
 
 import openai
 import pytest
+from conftest import client_with, setting
 
 STORY = [{"role": "user", "content": "Tell me a story."}]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-def setting(name):
-    value = os.environ.get(name)
-    if not value:
-        pytest.fail(f"{name} is not set; e2e/clients/README.md lists what these tests need", pytrace=False)
-    return value
-
-
-def client_with(key):
-    return openai.OpenAI(base_url=setting("CXMPUTE_BASE_URL"), api_key=key, max_retries=0, timeout=60)
-
-
-@pytest.fixture(scope="module")
-def client():
-    with client_with(setting("CXMPUTE_API_KEY")) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def chat_model():
-    return setting("CXMPUTE_CHAT_MODEL")
-
-
-@pytest.fixture(scope="module")
-def embeddings_model():
-    name = os.environ.get("CXMPUTE_EMBEDDINGS_MODEL")
-    if not name:
-        pytest.skip("CXMPUTE_EMBEDDINGS_MODEL is empty: no embeddings model is served here")
-    return name
 
 
 def assert_adds_up(usage):

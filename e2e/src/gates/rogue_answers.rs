@@ -1,6 +1,8 @@
 //! P2: nodes that inject fields, ids, roles, calls, probabilities and headers. Only our schema leaves, with our id, our
 //! model and headers from the allowlist.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use cxmpute_wire::MicroCredits;
@@ -57,7 +59,7 @@ const ALLOWED: [&str; 22] = [
 /// The world could not be built.
 pub async fn gate(setting: Setting) -> Result<Verdict> {
     let mut verdict = Verdict::new("P2");
-    let world = World::plan(setting).start().await?;
+    let world = World::plan(setting).queue(Duration::from_millis(100)).start().await?;
     let node = world.stand_in("rogue").await?;
     let account = world.account("reader@example.org", MicroCredits(1_000_000_000)).await?;
     for _ in 0..setting.counts.pick(1, 20) {

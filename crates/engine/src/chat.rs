@@ -14,6 +14,7 @@ use cxmpute_wire::openai::{
 use crate::generate::{Event, Prompt};
 use crate::logprobs;
 use crate::params::{Admitted, Params, Task, admit};
+use crate::plan::Plan;
 use crate::refusal::{JsonBody, Refusal};
 use crate::server::{DONE, Engine, broken, event, event_stream, fresh_id};
 use crate::text::Span;
@@ -27,10 +28,8 @@ pub async fn complete_chat(
     let llm = engine.llm(&request.model)?;
     let params = Params::of_chat(&request)?;
     let streamed = request.streamed();
-    let tools = request.tools.as_ref().is_some_and(|tools| !tools.is_empty());
-    let forbidden = request.tool_choice.as_ref().is_some_and(ToolChoice::forbids);
-    let syntax = llm.counter.template_source().and_then(Syntax::of_template).filter(|_| tools && !forbidden);
-    let choices = (0..params.choices()).map(|_| Choice { tools: syntax.map(ToolParser::lenient), calls: 0 });
+    let plan = Plan::read(&request, llm.counter.template_source().and_then(Syntax::of_template))?;
+    let choices = (0..params.choices()).map(|_| Choice { tools: plan.parser(), calls: 0 });
     let reply = Reply {
         head: ChatChunk {
             id: fresh_id("chatcmpl-"),
@@ -45,10 +44,12 @@ pub async fn complete_chat(
         logprobs: request.logprobs.unwrap_or(false),
         named: request.tool_choice.as_ref().and_then(ToolChoice::named).is_some(),
     };
-    let counter = llm.counter.clone();
+    let (counter, grammars) = (llm.counter.clone(), llm.grammars.clone());
     let prepare = move || {
         let tokens = counter.encode_prompt(&request)?;
-        Ok(Task { prompts: vec![Prompt { tokens, echo: None }] })
+        let marks = plan.marks();
+        let constraint = plan.compile(&grammars)?;
+        Ok(Task { prompts: vec![Prompt { tokens, echo: None }], constraint, marks })
     };
     let admitted = admit(llm, params, "messages", prepare).await?;
     if streamed { Ok(stream(reply, admitted)) } else { collect(reply, admitted).await }

@@ -43,7 +43,7 @@ pub async fn complete_text(
             Ok(Prompt { tokens, echo: echo.then(|| text.clone()) })
         };
         let prompts: Result<_, Refusal> = request.prompt.texts().iter().map(prompt).collect();
-        Ok(Task { prompts: prompts? })
+        Ok(Task { prompts: prompts?, constraint: None, marks: Vec::new() })
     })
     .await?;
     if streamed { Ok(stream(head, writer, admitted)) } else { collect(head, writer, count, admitted).await }

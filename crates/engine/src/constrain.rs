@@ -17,6 +17,9 @@ const MAX_SCHEMA_BYTES: usize = 64 << 10;
 const MAX_SCHEMA_DEPTH: usize = 48;
 /// Most values in all schemas of a request.
 const MAX_SCHEMA_VALUES: usize = 5_000;
+/// Largest number, its decimal point aside, that numbers can be held to multiples of. The library computes with 32 bits
+/// and does not notice when they run over.
+const MAX_MULTIPLE: u64 = 10_000;
 /// Longest reason that is passed on.
 const MAX_REASON_CHARS: usize = 200;
 
@@ -58,7 +61,8 @@ impl Grammars {
     ) -> Result<Option<Constraint>, String> {
         check_size(format, calls)?;
         let tokenizer = self.counter.tokenizer();
-        let control = |name: &str| tokenizer.control_tokens().find(|(_, text)| *text == name).map(|(id, _)| id);
+        let control =
+            |name: &str| tokenizer.control_tokens().find(|(_, text)| *text == name).map(|(id, _)| id);
         let Some(grammar) = write(format, calls, control) else { return Ok(None) };
         let factory = self.factory.get_or_init(|| factory(tokenizer));
         let factory = factory.as_ref().ok_or("the vocabulary of this model cannot be constrained")?;
@@ -123,7 +127,9 @@ struct Size {
 impl Size {
     fn take(&mut self, value: &Value, depth: usize) -> Result<(), String> {
         let too_large = || {
-            format!("it is larger than {MAX_SCHEMA_BYTES} bytes, {MAX_SCHEMA_VALUES} values or {MAX_SCHEMA_DEPTH} levels")
+            format!(
+                "it is larger than {MAX_SCHEMA_BYTES} bytes, {MAX_SCHEMA_VALUES} values or {MAX_SCHEMA_DEPTH} levels"
+            )
         };
         let depth = depth.checked_sub(1).ok_or_else(too_large)?;
         self.values = self.values.checked_sub(1).ok_or_else(too_large)?;
@@ -135,6 +141,11 @@ impl Size {
             Value::Object(fields) => {
                 for (name, value) in fields {
                     self.bytes = self.bytes.checked_sub(name.len()).ok_or_else(too_large)?;
+                    if name == "multipleOf" && value.is_number() && !is_small_multiple(value) {
+                        return Err(format!(
+                            "multipleOf takes up to {MAX_MULTIPLE}, with up to four decimals"
+                        ));
+                    }
                     self.take(value, depth)?;
                 }
             }
@@ -144,11 +155,23 @@ impl Size {
     }
 }
 
+fn is_small_multiple(value: &Value) -> bool {
+    let written = value.to_string();
+    let (whole, decimals) = written.split_once('.').unwrap_or((&written, ""));
+    decimals.len() <= 4
+        && format!("{whole}{decimals}").parse().is_ok_and(|number: u64| (1..=MAX_MULTIPLE).contains(&number))
+}
+
 /// What the library says, as the end of one sentence.
 fn reason(error: &str) -> String {
     let line = error.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it is not usable");
     // Lines of a grammar that the caller never saw say nothing.
     let line = line.rsplit("failed to compile JSON schema:").next().unwrap_or(line).trim();
+    let line = match line {
+        "NoExtensionBias" => "no answer can follow it",
+        bug if bug.starts_with("panic:") => "it is not usable",
+        line => line,
+    };
     let mut short: String = line.chars().take(MAX_REASON_CHARS).collect();
     short.truncate(short.trim_end_matches(['.', ' ']).len());
     short
@@ -199,3 +222,6 @@ impl Constraint {
         Ok(self.matcher.is_stopped())
     }
 }
+
+#[cfg(test)]
+mod tests;

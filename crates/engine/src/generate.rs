@@ -8,6 +8,7 @@ use cxmpute_wire::Code;
 use cxmpute_wire::openai::FinishReason;
 use tokio::sync::mpsc;
 
+use crate::constrain::Constraint;
 use crate::logprobs::{Scored, score_token};
 use crate::penalties::{Bias, History, Penalties};
 use crate::run::Run;
@@ -45,6 +46,10 @@ pub struct Generation {
     pub stops: Vec<String>,
     /// Send the probability of each token, with this many of the likeliest ones.
     pub logprobs: Option<usize>,
+    /// What each answer is held to.
+    pub constraint: Option<Constraint>,
+    /// Control tokens whose names are part of the text: the marks around calls of tools.
+    pub shown: Vec<u32>,
     /// Where the events go; when the other end is dropped, the generation ends.
     pub out: mpsc::Sender<Event>,
 }
@@ -107,6 +112,8 @@ pub enum Broken {
     Stopping,
     /// The computation failed.
     Failed(candle_core::Error),
+    /// The answer can be held to its shape no longer.
+    Unfollowable(String),
 }
 
 impl From<candle_core::Error> for Broken {
@@ -152,6 +159,10 @@ impl Slot {
             Err(Broken::Stopping) => {
                 Event::Failed { code: Code::Draining, message: "the engine is stopping".into() }
             }
+            Err(Broken::Unfollowable(reason)) => Event::Failed {
+                code: Code::InvalidParameter,
+                message: format!("The schema became too costly to follow: {reason}."),
+            },
             Err(Broken::Failed(error)) => {
                 tracing::error!(%error, "a generation failed");
                 Event::Failed { code: Code::EngineFailed, message: "the computation failed".into() }
@@ -178,6 +189,7 @@ impl Slot {
                     index,
                     sampler,
                     history,
+                    constraint: generation.constraint.as_ref().map(Constraint::fresh),
                     limit: self.limit(generation, prompt),
                 };
                 let (tokens, reason) = answer.write(read.clone(), &mut pace)?;
@@ -253,6 +265,7 @@ struct Answer<'a> {
     index: u64,
     sampler: Sampler,
     history: History,
+    constraint: Option<Constraint>,
     /// Most tokens.
     limit: usize,
 }
@@ -270,21 +283,27 @@ impl Answer<'_> {
             if produced == self.limit {
                 break FinishReason::Length;
             }
-            let Some(token) = self.choose(&scores).filter(|token| !tokenizer.is_end(*token)) else {
+            let Some(token) = self.choose(&scores)?.filter(|token| !tokenizer.is_end(*token)) else {
                 break FinishReason::Stop;
             };
             produced += 1;
             self.history.push(token);
+            let complete = self.accept(token)?;
             if let Some(pace) = pace {
                 pace.wait(&slot.clock);
             }
             slot.check(generation)?;
             let scored = generation.logprobs.map(|count| score_token(tokenizer, &scores, token, count));
-            let piece = text.push(tokenizer.token_bytes(token), scored);
+            let shown = generation.shown.contains(&token);
+            let bytes = if shown { tokenizer.shown_bytes(token) } else { tokenizer.token_bytes(token) };
+            let piece = text.push(bytes, scored);
             generation.send_text(index, piece.span)?;
             if piece.stopped {
                 run.keep();
                 return Ok((produced as u64, FinishReason::Stop));
+            }
+            if complete {
+                break FinishReason::Stop;
             }
             if produced < self.limit {
                 scores = run.feed(&[token])?;
@@ -297,10 +316,19 @@ impl Answer<'_> {
     }
 
     /// The next token. The scores stay as the model gave them: probabilities are reported of those.
-    fn choose(&mut self, scores: &[f32]) -> Option<u32> {
+    fn choose(&mut self, scores: &[f32]) -> Result<Option<u32>, Broken> {
         let mut adjusted = scores.to_vec();
         self.history.adjust(&self.generation.bias, &mut adjusted);
-        self.sampler.choose(&adjusted)
+        if let Some(constraint) = &mut self.constraint {
+            constraint.restrict(scores, &mut adjusted).map_err(Broken::Unfollowable)?;
+        }
+        Ok(self.sampler.choose(&adjusted))
+    }
+
+    /// Notes the chosen token; `true` when the answer is complete with it.
+    fn accept(&mut self, token: u32) -> Result<bool, Broken> {
+        let Some(constraint) = &mut self.constraint else { return Ok(false) };
+        constraint.accept(token).map_err(Broken::Unfollowable)
     }
 }
 

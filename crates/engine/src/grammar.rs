@@ -12,7 +12,7 @@ use crate::tools::{CallShape, Syntax};
 
 /// Most calls of one answer.
 const MAX_CALLS: usize = 16;
-/// Numbers without bounds of their own stay where every reader of JSON has them exact.
+/// Sides of numbers without a bound of their own stay where every reader of JSON has them exact.
 const LARGEST: i64 = (1 << 53) - 1;
 
 /// JSON in general. Numbers have a length that every reader takes.
@@ -65,7 +65,7 @@ pub fn write(
     calls: Option<&Calls>,
     control: impl Fn(&str) -> Option<u32>,
 ) -> Option<String> {
-    let mut rules = Rules { text: String::from("%llguidance {}\n"), control };
+    let mut rules = Rules { text: String::from("%llguidance {\"ignore_once\": true}\n"), control };
     // Families that begin a call with nothing but a brace: text cannot be told from calls before its end.
     let calls = calls.filter(|calls| calls.forced || !calls.syntax.open.is_empty());
     let mut starts = Vec::new();
@@ -138,7 +138,9 @@ impl<C: Fn(&str) -> Option<u32>> Rules<C> {
         }
         let all: Vec<String> = (0..functions.len()).map(|number| format!("call_{number}")).collect();
         self.line(&format!("call: {}", all.join(" | ")));
-        let more = if *several { MAX_CALLS - 1 } else { 0 };
+        let again = |rule: &str| {
+            if *several { format!("({rule}){{0,{}}}", MAX_CALLS - 1) } else { String::new() }
+        };
         let (open, close) = (self.mark(syntax.open), self.mark(syntax.close));
         // Before the first mark there may be any text; it ends where the mark does.
         let first = match (free, (self.control)(syntax.open)) {
@@ -152,15 +154,20 @@ impl<C: Fn(&str) -> Option<u32>> Rules<C> {
         self.line("TEXT: /(.|\\n)*/");
         match syntax.shape {
             CallShape::List => {
-                self.line(&format!("calls: {first} \"[\" call (JSON_COMMA call){{0,{more}}} \"]\" {close}"));
+                let more = again("JSON_COMMA call");
+                self.line(&format!("calls: {first} \"[\" call {more} \"]\" {close}"));
             }
-            CallShape::Tagged(_) => self.line(&format!("calls: {first} call ({open} call){{0,{more}}}")),
+            CallShape::Tagged(_) => {
+                let more = again(&format!("{open} call"));
+                self.line(&format!("calls: {first} call {more}"));
+            }
             CallShape::Object if syntax.open.is_empty() => {
-                self.line(&format!("calls: call (/; ?/ call){{0,{more}}}"));
+                self.line(&format!("calls: call {}", again("/; ?/ call")));
             }
             CallShape::Object => {
-                self.line(&format!("one: /\\n?/ call /\\n?/ {close}"));
-                self.line(&format!("calls: {first} one (/\\n?/ {open} one){{0,{more}}}"));
+                let more = again(&format!("\"\\n\"? {open} one"));
+                self.line(&format!("one: \"\\n\"? call \"\\n\"? {close}"));
+                self.line(&format!("calls: {first} one {more}"));
             }
         }
     }
@@ -193,7 +200,7 @@ fn prepared(schema: &Value) -> Value {
     schema
 }
 
-/// Gives numbers without bounds those that every reader of JSON keeps.
+/// Gives numbers the bounds they lack, so that every reader of JSON keeps them exact.
 fn bound_numbers(schema: &mut Value) {
     let Some(fields) = schema.as_object_mut() else { return };
     let is = |kind: &Value| matches!(kind.as_str(), Some("integer" | "number"));
@@ -202,10 +209,14 @@ fn bound_numbers(schema: &mut Value) {
         Some(kind) => is(kind),
         None => false,
     };
-    let bounds = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum", "const", "multipleOf"];
-    if numeric && !bounds.iter().any(|bound| fields.contains_key(*bound)) {
-        fields.insert("minimum".into(), (-LARGEST).into());
-        fields.insert("maximum".into(), LARGEST.into());
+    if numeric && !fields.contains_key("enum") && !fields.contains_key("const") {
+        for (bound, strict, limit) in
+            [("minimum", "exclusiveMinimum", -LARGEST), ("maximum", "exclusiveMaximum", LARGEST)]
+        {
+            if !fields.contains_key(bound) && !fields.contains_key(strict) {
+                fields.insert(bound.into(), limit.into());
+            }
+        }
     }
     for (key, value) in fields.iter_mut() {
         match (key.as_str(), value) {

@@ -1,5 +1,6 @@
 //! Loading a chat model: its tokenizer, its weights and the slots that answer with it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,6 +10,7 @@ use cxmpute_tokens::TokenCounter;
 use cxmpute_tokens::gguf::Header;
 
 use crate::cli::{Cli, NamedPath};
+use crate::constrain::Grammars;
 use crate::digest;
 use crate::generate::{Generation, Slot};
 use crate::model::Decoder;
@@ -31,6 +33,8 @@ pub struct Llm {
     pub context: usize,
     /// Tokenizer and chat template.
     pub counter: TokenCounter,
+    /// Makes constraints for answers.
+    pub grammars: Arc<Grammars>,
     /// Where generations run.
     pub pool: Pool<Generation>,
 }
@@ -77,7 +81,8 @@ impl Llm {
                     slot.answer_request(&generation);
                 }
             })?;
-        Ok(Self { name: model.name.clone(), digest, context, counter, pool })
+        let grammars = Arc::new(Grammars::new(counter.clone()));
+        Ok(Self { name: model.name.clone(), digest, context, counter, grammars, pool })
     }
 }
 

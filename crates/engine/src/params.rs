@@ -4,6 +4,7 @@ use cxmpute_wire::Code;
 use cxmpute_wire::openai::{ChatRequest, CompletionRequest, Content, LogitBias, Stop};
 use tokio::sync::mpsc;
 
+use crate::constrain::Constraint;
 use crate::generate::{Event, Generation, Prompt};
 use crate::llm::Llm;
 use crate::penalties::{Bias, Penalties};
@@ -169,6 +170,10 @@ fn stop_texts(stop: Option<&Stop>) -> Vec<String> {
 pub struct Task {
     /// The prompts.
     pub prompts: Vec<Prompt>,
+    /// What each answer is held to.
+    pub constraint: Option<Constraint>,
+    /// Names of control tokens that are part of the text.
+    pub marks: Vec<&'static str>,
 }
 
 /// A generation that a slot has taken or will take.
@@ -190,7 +195,7 @@ where
 {
     let (sampling, penalties) = params.check()?;
     let bias = params.bias(llm.counter.tokenizer().vocabulary_size())?;
-    let Task { prompts } = in_background(prepare).await??;
+    let Task { prompts, constraint, marks } = in_background(prepare).await??;
     if prompts.is_empty()
         || prompts.len() > MAX_PROMPTS
         || prompts.iter().any(|prompt| prompt.tokens.is_empty())
@@ -206,6 +211,8 @@ where
         return Err(Refusal::context(field, llm.context, longest, params.max_tokens));
     }
     let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum();
+    let control = llm.counter.tokenizer().control_tokens();
+    let shown = control.filter(|(_, name)| marks.contains(name)).map(|(id, _)| id).collect();
     let (out, events) = mpsc::channel(EVENTS);
     llm.pool.submit(Generation {
         prompts,
@@ -217,6 +224,8 @@ where
         seed: params.seed.map(i64::cast_unsigned),
         logprobs: params.logprobs.map(|count| usize::try_from(count).unwrap_or(usize::MAX)),
         stops: params.stops,
+        constraint,
+        shown,
         out,
     })?;
     Ok(Admitted { events, prompt_tokens })

@@ -8,6 +8,7 @@ use cxmpute_wire::openai::{ChatRequest, ToolChoice};
 use cxmpute_wire::unit::Tokens;
 
 use crate::gguf::{GgufError, Header};
+use crate::guard::Guard;
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{TextTokenizer, TokenizerError};
 
@@ -49,6 +50,7 @@ pub struct TokenCounter {
 struct Inner {
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
+    guard: Guard,
 }
 
 impl TokenCounter {
@@ -70,7 +72,14 @@ impl TokenCounter {
             .chat_template()
             .map(|source| ChatTemplate::from_source(source, tokenizer.bos_text(), tokenizer.eos_text()))
             .transpose()?;
-        Ok(Self { inner: Arc::new(Inner { tokenizer, template }) })
+        // A user's own tokens may be ordinary text; those that the template writes mean something to the model.
+        let taught = template.as_ref().map_or("", ChatTemplate::source);
+        let marks = tokenizer.defined_tokens().filter(|text| {
+            text.starts_with(['<', '[']) && taught.contains(text.as_str()) && !looks_for(taught, text)
+        });
+        let control = tokenizer.control_tokens().map(|(_, text)| text);
+        let guard = Guard::new(control.chain(marks.map(String::as_str)).map(str::to_owned));
+        Ok(Self { inner: Arc::new(Inner { tokenizer, template, guard }) })
     }
 
     /// The counter of a `tokenizer.json`, as embedding models have it.
@@ -79,7 +88,7 @@ impl TokenCounter {
     /// When the file cannot be read.
     pub fn from_tokenizer_json(path: &Path) -> Result<Self, CountError> {
         let tokenizer = TextTokenizer::from_json_file(path)?;
-        Ok(Self { inner: Arc::new(Inner { tokenizer, template: None }) })
+        Ok(Self { inner: Arc::new(Inner { tokenizer, template: None, guard: Guard::default() }) })
     }
 
     /// The tokenizer.
@@ -99,19 +108,30 @@ impl TokenCounter {
     /// # Errors
     /// When the model has no template, or the template refuses the conversation.
     pub fn render_prompt(&self, request: &ChatRequest) -> Result<String, CountError> {
+        let (text, cut) = self.render(request)?;
+        Ok(cut.map_or_else(|| text.clone(), |cut| text.replace(cut, "")))
+    }
+
+    /// The prompt with the names of control tokens cut where the request says them, and the mark of the cuts.
+    fn render(&self, request: &ChatRequest) -> Result<(String, Option<char>), CountError> {
         let template = self.inner.template.as_ref().ok_or(CountError::NoTemplate)?;
         // `tool_choice: "none"`: the model does not hear of the tools.
         let forbidden = request.tool_choice.as_ref().is_some_and(ToolChoice::forbids);
         let tools = request.tools.as_deref().filter(|_| !forbidden);
-        Ok(template.render(&request.messages, tools, true)?)
+        Ok(template.render_guarded(&request.messages, tools, true, &self.inner.guard)?)
     }
 
-    /// The prompt of a chat request in tokens.
+    /// The prompt of a chat request in tokens. Control tokens come from the template alone: their names in messages
+    /// and tools are read as the text they are.
     ///
     /// # Errors
     /// As [`Self::render_prompt`].
     pub fn encode_prompt(&self, request: &ChatRequest) -> Result<Vec<u32>, CountError> {
-        Ok(self.inner.tokenizer.encode(&self.render_prompt(request)?)?)
+        let (text, cut) = self.render(request)?;
+        let Some(cut) = cut else { return Ok(self.inner.tokenizer.encode(&text)?) };
+        let parts: Result<Vec<_>, _> =
+            text.split(cut).map(|part| self.inner.tokenizer.encode(part)).collect();
+        Ok(parts?.concat())
     }
 
     /// The prompt of a legacy completion in tokens.
@@ -157,4 +177,27 @@ impl TokenCounter {
 
 fn tokens(count: usize) -> Tokens {
     Tokens(count as u64)
+}
+
+/// Whether a template takes contents apart by a name, as those of thinking models do with `</think>`. It has to find
+/// the name as it was written.
+fn looks_for(template: &str, name: &str) -> bool {
+    ["'", "\""].into_iter().any(|quote| {
+        let quoted = format!("{quote}{name}{quote}");
+        [format!("{quoted} in "), format!("split({quoted})")].iter().any(|used| template.contains(used))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_a_template_takes_contents_apart_by_are_told_from_those_it_writes() {
+        let template = r"{% if '</think>' in content %}{{ content.split('</done>')[-1] }}{% endif %}{{ '<tool_call>' }}<x>";
+        assert_eq!(
+            ["</think>", "</done>", "<tool_call>", "<x>"].map(|name| looks_for(template, name)),
+            [true, true, false, false]
+        );
+    }
 }

@@ -8,6 +8,7 @@
 
 pub mod count;
 pub mod gguf;
+mod guard;
 pub mod template;
 pub mod tokenizer;
 mod vocabulary;

@@ -11,6 +11,8 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use serde_json::{Map, Value as Json};
 
+use crate::guard::Guard;
+
 /// Instructions one rendering may take. A long conversation takes some 100,000; a hostile template ends here.
 const FUEL: u64 = 5_000_000;
 /// The name under which the one template of an environment is kept.
@@ -65,7 +67,7 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Writes a conversation down.
+    /// Writes a conversation down, as it is.
     ///
     /// # Errors
     /// When the template refuses the conversation or fails.
@@ -75,8 +77,27 @@ impl ChatTemplate {
         tools: Option<&[Tool]>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let messages: Vec<Json> = messages.iter().map(message_value).collect();
+        Ok(self.render_guarded(messages, tools, add_generation_prompt, &Guard::default())?.0)
+    }
+
+    /// Writes a conversation down, with the names that `guard` knows cut in what it says; also gives the mark of the
+    /// cuts, if there are any.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation or fails.
+    pub(crate) fn render_guarded(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[Tool]>,
+        add_generation_prompt: bool,
+        guard: &Guard,
+    ) -> Result<(String, Option<char>), TemplateError> {
+        let mut messages: Vec<Json> = messages.iter().map(message_value).collect();
         let tools = tools.filter(|tools| !tools.is_empty());
+        let tools = tools.map(serde_json::to_value).transpose();
+        let mut tools = tools.map_err(|error| TemplateError::Failed(error.to_string()))?;
+        let mut said: Vec<&mut Json> = messages.iter_mut().chain(&mut tools).collect();
+        let cut = guard.cut_all(&mut said).map_err(|error| TemplateError::Refused(error.to_string()))?;
         let context = minijinja::context! {
             messages => Value::from(Serde(messages)),
             tools => Value::from(Serde(tools)),
@@ -85,7 +106,8 @@ impl ChatTemplate {
             eos_token => &self.eos,
         };
         let template = self.environment.get_template(NAME).map_err(|error| failure(&error))?;
-        template.render(context).map_err(|error| failure(&error))
+        let text = template.render(context).map_err(|error| failure(&error))?;
+        Ok((text, cut))
     }
 }
 

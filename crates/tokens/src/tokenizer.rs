@@ -59,6 +59,8 @@ pub struct TextTokenizer {
     bytes: Vec<Box<[u8]>>,
     /// Texts of the control tokens.
     control: BTreeMap<u32, String>,
+    /// Texts that a vocabulary's maker had read as one token each.
+    defined: Vec<String>,
     bos: Option<u32>,
     adds_bos: bool,
     ends: BTreeSet<u32>,
@@ -101,6 +103,7 @@ impl TextTokenizer {
         Ok(Self {
             inner,
             bytes,
+            defined: vocabulary.defined().map(str::to_owned).collect(),
             control: vocabulary.control().map(|(id, text)| (id, text.to_owned())).collect(),
             bos,
             adds_bos: header.flag("tokenizer.ggml.add_bos_token").unwrap_or(kind == "llama"),
@@ -126,6 +129,7 @@ impl TextTokenizer {
             inner,
             bytes: Vec::new(),
             control: BTreeMap::new(),
+            defined: Vec::new(),
             bos: None,
             adds_bos: false,
             ends: BTreeSet::new(),
@@ -192,6 +196,11 @@ impl TextTokenizer {
     /// The control tokens with their names.
     pub fn control_tokens(&self) -> impl Iterator<Item = (u32, &str)> {
         self.control.iter().map(|(id, text)| (*id, text.as_str()))
+    }
+
+    /// Texts that are read as one token each and are no control tokens.
+    pub(crate) fn defined_tokens(&self) -> impl Iterator<Item = &String> {
+        self.defined.iter()
     }
 
     /// Number of tokens that can be generated; 0 for a tokenizer that only counts.

@@ -52,6 +52,12 @@ impl<'a> Vocabulary<'a> {
         numbered.filter(|(id, _)| self.kind(*id as usize) == CONTROL).map(|(id, text)| (id, text.as_str()))
     }
 
+    /// Tokens that the vocabulary's maker added for texts of their own.
+    pub fn defined(&self) -> impl Iterator<Item = &str> {
+        let numbered = self.tokens.iter().enumerate();
+        numbered.filter(|(id, _)| self.kind(*id) == USER_DEFINED).map(|(_, text)| text.as_str())
+    }
+
     fn ids(&self) -> Vocab {
         self.tokens.iter().cloned().zip(0..).collect()
     }

@@ -4,6 +4,7 @@
 mod architectures;
 mod chat;
 mod client;
+mod constrained;
 mod embeddings;
 mod lifecycle;
 mod load;

@@ -1,6 +1,6 @@
 """LangChain's standard integration tests, as published, with its OpenAI classes pointed at the gateway.
 
-A test that the model, not the interface, decides is listed in EXPECTED with its reason; it is reported as an expected
+A test that the model, not the interface, decides is listed in BEYOND_THE_MODEL with its reason; it is reported as an expected
 failure, and as an error should it ever pass.
 """
 
@@ -8,6 +8,15 @@ import pytest
 from conftest import setting
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
+
+BEYOND_THE_MODEL = {
+    "test_tool_calling": "asks for the argument 3 of an unknown function; the tiny model says 10",
+    "test_tool_calling_async": "as test_tool_calling",
+    "test_tool_calling_with_no_arguments": "the schema allows further fields, and the tiny model fills some in",
+    "test_json_mode": "JSON mode gives an object, but the tiny model cannot read in the prompt which fields it should have",
+    "test_agent_loop": "tool_choice is auto, and the tiny model does not see that this question needs a tool",
+    "test_unicode_tool_call_integration": "asks for Chinese characters, which the tiny model has never seen",
+}
 
 
 class TestChat(ChatModelIntegrationTests):
@@ -24,6 +33,8 @@ class TestChat(ChatModelIntegrationTests):
             "use_responses_api": False,
             "stream_usage": True,
             "temperature": 0,
+            # Without it the tiny model never ends a free text inside JSON.
+            "frequency_penalty": 0.5,
             "max_retries": 0,
         }
 

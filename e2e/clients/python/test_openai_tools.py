@@ -33,6 +33,8 @@ ADD = {
     },
 }
 ASK_WEATHER = [{"role": "user", "content": "What is the weather in Oslo?"}]
+# The token that ends an answer of the tiny model. It likes to end after one call, so parallel calls need a bias.
+END = "5"
 HELLO = [{"role": "user", "content": "Hello"}]
 ANNA = [{"role": "user", "content": "Write a JSON object with name Anna and age 7."}]
 
@@ -144,7 +146,7 @@ def test_parallel_calls_come_in_one_answer_and_can_be_forbidden(client, chat_mod
     question = [{"role": "user", "content": "What is the weather in Oslo?"}]
     wanted = {
         "model": chat_model, "messages": question, "tools": [WEATHER, ADD], "tool_choice": "required",
-        "temperature": 1.6, "max_tokens": 400,
+        "temperature": 1, "max_tokens": 200, "logit_bias": {END: -20},
     }  # fmt: skip
     most = 0
     for seed in range(24):

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cxmpute_gateway::App;
-use cxmpute_gateway::config::Config;
+use cxmpute_gateway::config::{Config, Network};
 use cxmpute_store::KeyKind;
 use cxmpute_wire::{MicroCredits, ProvisionId, UserId};
 use serde_json::Value;
@@ -57,6 +57,20 @@ impl Plan {
         self.config.server.body_grace_ms = millis(timer);
         self.config.server.keep_alive_ms = millis(timer);
         self.config.server.write_stall_ms = millis(timer);
+        self
+    }
+
+    /// Wrong keys of one address per minute.
+    #[must_use]
+    pub fn failed_keys(mut self, most: u64) -> Self {
+        self.config.limits.failed_keys_per_minute = most;
+        self
+    }
+
+    /// A proxy whose word about addresses counts.
+    #[must_use]
+    pub fn trust(mut self, proxy: &str) -> Self {
+        self.config.server.trusted_proxies.extend(proxy.parse::<Network>());
         self
     }
 

@@ -141,7 +141,8 @@ impl Slots {
 #[must_use]
 pub fn retry_after(wait: Duration, chance: u64) -> u64 {
     let jitter = wait.as_millis() / 4 * u128::from(chance % 1024) / 1024;
-    let millis = wait.as_millis().saturating_add(u128::from(wait.subsec_nanos() % 1_000_000 > 0)) + jitter;
+    let millis =
+        wait.as_millis().saturating_add(u128::from(!wait.subsec_nanos().is_multiple_of(1_000_000))) + jitter;
     u64::try_from(millis.div_ceil(1000)).unwrap_or(u64::MAX).max(1)
 }
 

@@ -184,7 +184,7 @@ fn heads(client: &Client) -> Vec<(&'static str, Vec<u8>)> {
         ("a space before the colon", request(line, &format!("{host}content-length : {length}"))),
         ("NUL in a field", request(line, &format!("{host}x: a\0b\r\ncontent-length: {length}"))),
         ("a bare line feed", request(line, &format!("{host}x: a\ncontent-length: {length}"))),
-        ("only bare line feeds", format!("GET /v1/models HTTP/1.1\nhost: x\n\n").into_bytes()),
+        ("only bare line feeds", "GET /v1/models HTTP/1.1\nhost: x\n\n".to_string().into_bytes()),
         ("no host", request(line, &format!("content-length: {length}"))),
         ("two hosts", request(line, &format!("{host}host: y\r\ncontent-length: {length}"))),
         ("another host in the address", request("POST http://y/v1/chat/completions HTTP/1.1", &format!("{host}content-length: {length}"))),

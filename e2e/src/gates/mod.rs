@@ -1,6 +1,7 @@
 //! The gates of the security reference, section 10, that this product claims. One file each.
 
 pub mod aborted;
+pub mod addresses;
 pub mod bodies;
 pub mod crash;
 pub mod drain;

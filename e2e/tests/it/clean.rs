@@ -22,6 +22,7 @@ gate!(g1_slow_clients_are_freed, slow_clients::gate);
 gate!(g2_floods_of_frames_end_in_goaway, floods::gate);
 gate!(g5_a_faulty_node_is_ejected, ejection::gate);
 gate!(g7_a_stopped_gateway_ends_its_streams_with_words, drain::gate);
+gate!(g9_forged_addresses_change_nothing, addresses::gate);
 gate!(p6_work_decides_not_probes, probes::gate);
 gate!(n3_nobody_enrols_over_somebody_else, enrolment::gate);
 gate!(p1_rogue_streams_are_stopped, rogue_streams::gate);

@@ -19,7 +19,9 @@ pub const HEADERS: [HeaderName; 6] = [
 impl Standing {
     /// Writes what is left at this moment. Nothing where nothing is limited.
     pub fn print(&self, headers: &mut HeaderMap) {
-        let kinds: [(fn(&Subject) -> Option<Rate>, fn(&State) -> Bucket); 2] = [
+        /// A rate of a subject, and how much of it is used.
+        type Kind = (fn(&Subject) -> Option<Rate>, fn(&State) -> Bucket);
+        let kinds: [Kind; 2] = [
             (|subject| subject.bounds.requests, |state| state.requests),
             (|subject| subject.bounds.tokens, |state| state.tokens),
         ];

@@ -23,10 +23,10 @@ use crate::tools::{Part, Syntax, ToolParser};
 /// Answers a conversation, as a stream or whole.
 pub async fn complete_chat(
     State(engine): State<Arc<Engine>>,
-    JsonBody(request): JsonBody<ChatRequest>,
+    JsonBody(request, salt): JsonBody<ChatRequest>,
 ) -> Result<Response, Refusal> {
     let llm = engine.llm(&request.model)?;
-    let params = Params::of_chat(&request)?;
+    let params = Params::of_chat(&request)?.salted(salt);
     let streamed = request.streamed();
     let plan = Plan::read(&request, llm.counter.template_source().and_then(Syntax::of_template))?;
     let choices = (0..params.choices()).map(|_| Choice { tools: plan.parser(), calls: 0 });

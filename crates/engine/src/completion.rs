@@ -19,10 +19,10 @@ use crate::text::Span;
 /// Continues texts, as a stream or whole.
 pub async fn complete_text(
     State(engine): State<Arc<Engine>>,
-    JsonBody(request): JsonBody<CompletionRequest>,
+    JsonBody(request, salt): JsonBody<CompletionRequest>,
 ) -> Result<Response, Refusal> {
     let llm = engine.llm(&request.model)?;
-    let params = Params::of_completion(&request)?;
+    let params = Params::of_completion(&request)?.salted(salt);
     let head = CompletionResponse {
         id: fresh_id("cmpl-"),
         object: "text_completion".into(),

@@ -23,7 +23,7 @@ const MAX_INPUTS: usize = 2048;
 /// Embeds one text or several.
 pub async fn embed_texts(
     State(engine): State<Arc<Engine>>,
-    JsonBody(request): JsonBody<EmbeddingRequest>,
+    JsonBody(request, _): JsonBody<EmbeddingRequest>,
 ) -> Result<Response, Refusal> {
     let embedder = engine.embedder(&request.model)?;
     let texts = request.input.texts();

@@ -1,5 +1,6 @@
 //! The loop that makes tokens: one request, answered in one slot.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cxmpute_runtime::{CancellationToken, Clock, random};
@@ -50,6 +51,8 @@ pub struct Generation {
     pub constraint: Option<Constraint>,
     /// Control tokens whose names are part of the text: the marks around calls of tools.
     pub shown: Vec<u32>,
+    /// For whom it is: what is read for one is not reused for another.
+    pub cache_salt: Arc<str>,
     /// Where the events go; when the other end is dropped, the generation ends.
     pub out: mpsc::Sender<Event>,
 }
@@ -209,7 +212,7 @@ impl Slot {
     fn read(&self, generation: &Generation, prompt: &Prompt) -> Result<Read, Broken> {
         let mut scores = Vec::new();
         let (Some(count), Some(_)) = (generation.logprobs, &prompt.echo) else {
-            let mut run = self.run.begin(&prompt.tokens);
+            let mut run = self.run.begin(&generation.cache_salt, &prompt.tokens);
             let cached = run.position();
             for step in prompt.tokens[cached..].chunks(PREFILL_STEP) {
                 self.check(generation)?;
@@ -224,7 +227,7 @@ impl Slot {
             });
         };
         // The probability of each token of the prompt needs the scores at each place.
-        let mut run = self.run.begin(&[]);
+        let mut run = self.run.begin(&generation.cache_salt, &[]);
         let tokenizer = self.counter.tokenizer();
         let mut text = TextAssembly::new(Vec::new(), tokenizer.leading_space());
         let mut echo = Span::default();

@@ -1,7 +1,7 @@
 //! `cxmpute-engine`: the built-in engine.
 //!
 //! [`cli`] → [`listen`] → [`server`] (routes) → [`chat`], [`completion`], [`embedding`] (one file per endpoint) →
-//! [`slots`] (threads and queue) → [`generate`] (the loop of tokens) → [`run`] (what was read before) → [`model`]
+//! [`slots`] (threads and queue) → [`generate`] (the loop of tokens) → [`mod@run`] (what was read before) → [`model`]
 //! (the computation), or [`embed`]. Nothing here logs prompts or answers.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -2,7 +2,7 @@
 //!
 //! One decoder serves all architectures; what tells them apart is data ([`shape`]). Matrices stay quantized as they
 //! lie in the file and are multiplied by candle's kernels; everything between them is computed here, row by row, so
-//! that a token gets the same bits whether it is read alone or among others: that is what lets [`crate::prefix`]
+//! that a token gets the same bits whether it is read alone or among others: that is what lets [`mod@crate::run`]
 //! reuse what was read before without changing an answer.
 
 pub mod cache;

@@ -8,7 +8,7 @@ use crate::constrain::Constraint;
 use crate::generate::{Event, Generation, Prompt};
 use crate::llm::Llm;
 use crate::penalties::{Bias, Penalties};
-use crate::refusal::Refusal;
+use crate::refusal::{CacheSalt, Refusal};
 use crate::sample::Sampling;
 use crate::server::in_background;
 
@@ -46,9 +46,18 @@ pub struct Params {
     n: Option<u64>,
     /// Probabilities are wanted, with this many of the likeliest tokens.
     logprobs: Option<u64>,
+    /// For whom the request is.
+    cache_salt: String,
 }
 
 impl Params {
+    /// The same, for whom `salt` says.
+    #[must_use]
+    pub fn salted(mut self, salt: CacheSalt) -> Self {
+        self.cache_salt = salt.cache_salt;
+        self
+    }
+
     /// The parameters of a chat request.
     ///
     /// # Errors
@@ -87,6 +96,7 @@ impl Params {
             stops: stop_texts(request.stop.as_ref()),
             n: request.n,
             logprobs: wanted.then_some(top.unwrap_or(0)),
+            cache_salt: String::new(),
         })
     }
 
@@ -113,6 +123,7 @@ impl Params {
             stops: stop_texts(request.stop.as_ref()),
             n: request.n,
             logprobs: request.logprobs,
+            cache_salt: String::new(),
         })
     }
 
@@ -226,6 +237,7 @@ where
         stops: params.stops,
         constraint,
         shown,
+        cache_salt: params.cache_salt.into(),
         out,
     })?;
     Ok(Admitted { events, prompt_tokens })

@@ -8,6 +8,7 @@ use cxmpute_tokens::CountError;
 use cxmpute_wire::Code;
 use cxmpute_wire::openai::{ErrorBody, ErrorEnvelope};
 use http::{HeaderValue, StatusCode, header};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::slots::QueueFull;
@@ -93,8 +94,17 @@ impl From<CountError> for Refusal {
     }
 }
 
-/// A JSON body of the expected shape; everything else is refused in the envelope.
-pub struct JsonBody<T>(pub T);
+/// For whom a request is, in a word that says nothing else: beginnings that were read for one are never reused for
+/// another, so that nobody learns from times or counts what others asked. The name is the one other engines have for it.
+#[derive(Default, Deserialize)]
+pub struct CacheSalt {
+    /// The word; requests without one share what they read.
+    #[serde(default)]
+    pub cache_salt: String,
+}
+
+/// A JSON body of the expected shape, and for whom it is; everything else is refused in the envelope.
+pub struct JsonBody<T>(pub T, pub CacheSalt);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = Refusal;
@@ -105,7 +115,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
             let code = if too_large { Code::BodyTooLarge } else { Code::InvalidJson };
             Refusal::new(code, "The body is too large or did not arrive whole.")
         })?;
-        serde_json::from_slice(&body).map(Self).map_err(|error| {
+        let read = serde_json::from_slice(&body).and_then(|request| {
+            let salt = serde_json::from_slice(&body)?;
+            Ok(Self(request, salt))
+        });
+        read.map_err(|error| {
             let code = if error.is_data() { Code::InvalidParameter } else { Code::InvalidJson };
             Refusal::new(code, format!("The body is not an acceptable request: {error}."))
         })

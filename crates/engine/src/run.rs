@@ -20,6 +20,7 @@ pub struct Run {
     kept: Arc<Kept>,
     cache: Cache,
     tokens: Vec<u32>,
+    salt: Arc<str>,
 }
 
 impl Run {
@@ -33,17 +34,19 @@ impl Run {
             kept: Arc::new(kept),
             cache: Cache::new(layout),
             tokens: Vec::new(),
+            salt: Arc::default(),
         }
     }
 
     /// A reading that has read as much of a prompt as is kept, but not its last token: the scores after that one are
-    /// not kept. See [`Self::position`].
-    pub fn begin(&self, prompt: &[u32]) -> Self {
+    /// not kept. See [`Self::position`]. Only what was kept with the same salt is reused.
+    pub fn begin(&self, salt: &Arc<str>, prompt: &[u32]) -> Self {
         let (cache, length) =
-            self.kept.find(prompt).unwrap_or_else(|| (Cache::new(self.decoder.layout()), 0));
+            self.kept.find(salt, prompt).unwrap_or_else(|| (Cache::new(self.decoder.layout()), 0));
         Self {
             cache,
             tokens: prompt[..length].to_vec(),
+            salt: salt.clone(),
             decoder: self.decoder.clone(),
             kept: self.kept.clone(),
         }
@@ -66,7 +69,7 @@ impl Run {
 
     /// Keeps what was read for later prompts that begin with it.
     pub fn keep(&self) {
-        self.kept.add(&self.tokens, &self.cache);
+        self.kept.add(&self.salt, &self.tokens, &self.cache);
     }
 }
 
@@ -78,18 +81,20 @@ struct Kept {
 }
 
 struct Beginning {
+    salt: Arc<str>,
     tokens: Vec<u32>,
     cache: Cache,
 }
 
 impl Kept {
     /// The longest kept beginning of a prompt that leaves at least one token to read.
-    fn find(&self, prompt: &[u32]) -> Option<(Cache, usize)> {
+    fn find(&self, salt: &str, prompt: &[u32]) -> Option<(Cache, usize)> {
         let most = prompt.len().checked_sub(1)?;
         let mut ends = self.ends.lock();
         let (place, length) = ends
             .iter()
             .enumerate()
+            .filter(|(_, end)| *end.salt == *salt)
             .map(|(place, end)| (place, common(&end.tokens, prompt).min(most)))
             .max_by_key(|(_, length)| *length)
             .filter(|(_, length)| *length > 0)?;
@@ -99,7 +104,7 @@ impl Kept {
         Some((cache, length))
     }
 
-    fn add(&self, tokens: &[u32], cache: &Cache) {
+    fn add(&self, salt: &Arc<str>, tokens: &[u32], cache: &Cache) {
         // One that takes more than there is would only push the others out.
         let size = cache.count_new_blocks(&mut HashSet::new()).saturating_mul(self.block_bytes);
         if tokens.len() < LEAST_KEPT || size > self.bytes {
@@ -107,13 +112,13 @@ impl Kept {
         }
         let mut ends = self.ends.lock();
         // Any cut of a kept reading can be read on from, so one that is the beginning of another says nothing new.
-        if let Some(place) = ends.iter().position(|end| end.tokens.starts_with(tokens)) {
+        if let Some(place) = ends.iter().position(|end| end.salt == *salt && end.tokens.starts_with(tokens)) {
             let end = ends.remove(place);
             ends.push(end);
             return;
         }
-        ends.retain(|end| !tokens.starts_with(&end.tokens));
-        ends.push(Beginning { tokens: tokens.to_vec(), cache: cache.clone() });
+        ends.retain(|end| end.salt != *salt || !tokens.starts_with(&end.tokens));
+        ends.push(Beginning { salt: salt.clone(), tokens: tokens.to_vec(), cache: cache.clone() });
         // From the last used one back: what does not fit is dropped.
         let mut seen = HashSet::new();
         let mut blocks = 0;
@@ -143,6 +148,10 @@ mod tests {
         Kept { bytes: blocks * block_bytes, block_bytes, ends: Mutex::default() }
     }
 
+    fn nobody() -> Arc<str> {
+        Arc::default()
+    }
+
     fn read(count: usize) -> Cache {
         let mut cache = Cache::new(LAYOUT);
         cache.reserve(count);
@@ -152,7 +161,7 @@ mod tests {
     }
 
     fn found(kept: &Kept, prompt: &[u32]) -> usize {
-        kept.find(prompt).map_or(0, |(cache, length)| {
+        kept.find("", prompt).map_or(0, |(cache, length)| {
             assert_eq!(cache.length(), length);
             length
         })
@@ -163,8 +172,8 @@ mod tests {
         let kept = kept(100);
         let long: Vec<u32> = (0..50).collect();
         let other: Vec<u32> = (0..20).chain(100..120).collect();
-        kept.add(&long, &read(50));
-        kept.add(&other, &read(40));
+        kept.add(&nobody(), &long, &read(50));
+        kept.add(&nobody(), &other, &read(40));
         assert_eq!(found(&kept, &long), 49);
         assert_eq!(found(&kept, &[&long[..], &[7]].concat()), 50);
         assert_eq!(found(&kept, &[&other[..30], &[7, 8]].concat()), 30);
@@ -175,10 +184,10 @@ mod tests {
     fn a_beginning_of_another_takes_no_place_and_short_ones_are_not_kept() {
         let kept = kept(100);
         let long: Vec<u32> = (0..50).collect();
-        kept.add(&long[..30], &read(30));
-        kept.add(&long, &read(50));
-        kept.add(&long[..40], &read(40));
-        kept.add(&[5; 7], &read(7));
+        kept.add(&nobody(), &long[..30], &read(30));
+        kept.add(&nobody(), &long, &read(50));
+        kept.add(&nobody(), &long[..40], &read(40));
+        kept.add(&nobody(), &[5; 7], &read(7));
         assert_eq!(kept.ends.lock().len(), 1);
     }
 
@@ -186,22 +195,34 @@ mod tests {
     fn memory_is_bounded_and_the_last_used_stay() {
         let kept = kept(4);
         for first in 0..3 {
-            kept.add(&[first; 40], &read(40));
+            kept.add(&nobody(), &[first; 40], &read(40));
         }
         assert_eq!(kept.ends.lock().len(), 2);
         assert_eq!((found(&kept, &[0; 50]), found(&kept, &[1; 50]), found(&kept, &[2; 50])), (0, 40, 40));
         assert_eq!(found(&kept, &[1; 50]), 40);
-        kept.add(&[3; 40], &read(40));
+        kept.add(&nobody(), &[3; 40], &read(40));
         assert_eq!((found(&kept, &[2; 50]), found(&kept, &[1; 50]), found(&kept, &[3; 50])), (0, 40, 40));
         // One that is larger than everything is not kept, and the others stay.
-        kept.add(&[4; 200], &read(200));
+        kept.add(&nobody(), &[4; 200], &read(200));
         assert_eq!((found(&kept, &[4; 200]), found(&kept, &[1; 50]), found(&kept, &[3; 50])), (0, 40, 40));
     }
 
     #[test]
     fn nothing_is_kept_when_nothing_may_be() {
         let kept = kept(0);
-        kept.add(&[1; 40], &read(40));
+        kept.add(&nobody(), &[1; 40], &read(40));
         assert_eq!(found(&kept, &[1; 40]), 0);
+    }
+
+    #[test]
+    fn what_was_read_for_one_is_not_reused_for_another() {
+        let kept = kept(100);
+        let prompt: Vec<u32> = (0..50).collect();
+        let (ada, bob): (Arc<str>, Arc<str>) = ("ada".into(), "bob".into());
+        kept.add(&ada, &prompt, &read(50));
+        assert!(kept.find("ada", &prompt).is_some());
+        assert!(kept.find("bob", &prompt).is_none() && kept.find("", &prompt).is_none());
+        kept.add(&bob, &prompt, &read(50));
+        assert_eq!(kept.ends.lock().len(), 2);
     }
 }

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use cxmpute_market::catalogue::Catalogue;
 use cxmpute_runtime::exit::{self, ExitError};
-use cxmpute_runtime::{Clock, Tasks};
+use cxmpute_runtime::{Clock, Tasks, random};
 use cxmpute_store::{Db, DbError};
+use cxmpute_wire::UserId;
+use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -60,6 +62,8 @@ pub struct App {
     pub telemetry: Telemetry,
     /// Rows of the route table by request.
     pub routes: RouteIndex,
+    /// Makes [`Self::cache_salt`]; new with every start.
+    salt_key: [u8; 32],
     /// Set for `server.tls = "files"`.
     pub tls: Option<TlsAcceptor>,
     /// The known-bad variant under test.
@@ -153,6 +157,7 @@ impl App {
             rates: RateTable::new(&config.limits, clock.clone()),
             telemetry: Telemetry::install(),
             routes: RouteIndex::new(),
+            salt_key: random::bytes(),
             #[cfg(feature = "sabotage")]
             sabotage: parts.sabotage,
             config,
@@ -170,6 +175,14 @@ impl App {
         work::start(&app);
         app.stop_with_the_writer();
         Ok(app)
+    }
+
+    /// A word for an account that engines keep their caches apart by: it says nothing about the account, and is another
+    /// after the next start.
+    #[must_use]
+    pub fn cache_salt(&self, user: &UserId) -> String {
+        let digest = Sha256::new().chain_update(self.salt_key).chain_update(user.as_str()).finalize();
+        data_encoding::HEXLOWER.encode(&digest[..16])
     }
 
     /// Without the meter's writer (its place was taken by another process, or it failed) nothing may be sold.

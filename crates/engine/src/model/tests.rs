@@ -8,6 +8,8 @@ use cxmpute_wire::openai::ChatRequest;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use std::sync::Arc;
+
 use super::Decoder;
 use super::cache::Cache;
 use super::shape::{Architecture, Gate, Shape};
@@ -84,7 +86,7 @@ fn every_architecture_computes_what_its_reference_computes() {
         let run = Run::new(load(&path).unwrap(), 0);
         let mut furthest = 0.0_f64;
         for case in &fixture.cases {
-            let mut reading = run.begin(&[]);
+            let mut reading = run.begin(&Arc::default(), &[]);
             let mut scores = reading.feed(&case.tokens).unwrap();
             for (step, listed) in case.likeliest.iter().enumerate() {
                 let place = format!("{} {} step {step}", fixture.file, case.name);
@@ -152,15 +154,15 @@ fn reading_in_pieces_or_from_a_kept_beginning_gives_the_same_bits() {
         let case = fixture.cases.iter().find(|case| case.name == "long").unwrap();
         let tokens = &case.tokens;
         let run = Run::new(load(&folder().join(&fixture.file)).unwrap(), 64 << 20);
-        let whole = run.begin(tokens).feed(tokens).unwrap();
+        let whole = run.begin(&Arc::default(), tokens).feed(tokens).unwrap();
         for size in [1, 45] {
-            let mut reading = run.begin(&[]);
+            let mut reading = run.begin(&Arc::default(), &[]);
             let mut scores = Vec::new();
             tokens.chunks(size).for_each(|piece| scores = reading.feed(piece).unwrap());
             assert!(scores == whole, "{} in pieces of {size}", fixture.file);
             reading.keep();
         }
-        let mut again = run.begin(tokens);
+        let mut again = run.begin(&Arc::default(), tokens);
         assert_eq!(again.position(), tokens.len() - 1, "only the last token is read again");
         assert!(
             again.feed(&tokens[tokens.len() - 1..]).unwrap() == whole,
@@ -170,13 +172,13 @@ fn reading_in_pieces_or_from_a_kept_beginning_gives_the_same_bits() {
         // A prompt that leaves the kept one in the middle of a block, and another reading that goes on meanwhile.
         let other: Vec<u32> = tokens[..50.min(tokens.len() - 2)].iter().chain(&[3, 4, 5]).copied().collect();
         let fresh = Run::new(load(&folder().join(&fixture.file)).unwrap(), 0);
-        let expected = fresh.begin(&other).feed(&other).unwrap();
-        let mut branch = run.begin(&other);
+        let expected = fresh.begin(&Arc::default(), &other).feed(&other).unwrap();
+        let mut branch = run.begin(&Arc::default(), &other);
         assert!(branch.position() >= other.len() - 3, "{}", branch.position());
         let read = branch.position();
         assert!(branch.feed(&other[read..]).unwrap() == expected, "{} on a branch", fixture.file);
         assert!(
-            run.begin(tokens).feed(&tokens[tokens.len() - 1..]).unwrap() == whole,
+            run.begin(&Arc::default(), tokens).feed(&tokens[tokens.len() - 1..]).unwrap() == whole,
             "the branch changed what is kept"
         );
     }

@@ -85,6 +85,14 @@ pub struct Job {
     pub extra: Vec<String>,
 }
 
+/// A request as a node gets it.
+#[derive(serde::Serialize)]
+struct Salted<'a, T> {
+    #[serde(flatten)]
+    request: T,
+    cache_salt: &'a str,
+}
+
 impl Job {
     /// Writes its answer.
     #[must_use]
@@ -204,7 +212,7 @@ impl Job {
     ///
     /// # Errors
     /// The request cannot be printed, which its types rule out.
-    pub fn node_body(&self) -> ApiResult<Bytes> {
+    pub fn node_body(&self, cache_salt: &str) -> ApiResult<Bytes> {
         let options = Some(StreamOptions { include_usage: true });
         let body = match &self.ask {
             Ask::Chat(request) => {
@@ -214,7 +222,7 @@ impl Job {
                 request.stream_options = options;
                 request.max_tokens = Some(self.limit);
                 request.max_completion_tokens = None;
-                serde_json::to_vec(&request)
+                serde_json::to_vec(&Salted { request, cache_salt })
             }
             Ask::Completion(request) => {
                 let mut request = request.clone();
@@ -224,7 +232,7 @@ impl Job {
                 request.max_tokens = Some(self.limit);
                 // The prompt is repeated here, where nobody pays for it.
                 request.echo = None;
-                serde_json::to_vec(&request)
+                serde_json::to_vec(&Salted { request, cache_salt })
             }
         };
         body.map(Bytes::from).map_err(ApiError::internal)

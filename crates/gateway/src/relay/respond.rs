@@ -40,7 +40,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     }
     let job = first_servable(&app, &caller, job)?;
     let (job, Admitted { hold, covered, prompt }) = admit(&app, &caller, job).await?;
-    let body = job.node_body()?;
+    let body = job.node_body(&app.cache_salt(&caller.user_id))?;
     #[cfg(feature = "sabotage")]
     let body = with_extra_body(&app, &job, body)?;
     let relay = &app.config.relay;

@@ -163,7 +163,7 @@ impl Run {
         let mut job = self.job.clone();
         while let Some(next) = job.next_model() {
             job = Arc::new(next.clone());
-            let Ok(body) = next.node_body() else { continue };
+            let Ok(body) = next.node_body(&self.app.cache_salt(&self.user)) else { continue };
             match move_over(next, &mut self.hold).await {
                 Ok((moved, covered, prompt)) => {
                     metrics::counter!("cxmpute_fallbacks_total", "model" => moved.model.id.clone())

@@ -6,6 +6,11 @@ use std::time::Duration;
 /// Half-life scale of the latency average (GR22): after 10 s an old sample weighs 1/e.
 pub const DECAY: Duration = Duration::from_secs(10);
 
+/// What is left of the median for a node that got no work for long. Drifting to the median itself, it would come ever
+/// closer to the nodes that get the work and never be preferred to one of them; so it is asked again, by one request,
+/// after some seconds (twice the median: 11 s; fifty times: 46 s).
+pub const IDLE_SHARE: f64 = 0.5;
+
 /// A latency average that believes bad news at once and good news slowly.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PeakEwma {
@@ -35,15 +40,16 @@ impl PeakEwma {
         self.measured = true;
     }
 
-    /// The average at `now` in milliseconds. Without new samples it drifts towards `median_ms` (the median of the
-    /// class), so that one bad moment does not keep a node out of work, and thus out of new samples, for ever.
+    /// The average at `now` in milliseconds. Without new samples it drifts towards [`IDLE_SHARE`] of `median_ms` (the
+    /// median of the class), so that one bad moment does not keep a node out of work, and thus out of new samples, for
+    /// ever.
     #[must_use]
     pub fn value_ms(&self, now: Duration, median_ms: f64) -> f64 {
         if !self.measured {
             return median_ms;
         }
         let keep = weight(now.saturating_sub(self.at));
-        self.value_ms * keep + median_ms * (1.0 - keep)
+        self.value_ms * keep + median_ms * IDLE_SHARE * (1.0 - keep)
     }
 
     /// The last average, if anything was measured.
@@ -287,7 +293,8 @@ mod tests {
         ewma.observe(at(100), at(2000));
         let value = ewma.value_ms(at(2000), 100.0);
         assert!((800.0..900.0).contains(&value), "{value}");
-        assert!(ewma.value_ms(at(102_000), 100.0) < 110.0, "an idle node drifts back to the median");
+        let idle = ewma.value_ms(at(102_000), 100.0);
+        assert!((50.0..51.0).contains(&idle), "an idle node drifts to half the median: {idle}");
     }
 
     #[test]

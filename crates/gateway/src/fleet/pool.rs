@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cxmpute_market::health::{Gate, Sent};
 use cxmpute_market::queue::FairQueue;
-use cxmpute_market::route::{Candidate, Choice, Nobody, Seeker, choose, filter};
+use cxmpute_market::route::{Candidate, Choice, Nobody, Seeker, choose, filter, median};
 use cxmpute_market::speed::Uptime;
 use cxmpute_market::wish::Wishes;
 use cxmpute_runtime::{Clock, random};
@@ -99,10 +99,7 @@ impl Pool {
         let number = |part: &[u8]| part.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
         let chance = [number(first), number(second)];
         let members = self.members.lock();
-        let mut known: Vec<f64> =
-            members.iter().filter_map(|m| m.health.lock().latency.measured_ms()).collect();
-        known.sort_by(f64::total_cmp);
-        let median_ms = known.get(known.len() / 2).copied();
+        let median_ms = median(members.iter().filter_map(|m| m.health.lock().latency.measured_ms()));
         let candidates: Vec<Candidate<'_>> =
             members.iter().map(|member| candidate(member, wanted, now, slots_cap, median_ms)).collect();
         #[cfg(feature = "sabotage")]

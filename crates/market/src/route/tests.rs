@@ -5,6 +5,7 @@ use cxmpute_wire::MicroCredits;
 use proptest::prelude::*;
 
 use super::*;
+use crate::health::PeakEwma;
 use crate::wish::Evidence;
 
 fn traits(owner: &str) -> &'static Traits {
@@ -123,6 +124,38 @@ fn an_unknown_node_counts_as_the_median() {
     let unknown = Candidate { latency_ms: None, ..node("b") };
     let median = median_ms(&[known.clone(), unknown.clone()]);
     assert!((cost(&known, median) - cost(&unknown, median)).abs() < 1e-9);
+}
+
+#[test]
+fn of_two_nodes_the_one_that_had_a_bad_moment_gets_work_again() {
+    let at = Duration::from_secs;
+    let (mut good, mut stumbled) = (PeakEwma::unknown(at(0)), PeakEwma::unknown(at(0)));
+    good.observe(Duration::from_millis(20), at(0));
+    stumbled.observe(Duration::from_secs(5), at(0));
+    let choice = |now: Duration, good: &PeakEwma| {
+        let median = median([good, &stumbled].into_iter().filter_map(PeakEwma::measured_ms)).unwrap();
+        let nodes = [good, &stumbled]
+            .map(|ewma| Candidate { latency_ms: Some(ewma.value_ms(now, median)), ..node("a") });
+        [[0, 0], [u64::MAX, 0]].map(|chance| pick(&nodes, "{}", chance).unwrap().index)
+    };
+    for second in 0..50 {
+        good.observe(Duration::from_millis(20), at(second));
+        assert_eq!(choice(at(second), &good), [0, 0], "after {second} s");
+    }
+    for second in 50..70 {
+        good.observe(Duration::from_millis(20), at(second));
+    }
+    // The other one got all the work meanwhile and did it as well as ever.
+    assert_eq!(choice(at(69), &good), [1, 1]);
+}
+
+#[test]
+fn the_median_of_two_is_the_lower() {
+    let of = |numbers: &[f64]| median(numbers.iter().copied());
+    assert_eq!(
+        [of(&[]), of(&[7.0]), of(&[9.0, 2.0]), of(&[9.0, 2.0, 5.0])],
+        [None, Some(7.0), Some(2.0), Some(5.0)]
+    );
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::route::EJECTED_PERCENT_CAP;
+
 /// What one minute's worth of a bucket is divided into: nanoseconds of a minute. A bucket of `r` per minute then fills by
 /// exactly `r` parts per nanosecond.
 const PARTS: i128 = 60_000_000_000;
@@ -170,27 +172,32 @@ pub fn print_reset(span: Duration) -> String {
 /// Seconds of requests that a retry budget looks at (GR31).
 const BUDGET_WINDOW_S: usize = 10;
 
+/// The floor of a retry budget never lies above this, however many nodes a service has: one retry in 100 ms is no storm.
+const MOST_LEAST: u64 = 100;
+
+/// Retries that are always allowed within the window, or a service that is new or quiet would show its clients the faults
+/// of a node until the breaker has seen enough of them. It is as many as those breakers let through that may keep nodes away
+/// at all (half of `nodes`, at least one): `faults` in a row each, and as many again that were under way when the last of
+/// them came back.
+#[must_use]
+pub fn least_retries(faults: u32, nodes: usize) -> u64 {
+    let away = (nodes * EJECTED_PERCENT_CAP / 100).max(1);
+    (2 * u64::from(faults)).saturating_mul(away as u64).min(MOST_LEAST)
+}
+
 /// Retries may be at most a share of the requests of the last 10 s, so that a failing fleet is not buried under its
-/// own retries. A few are always allowed, or a quiet service could never retry at all.
+/// own retries. A few are always allowed ([`least_retries`]).
 #[derive(Debug, Clone)]
 pub struct RetryBudget {
     percent: u64,
-    floor: u64,
     buckets: [(u64, u32, u32); BUDGET_WINDOW_S],
 }
 
-impl Default for RetryBudget {
-    /// 20 % of the requests, at least 3.
-    fn default() -> Self {
-        Self { percent: 20, floor: 3, buckets: [(0, 0, 0); BUDGET_WINDOW_S] }
-    }
-}
-
 impl RetryBudget {
-    /// Retries may be `percent` of the requests, at least 3.
+    /// Retries may be `percent` of the requests.
     #[must_use]
-    pub fn new(percent: u64) -> Self {
-        Self { percent, ..Self::default() }
+    pub const fn new(percent: u64) -> Self {
+        Self { percent, buckets: [(0, 0, 0); BUDGET_WINDOW_S] }
     }
 
     /// Counts a request (its first attempt).
@@ -198,13 +205,13 @@ impl RetryBudget {
         self.bucket(now).1 += 1;
     }
 
-    /// Takes one retry; false when the budget is used up.
-    pub fn retry(&mut self, now: Duration) -> bool {
+    /// Takes one retry; false when the budget, and the `least` that is always allowed, is used up.
+    pub fn retry(&mut self, least: u64, now: Duration) -> bool {
         let first = now.as_secs().saturating_sub(BUDGET_WINDOW_S as u64 - 1);
         let live = self.buckets.iter().filter(|b| b.0 >= first && b.0 <= now.as_secs());
         let (requests, retries) =
             live.fold((0u64, 0u64), |(q, r), b| (q + u64::from(b.1), r + u64::from(b.2)));
-        let allowed = (requests * self.percent / 100).max(self.floor);
+        let allowed = (requests * self.percent / 100).max(least);
         if retries >= allowed {
             return false;
         }
@@ -228,6 +235,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::health::{Breaker, BreakerPolicy, Gate, Sent};
 
     fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -386,13 +394,43 @@ mod tests {
     }
 
     #[test]
-    fn retries_are_a_fifth_of_the_requests_and_at_least_three() {
-        let mut budget = RetryBudget::default();
-        assert_eq!((0..10).filter(|_| budget.retry(s(0))).count(), 3);
+    fn retries_are_a_fifth_of_the_requests_and_at_least_a_few() {
+        let mut budget = RetryBudget::new(20);
+        assert_eq!((0..10).filter(|_| budget.retry(3, s(0))).count(), 3);
         for _ in 0..100 {
             budget.request(s(1));
         }
-        assert_eq!((0..100).filter(|_| budget.retry(s(1))).count(), 17, "20 in all");
-        assert_eq!((0..10).filter(|_| budget.retry(s(60))).count(), 3, "the window moved on");
+        assert_eq!((0..100).filter(|_| budget.retry(3, s(1))).count(), 17, "20 in all");
+        assert_eq!((0..10).filter(|_| budget.retry(3, s(60))).count(), 3, "the window moved on");
+    }
+
+    #[test]
+    fn the_floor_grows_with_the_nodes_that_may_be_away_and_has_an_end() {
+        for (nodes, least) in [(0, 10), (1, 10), (2, 10), (3, 10), (4, 20), (5, 20), (20, 100), (10_000, 100)]
+        {
+            assert_eq!(least_retries(5, nodes), least, "{nodes} nodes");
+        }
+    }
+
+    /// A service that has only just begun: whatever the faulty half of its nodes costs until their breakers open, with
+    /// so many requests under way on each of them, nobody is refused a retry.
+    #[test]
+    fn the_faults_until_the_breakers_open_fit_the_floor() {
+        for (nodes, faulty, under_way) in [(2, 1, 1), (2, 1, 6), (3, 1, 6), (4, 2, 6), (5, 1, 8), (5, 2, 6)] {
+            let mut budget = RetryBudget::new(20);
+            let policy = BreakerPolicy::default();
+            for _ in 0..faulty {
+                let mut breaker = Breaker::new(policy);
+                // All that is routed while the breaker is closed comes back as a fault.
+                let mut left = under_way;
+                while left > 0 {
+                    budget.request(s(0));
+                    let least = least_retries(policy.consecutive_faults, nodes);
+                    assert!(budget.retry(least, s(0)), "{faulty} of {nodes} nodes, {under_way} under way");
+                    breaker.fail(Sent::Ordinary, s(0));
+                    left -= u32::from(breaker.gate(s(0)) != Gate::Closed);
+                }
+            }
+        }
     }
 }

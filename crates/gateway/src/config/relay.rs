@@ -28,7 +28,8 @@ pub struct RelayConfig {
     pub headers_held_ms: u64,
     /// Retries before the first content byte, after the first attempt.
     pub retries: u32,
-    /// Retries may be at most this share of the requests of the last 10 s, in percent (with a floor of 3).
+    /// Retries of a model may be at most this share of its requests of the last 10 s, in percent. As many as the breakers
+    /// need to notice the faulty half of its nodes are always allowed: 10 for each such node, at least 10, at most 100.
     pub retry_budget_percent: u32,
     /// Rhythm of PING on a tunnel.
     pub ping_ms: u64,

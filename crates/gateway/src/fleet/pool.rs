@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cxmpute_market::health::{Gate, Sent};
+use cxmpute_market::limit::{RetryBudget, least_retries};
 use cxmpute_market::queue::FairQueue;
 use cxmpute_market::route::{Candidate, Choice, Nobody, Seeker, choose, filter, median};
 use cxmpute_market::speed::Uptime;
@@ -47,6 +48,10 @@ pub(super) struct Pool {
     pub looked: Mutex<Duration>,
     pub clock: Clock,
     slots_cap: u32,
+    /// Requests and retries of this service: a model whose nodes all fail takes no retry away from another.
+    retries: Mutex<RetryBudget>,
+    /// Faults in a row that open a breaker.
+    faults: u32,
     /// How often something happened within the last half hour.
     pub uptime: Mutex<Uptime>,
     /// The known-bad variant under test.
@@ -68,6 +73,8 @@ impl Pool {
             looked: Mutex::default(),
             clock: parts.clock.clone(),
             slots_cap: relay.slots_cap,
+            retries: Mutex::new(RetryBudget::new(u64::from(relay.retry_budget_percent))),
+            faults: relay.breaker().consecutive_faults,
             uptime: Mutex::default(),
             #[cfg(feature = "sabotage")]
             sabotage: parts.sabotage,
@@ -116,6 +123,17 @@ impl Pool {
             self.warn_degraded(&member, now);
         }
         Ok(Seat::new(member, self.clone(), sent(choice)))
+    }
+
+    /// Counts a request towards the retry budget.
+    pub(super) fn count_request(&self) {
+        self.retries.lock().request(self.clock.mono());
+    }
+
+    /// Takes one retry out of the budget (GR31).
+    pub(super) fn take_retry(&self) -> bool {
+        let nodes = self.members.lock().len();
+        self.retries.lock().retry(least_retries(self.faults, nodes), self.clock.mono())
     }
 
     /// The wish that leaves none of the nodes that are here, if one does; load and breakers are not asked.

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cxmpute_market::catalogue::Catalogue;
-use cxmpute_market::limit::RetryBudget;
 use cxmpute_market::queue::Class;
 use cxmpute_market::route::Nobody;
 use cxmpute_market::speed::percentile;
@@ -67,7 +66,6 @@ struct Inner {
     health: Mutex<HashMap<(ProvisionId, ServiceId), SharedHealth>>,
     /// Provisions whose tunnel ended, and when; until they come back or are planned around.
     away: Mutex<HashMap<ProvisionId, Duration>>,
-    retries: Mutex<RetryBudget>,
     lag: Lag,
     running: AtomicUsize,
 }
@@ -97,14 +95,12 @@ impl Fleet {
     /// An empty fleet, with the task that watches for silence.
     #[must_use]
     pub fn start(parts: FleetParts) -> Self {
-        let retries = RetryBudget::new(u64::from(parts.relay.retry_budget_percent));
         let inner = Inner {
             parts,
             nodes: RwLock::default(),
             pools: RwLock::default(),
             health: Mutex::default(),
             away: Mutex::default(),
-            retries: Mutex::new(retries),
             lag: Lag::default(),
             running: AtomicUsize::new(0),
         };
@@ -252,15 +248,15 @@ impl Fleet {
         node.is_some_and(|node| node.members().iter().any(|m| m.service == *service && m.routable()))
     }
 
-    /// Counts a request towards the retry budget.
-    pub fn count_request(&self) {
-        self.inner.retries.lock().request(self.now());
+    /// Counts a request towards the retry budget of a service.
+    pub fn count_request(&self, service: &ServiceId) {
+        self.pool(service).count_request();
     }
 
-    /// Takes one retry out of the budget (GR31).
+    /// Takes one retry out of the budget of a service (GR31).
     #[must_use]
-    pub fn take_retry(&self) -> bool {
-        self.inner.retries.lock().retry(self.now())
+    pub fn take_retry(&self, service: &ServiceId) -> bool {
+        self.pool(service).take_retry()
     }
 
     pub(super) fn now(&self) -> Duration {

@@ -292,7 +292,7 @@ impl Embed {
 
     async fn work(&mut self, hold: &Hold) -> Ended {
         let relay = self.app.config.relay.clone();
-        self.app.fleet.count_request();
+        self.app.fleet.count_request(&self.job.model.service);
         loop {
             let until = (Instant::now() + relay.queue()).min(self.total);
             let seeker = Seeker::new(&self.job.model, &self.user, &self.job.wishes);
@@ -345,7 +345,7 @@ impl Embed {
             self.record(&seat, number, fault.end(), Some(fault.code()), began);
             let chance = u64::from_le_bytes(random::bytes::<8>());
             let next = self.trail.fail(seat.provision(), seat.epoch(), fault, relay.retries, chance, || {
-                self.app.fleet.take_retry()
+                self.app.fleet.take_retry(&self.job.model.service)
             });
             drop(seat);
             match next {

@@ -141,8 +141,8 @@ impl Run {
 
     /// Serves the request by the first of its models that can.
     async fn work(&mut self) -> Ended {
-        self.app.fleet.count_request();
         loop {
+            self.app.fleet.count_request(&self.job.model.service);
             let ended = self.serve().await;
             let has_failed = match &ended {
                 Ended::Exhausted(fault) => !matches!(fault, Fault::BadRequest(_)),
@@ -270,7 +270,8 @@ impl Run {
         let wishes = &self.job.wishes;
         let only_one = wishes.no_fallbacks && wishes.order.is_empty();
         let limit = if only_one { 0 } else { self.app.config.relay.retries };
-        let next = self.trail.fail(provision, epoch, fault, limit, chance, || self.app.fleet.take_retry());
+        let budget = || self.app.fleet.take_retry(&self.job.model.service);
+        let next = self.trail.fail(provision, epoch, fault, limit, chance, budget);
         let kind = match next {
             Next::Now => "redispatch",
             Next::After(_) => "retry",

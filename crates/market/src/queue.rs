@@ -64,8 +64,10 @@ pub struct FairQueue<T> {
 pub struct Joined<T> {
     /// Its place.
     pub place: Place,
-    /// Who had to go for it: those who waited too long, or one of less worth, or of an account that had more waiting.
-    pub dropped: Vec<T>,
+    /// Who had waited too long anyway.
+    pub late: Vec<T>,
+    /// Who had to go for it: one of less worth, or of an account that had more waiting.
+    pub displaced: Option<T>,
 }
 
 impl<T> FairQueue<T> {
@@ -107,13 +109,13 @@ impl<T> FairQueue<T> {
     /// # Errors
     /// The item, when nobody has to go for it.
     pub fn join(&mut self, account: &UserId, class: Class, item: T, now: Duration) -> Result<Joined<T>, T> {
-        let mut dropped = Vec::new();
+        let (mut late, mut displaced) = (Vec::new(), None);
         if self.length >= self.capacity {
-            dropped = self.expire(now);
+            late = self.expire(now);
         }
         if self.length >= self.capacity {
             let Some((lane, at)) = self.who_yields(account, class) else { return Err(item) };
-            dropped.extend(self.lanes[lane][at].entries.pop_back().map(|entry| entry.item));
+            displaced = self.lanes[lane][at].entries.pop_back().map(|entry| entry.item);
             self.length -= 1;
             self.close_empty(lane);
         }
@@ -126,7 +128,7 @@ impl<T> FairQueue<T> {
             Some(line) => line.entries.push_back(entry),
             None => lane.push_back(Line { account: account.clone(), entries: [entry].into() }),
         }
-        Ok(Joined { place, dropped })
+        Ok(Joined { place, late, displaced })
     }
 
     /// Takes an entry out that does not want to wait any longer; `None` when it is not there any more.
@@ -261,8 +263,8 @@ mod tests {
         assert!(!queue.admits(&account(1), Class::Paid, at(1)));
         assert_eq!(queue.join(&account(1), Class::Paid, (1, 9), at(1)).unwrap_err(), (1, 9));
         assert!(queue.admits(&account(2), Class::Paid, at(1)));
-        assert_eq!(queue.join(&account(2), Class::Paid, (2, 0), at(1)).unwrap().dropped, [(1, 3)]);
-        assert_eq!(queue.join(&account(2), Class::Paid, (2, 1), at(1)).unwrap().dropped, [(1, 2)]);
+        assert_eq!(queue.join(&account(2), Class::Paid, (2, 0), at(1)).unwrap().displaced, Some((1, 3)));
+        assert_eq!(queue.join(&account(2), Class::Paid, (2, 1), at(1)).unwrap().displaced, Some((1, 2)));
         assert!(queue.join(&account(2), Class::Paid, (2, 2), at(1)).is_err(), "both have as much now");
         assert_eq!(queue.len(), 4);
     }
@@ -274,7 +276,7 @@ mod tests {
             queue.join(&account(1), Class::Free, n, at(0)).unwrap();
         }
         for n in 10..16 {
-            assert_eq!(queue.join(&account(2), Class::Paid, n, at(0)).unwrap().dropped.len(), 1);
+            assert!(queue.join(&account(2), Class::Paid, n, at(0)).unwrap().displaced.is_some());
         }
         assert!(!queue.admits(&account(1), Class::Free, at(0)));
         let order: Vec<_> = std::iter::from_fn(|| next(&mut queue)).collect();
@@ -287,7 +289,8 @@ mod tests {
         queue.join(&account(1), Class::Paid, 1, at(0)).unwrap();
         queue.join(&account(1), Class::Paid, 2, at(1_500)).unwrap();
         assert!(queue.admits(&account(1), Class::Paid, at(2_001)));
-        assert_eq!(queue.join(&account(1), Class::Paid, 3, at(2_001)).unwrap().dropped, [1]);
+        let joined = queue.join(&account(1), Class::Paid, 3, at(2_001)).unwrap();
+        assert_eq!((joined.late, joined.displaced), (vec![1], None), "nobody has to go for the newcomer");
         assert_eq!(queue.expire(at(3_501)), [2]);
         assert_eq!(queue.len(), 1);
     }
@@ -339,7 +342,7 @@ mod tests {
                         match queue.join(&account(who), class, serial, at(now)) {
                             Ok(joined) => {
                                 prop_assert!(admits);
-                                for gone in joined.dropped { prop_assert!(waiting.remove(&gone).is_some()); }
+                                for gone in joined.late.into_iter().chain(joined.displaced) { prop_assert!(waiting.remove(&gone).is_some()); }
                                 waiting.insert(serial, (joined.place, now));
                             }
                             Err(item) => { prop_assert!(!admits); prop_assert_eq!(item, serial); }

@@ -50,8 +50,10 @@ pub(super) struct Waiter {
 pub enum Turn {
     /// A booked place on a node.
     Seat(Seat),
-    /// Others were worth more, or it took too long.
-    Dropped,
+    /// It took too long.
+    Late,
+    /// The line is full, and others were worth more.
+    Displaced,
 }
 
 /// A place in the line, given up when dropped.
@@ -66,7 +68,7 @@ pub struct Ticket {
 impl Ticket {
     /// Waits for the end of waiting.
     pub async fn turn(&mut self) -> Turn {
-        (&mut self.turn).await.unwrap_or(Turn::Dropped)
+        (&mut self.turn).await.unwrap_or(Turn::Displaced)
     }
 
     /// Why there was no seat the last time that somebody looked.
@@ -127,8 +129,11 @@ impl Pool {
             why: Mutex::new(Nobody::Capacity),
         });
         let joined = self.line.lock().join(&waiter.payer, class, waiter.clone(), self.clock.mono()).ok()?;
-        for dropped in joined.dropped {
-            dropped.end(Turn::Dropped);
+        for late in joined.late {
+            late.end(Turn::Late);
+        }
+        if let Some(displaced) = joined.displaced {
+            displaced.end(Turn::Displaced);
         }
         let ticket = Ticket { pool: self.clone(), waiter, place: joined.place, turn };
         // What became free between the last look and now.
@@ -190,7 +195,7 @@ impl Pool {
             });
             drop(line);
             for waiter in old {
-                waiter.end(Turn::Dropped);
+                waiter.end(Turn::Late);
             }
             match (taker, seat) {
                 (Some(waiter), Some(seat)) => waiter.end(Turn::Seat(seat)),

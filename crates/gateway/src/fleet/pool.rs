@@ -100,29 +100,37 @@ impl Pool {
 
     /// Chooses a node and books the request on it, in one step.
     pub(super) fn take(self: &Arc<Self>, wanted: &Wanted<'_>) -> Result<Seat, Nobody> {
-        let (now, slots_cap) = (self.clock.mono(), self.slots_cap);
-        let bytes = random::bytes::<16>();
-        let (first, second) = bytes.split_at(8);
-        let number = |part: &[u8]| part.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
-        let chance = [number(first), number(second)];
+        let now = self.clock.mono();
         let members = self.members.lock();
-        let median_ms = median(members.iter().filter_map(|m| m.health.lock().latency.measured_ms()));
-        let candidates: Vec<Candidate<'_>> =
-            members.iter().map(|member| candidate(member, wanted, now, slots_cap, median_ms)).collect();
-        #[cfg(feature = "sabotage")]
-        let candidates = self.never_ejecting(candidates);
-        let choice = choose(&candidates, &wanted.seeker, chance)?;
+        let choice = self.choose(&members, wanted, now)?;
         let member = members[choice.index].clone();
         if choice.trial && !member.health.lock().breaker.begin_trial(now) {
             return Err(Nobody::Ejected);
         }
         member.in_flight.fetch_add(1, Ordering::AcqRel);
-        drop(candidates);
         drop(members);
         if choice.degraded {
             self.warn_degraded(&member, now);
         }
         Ok(Seat::new(member, self.clone(), sent(choice)))
+    }
+
+    /// Why there is no seat for this request, whoever else waits; [`Nobody::Capacity`] where it is only not its turn.
+    pub(super) fn why_not(&self, wanted: &Wanted<'_>) -> Nobody {
+        self.choose(&self.members.lock(), wanted, self.clock.mono()).err().unwrap_or(Nobody::Capacity)
+    }
+
+    fn choose(&self, members: &[Arc<Member>], wanted: &Wanted<'_>, now: Duration) -> Result<Choice, Nobody> {
+        let bytes = random::bytes::<16>();
+        let (first, second) = bytes.split_at(8);
+        let number = |part: &[u8]| part.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
+        let chance = [number(first), number(second)];
+        let median_ms = median(members.iter().filter_map(|m| m.health.lock().latency.measured_ms()));
+        let candidates: Vec<Candidate<'_>> =
+            members.iter().map(|member| candidate(member, wanted, now, self.slots_cap, median_ms)).collect();
+        #[cfg(feature = "sabotage")]
+        let candidates = self.never_ejecting(candidates);
+        choose(&candidates, &wanted.seeker, chance)
     }
 
     /// Counts a request towards the retry budget.

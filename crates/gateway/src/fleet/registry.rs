@@ -184,6 +184,12 @@ impl Fleet {
         self.pool(service).unfulfilled(wanted)
     }
 
+    /// Why there is no seat for this request, whoever else waits.
+    #[must_use]
+    pub fn why_not(&self, service: &ServiceId, wanted: &Wanted<'_>) -> Nobody {
+        self.pool(service).why_not(wanted)
+    }
+
     /// Whether a request that has to wait would get into the line.
     #[must_use]
     pub fn admits(&self, service: &ServiceId, payer: &UserId, class: Class) -> bool {

@@ -116,8 +116,19 @@ pub async fn find_seat(
         Err(nobody) => nobody,
     };
     let refuse = |nobody| Err(NoSeat::Nobody(refusal(fleet, seeker.service(), nobody)));
-    if !seeker.may_wait(fleet, nobody) || Instant::now() >= until.deadline {
+    // Whoever notices that the time is over, this task or the line, the client is told the same: what stands in the way of
+    // this very request. What the line saw last may be old, or that somebody else was first.
+    let too_late = |trail: &mut Trail| {
+        super::forward::count_late("queue");
+        trail.forgive_full();
+        let wanted = Wanted { seeker: seeker.seeker(), tried: &trail.tried };
+        refuse(fleet.why_not(seeker.service(), &wanted))
+    };
+    if !seeker.may_wait(fleet, nobody) {
         return refuse(nobody);
+    }
+    if Instant::now() >= until.deadline {
+        return too_late(trail);
     }
     let began = Instant::now();
     let waiting = Waiting {
@@ -139,16 +150,16 @@ pub async fn find_seat(
                 metrics::histogram!("cxmpute_queue_seconds").record(began.elapsed().as_secs_f64());
                 return match turn {
                     Turn::Seat(seat) => Ok(seat),
-                    Turn::Dropped => Err(NoSeat::Nobody(line_is_full())),
+                    Turn::Late => too_late(trail),
+                    Turn::Displaced => Err(NoSeat::Nobody(line_is_full())),
                 };
             }
             () = tokio::time::sleep_until(look) => {}
         }
-        let why = ticket.why();
         if Instant::now() >= until.deadline {
-            super::forward::count_late("queue");
-            return refuse(why);
+            return too_late(trail);
         }
+        let why = ticket.why();
         if !seeker.may_wait(fleet, why) {
             return refuse(why);
         }

@@ -227,7 +227,7 @@ impl StandIn {
         let config = DialConfig::new(format!("http://{gateway}"), identity.signer(), Roots::new(None)?);
         tasks.spawn("stand-in", keep_open(config, Arc::clone(&stage), tasks.clone()));
         let stand_in = Self { provision: identity.provision_id(), stage, tasks };
-        until("the stand-in's tunnel", Duration::from_secs(20), async || {
+        until("the stand-in's tunnel", Duration::from_secs(120), async || {
             if let Some(code) = stand_in.closed_with() {
                 bail!("the tunnel was refused with {code}");
             }
@@ -275,6 +275,12 @@ impl StandIn {
     #[must_use]
     pub fn notes(&self) -> Vec<Note> {
         self.stage.state.lock().notes.clone()
+    }
+
+    /// Its name for clients, as answers tell it and `provider.order` takes it.
+    #[must_use]
+    pub fn slug(&self) -> String {
+        self.provision.as_str().chars().take(13).collect()
     }
 
     /// The number of its newest tunnel.

@@ -32,7 +32,10 @@ pub const FIXED_COST: i64 = 1_000;
 /// Models of the world's catalogue; a stand-in serves them all.
 const MODELS: usize = 3;
 
-/// How long a world may take to come up or to come to rest.
+/// Patience with a node that comes up. No rule says how soon it must; a starved machine needs long.
+const UP_WITHIN: Duration = Duration::from_secs(120);
+
+/// How long a world may take to come to rest.
 const REST_WITHIN: Duration = Duration::from_secs(30);
 
 /// A world to be.
@@ -196,7 +199,7 @@ impl World {
             ensure!(answer.status < 300, "enrolment of {name}: {} {}", answer.status, answer.json());
         }
         let node = StandIn::start(self.address, identity).await?;
-        until("the stand-in to be routable", REST_WITHIN, async || {
+        until("the stand-in to be routable", UP_WITHIN, async || {
             Ok((node.routable() >= MODELS).then_some(()))
         })
         .await?;

@@ -7,7 +7,7 @@ use cxmpute_gateway::auth;
 use cxmpute_store::{KeyKind, KeySettings, LimitSubject, Limits};
 use cxmpute_wire::{KeyId, MicroCredits, Timestamp};
 
-use super::world::{Answer, World};
+use super::world::{Answer, WITHIN_A_SECOND, World, until};
 
 const CHAT: &str = r#"{"model":"cxm-tiny","messages":[{"role":"user","content":"hi"}],"max_tokens":8}"#;
 
@@ -126,31 +126,19 @@ async fn a_key_opens_only_its_models_and_routes_until_its_end() {
     assert_eq!(answer.json()["error"]["param"], "model");
     let only = Limits { routes: Some(vec!["/embeddings".into()]), ..Limits::default() };
     set(&world, &id, only).await;
-    let within_a_second = Instant::now() + Duration::from_secs(4);
-    loop {
-        let answer = chat(&world, &key, CHAT).await;
-        if answer.code() == "route_not_permitted" {
-            assert_eq!(answer.status, 403);
-            break;
-        }
-        assert!(Instant::now() < within_a_second, "a change holds within a second");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let closed = until("a change holds within a second (4 x)", WITHIN_A_SECOND, async || {
+        Some(chat(&world, &key, CHAT).await).filter(|answer| answer.code() == "route_not_permitted")
+    });
+    assert_eq!(closed.await.status, 403);
     assert_eq!(world.get("/v1/credits", &key).await.status, 403);
     let shown = world.get("/v1/key", &key).await.json();
     assert_eq!(shown["data"]["routes"], serde_json::json!(["/embeddings"]), "what it may do, a key may ask");
     let settings = KeySettings { expires_at: Some(Timestamp(1)), ..KeySettings::default() };
     assert!(world.app.db.set_key_settings(&id, "old", None, settings).await.unwrap());
-    let within_a_second = Instant::now() + Duration::from_secs(4);
-    loop {
-        let answer = world.get("/v1/key", &key).await;
-        if answer.status == 401 {
-            assert_eq!(answer.code(), "expired_api_key");
-            break;
-        }
-        assert!(Instant::now() < within_a_second, "an end holds within a second");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let ended = until("an end holds within a second (4 x)", WITHIN_A_SECOND, async || {
+        Some(world.get("/v1/key", &key).await).filter(|answer| answer.status == 401)
+    });
+    assert_eq!(ended.await.code(), "expired_api_key");
     world.stop().await;
 }
 

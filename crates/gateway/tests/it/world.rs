@@ -43,6 +43,24 @@ impl Answer {
     }
 }
 
+/// What must hold within a second is asserted at four times that.
+pub const WITHIN_A_SECOND: Duration = Duration::from_secs(4);
+
+/// Looks until a condition gives a value, and fails naming it when it gives none in time. A look is not a sleep: it ends
+/// the moment the condition holds.
+pub async fn until<T>(what: &str, within: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let mut looks = tokio::time::interval(Duration::from_millis(5));
+    let found = tokio::time::timeout(within, async {
+        loop {
+            looks.tick().await;
+            if let Some(value) = look().await {
+                return value;
+            }
+        }
+    });
+    found.await.unwrap_or_else(|_| panic!("{what}, but not within {within:?}"))
+}
+
 impl World {
     pub async fn start() -> Self {
         Self::with(|_| {}).await

@@ -8,7 +8,7 @@ use cxmpute_tunnel::ping::PingConfig;
 use cxmpute_tunnel::{Incoming, LinkConfig, OpenError, WorkError, dial};
 use cxmpute_wire::{Code, Epoch};
 
-use crate::world::{Gateway, SLACK, World, config, head, key, soon, work};
+use crate::world::{Gateway, SLACK, World, config, counting, head, key, soon, until, work};
 
 #[tokio::test]
 async fn work_goes_out_and_its_answer_streams_back() {
@@ -129,6 +129,18 @@ async fn a_dropped_stream_is_a_cancel_that_the_node_sees_at_once() {
     world.close().await;
 }
 
+/// One piece of work and its answer.
+async fn there_and_back(world: &mut World) {
+    let mut stream = world.link.open(&head(9), Bytes::from_static(b"x")).unwrap();
+    let mut responder = work(&mut world.node).await.accept().unwrap();
+    soon(responder.send(Bytes::from_static(b"x"))).await.unwrap();
+    responder.finish();
+    soon(stream.accepted()).await.unwrap();
+    while let Some(chunk) = soon(stream.chunk()).await {
+        chunk.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_slow_client_holds_back_only_its_own_stream() {
     let mut world = World::start().await;
@@ -145,11 +157,14 @@ async fn a_slow_client_holds_back_only_its_own_stream() {
         }
         responder.finish();
     });
-    // Wait until the sender stands still.
-    let mut last = usize::MAX;
-    while last != sent.load(Ordering::Relaxed) {
-        last = sent.load(Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(200)).await;
+    // Until the sender stands still: nothing more is sent while other work goes there and back again and again, which
+    // both ends of the connection must be at work for.
+    let (mut last, mut rounds) = (usize::MAX, 0);
+    while rounds < 20 {
+        let now = sent.load(Ordering::Relaxed);
+        rounds = if now == last { rounds + 1 } else { 0 };
+        last = now;
+        there_and_back(&mut world).await;
     }
     assert!(last < 1024 * 1024, "{last} bytes were sent to a client that reads nothing");
     // Another stream flows.
@@ -181,7 +196,10 @@ async fn thousands_of_cancels_do_not_end_the_tunnel() {
     // A thousand before the node has looked at any.
     let waiting: Vec<_> =
         (0..1000).map(|n| world.link.open(&head(n), Bytes::from_static(b"x")).unwrap()).collect();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // What belongs to another tunnel is refused on arrival, and it arrives after them.
+    let mut stale = head(1);
+    stale.epoch = Epoch(7);
+    assert!(soon(world.link.open(&stale, Bytes::new()).unwrap().accepted()).await.is_err());
     drop(waiting);
     // And thousands in the middle of small events that are still on their way.
     for number in 0..3000 {
@@ -211,20 +229,23 @@ async fn thousands_of_cancels_do_not_end_the_tunnel() {
 #[tokio::test]
 async fn cancels_that_pile_up_before_a_busy_node_do_not_end_the_tunnel() {
     let mut gateway = Gateway::start(Clock::system(), LinkConfig::default(), None).await;
-    let url = format!("http://{}", gateway.address);
-    let (stand_still, standing) = std::sync::mpsc::channel::<Duration>();
-    let (connected, is_connected) = tokio::sync::oneshot::channel();
+    let (address, mut passed) = counting(gateway.address).await;
+    let url = format!("http://{address}");
+    let (go_on, standing) = std::sync::mpsc::channel::<()>();
+    let (stand_still, is_known) = tokio::sync::oneshot::channel();
+    let (stands, is_standing) = tokio::sync::oneshot::channel();
     let node = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let mut config = config(&url, key(1), Clock::system(), None);
             config.capacity = 2000;
             let mut node = soon(dial(&config, &Tasks::new())).await.unwrap();
-            // The gateway knows the node's settings once it has answered something.
+            // The gateway knows the node's settings once it has got an answer.
             work(&mut node).await.accept().unwrap().finish();
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            connected.send(()).unwrap();
-            std::thread::sleep(standing.recv().unwrap());
+            soon(is_known).await.unwrap();
+            // From here on the node's only thread does nothing.
+            stands.send(()).unwrap();
+            standing.recv().unwrap();
             while let Some(Incoming::Work(work)) = node.next().await {
                 if work.head.attempt == 2 {
                     work.accept().unwrap().finish();
@@ -235,12 +256,13 @@ async fn cancels_that_pile_up_before_a_busy_node_do_not_end_the_tunnel() {
     let link = gateway.link().await;
     let mut first = link.open(&head(0), Bytes::new()).unwrap();
     soon(first.accepted()).await.unwrap();
-    soon(is_connected).await.unwrap();
+    stand_still.send(()).unwrap();
+    soon(is_standing).await.unwrap();
     let piled: Vec<_> = (0..1000).map(|n| link.open(&head(n), Bytes::from_static(b"x")).unwrap()).collect();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    soon(passed.wait_for(|frames| frames.heads > 1000)).await.unwrap();
     drop(piled);
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    stand_still.send(Duration::ZERO).unwrap();
+    soon(passed.wait_for(|frames| frames.resets >= 1000)).await.unwrap();
+    go_on.send(()).unwrap();
     let mut second = head(1);
     second.attempt = 2;
     let mut stream = link.open(&second, Bytes::new()).unwrap();
@@ -292,12 +314,7 @@ async fn a_draining_node_finishes_what_runs_and_takes_nothing_new() {
     let mut responder = work(&mut world.node).await.accept().unwrap();
     soon(stream.accepted()).await.unwrap();
     world.node.drain();
-    soon(async {
-        while world.link.open(&head(2), Bytes::new()).is_ok() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until(async || world.link.open(&head(2), Bytes::new()).is_err()).await;
     assert!(!world.link.is_closed());
     responder.send(Bytes::from_static(b"rest")).await.unwrap();
     responder.finish();

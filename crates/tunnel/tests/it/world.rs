@@ -20,7 +20,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming as Body;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
@@ -32,6 +32,17 @@ pub const LONG: Duration = Duration::from_secs(20);
 
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, future).await.expect("it happened within 20 s")
+}
+
+/// Looks until a condition holds, at most 20 s. A look is not a sleep: it ends the moment the condition holds.
+pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let mut looks = tokio::time::interval(Duration::from_millis(1));
+    soon(async {
+        while !holds().await {
+            looks.tick().await;
+        }
+    })
+    .await;
 }
 
 pub fn key(seed: u8) -> SigningKey {
@@ -180,6 +191,57 @@ impl Proxy {
     }
 }
 
+/// Frames of HTTP/2 that passed from the gateway to the node.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Frames {
+    pub heads: usize,
+    pub resets: usize,
+}
+
+/// A wire without TLS for one tunnel that counts what it has handed to the node's socket.
+pub async fn counting(gateway: SocketAddr) -> (SocketAddr, watch::Receiver<Frames>) {
+    /// What an HTTP/2 client says first.
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const FRAME_HEAD: usize = 9;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (counts, passed) = watch::channel(Frames::default());
+    tokio::spawn(async move {
+        let (near, _) = listener.accept().await.unwrap();
+        let far = TcpStream::connect(gateway).await.unwrap();
+        let ((mut from_node, mut to_node), (mut from_gateway, mut to_gateway)) =
+            (near.into_split(), far.into_split());
+        let back = async move { tokio::io::copy(&mut from_node, &mut to_gateway).await };
+        let there = async move {
+            let (mut seen, mut begun, mut buffer) = (Vec::new(), false, vec![0; 64 * 1024]);
+            while let Ok(length @ 1..) = from_gateway.read(&mut buffer).await {
+                if to_node.write_all(&buffer[..length]).await.is_err() {
+                    return;
+                }
+                seen.extend_from_slice(&buffer[..length]);
+                if !begun && let Some(at) = seen.windows(PREFACE.len()).position(|part| part == PREFACE) {
+                    seen.drain(..at + PREFACE.len());
+                    begun = true;
+                }
+                while begun && seen.len() >= FRAME_HEAD {
+                    let length = FRAME_HEAD + u32::from_be_bytes([0, seen[0], seen[1], seen[2]]) as usize;
+                    if seen.len() < length {
+                        break;
+                    }
+                    counts.send_modify(|frames| match seen[3] {
+                        1 => frames.heads += 1,
+                        3 => frames.resets += 1,
+                        _ => {}
+                    });
+                    seen.drain(..length);
+                }
+            }
+        };
+        let _ = tokio::join!(there, back);
+    });
+    (address, passed)
+}
+
 /// Gateway, proxy and node, connected.
 pub struct World {
     pub link: Link,
@@ -189,8 +251,9 @@ pub struct World {
     pub tasks: Tasks,
 }
 
+/// Quick, but not so quick that a busy machine makes a live wire look silent.
 pub fn quick_ping() -> PingConfig {
-    PingConfig { interval: Duration::from_millis(100), timeout: Duration::from_millis(400) }
+    PingConfig { interval: Duration::from_millis(50), timeout: Duration::from_millis(1_500) }
 }
 
 impl World {

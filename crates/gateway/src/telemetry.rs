@@ -1,5 +1,6 @@
 //! What the gateway measures of itself, and the page on which operators read it.
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -7,12 +8,15 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use cxmpute_market::ledger::End;
+use cxmpute_market::price::Units;
 use http::{StatusCode, header};
 use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
     histogram,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use parking_lot::RwLock;
 
 use crate::app::App;
 use crate::router::ROUTES;
@@ -31,6 +35,8 @@ pub struct Telemetry {
     page: PrometheusHandle,
     /// Answers by route and class of status.
     pub requests: RequestMeters,
+    /// Paid work.
+    pub work: WorkMeters,
     /// Open connections.
     pub connections: Gauge,
     /// Connections refused because the peer is no trusted proxy.
@@ -62,6 +68,7 @@ impl Telemetry {
         Self {
             page,
             requests: RequestMeters::new(),
+            work: WorkMeters::new(),
             connections: gauge!("cxmpute_connections"),
             refused_peer: counter!("cxmpute_refused_connections_total", "reason" => "untrusted_peer"),
             refused_crowd: counter!("cxmpute_refused_connections_total", "reason" => "too_many"),
@@ -132,6 +139,57 @@ impl RequestMeters {
         let Some(row) = self.rows.get(route.unwrap_or(self.rows.len() - 1)) else { return };
         row.classes[usize::from(status.as_u16() / 100).min(5)].increment(1);
         row.seconds.record(took.as_secs_f64());
+    }
+}
+
+/// What is measured of each paid request. A meter is looked up when it is first needed: the look-up costs more than the
+/// count.
+pub struct WorkMeters {
+    ends: [EndMeters; End::ALL.len()],
+    input: Counter,
+    output: Counter,
+    /// By catalogue id.
+    first_token: RwLock<HashMap<String, Histogram>>,
+}
+
+#[derive(Default)]
+struct EndMeters {
+    attempts: OnceLock<Counter>,
+    seconds: OnceLock<Histogram>,
+}
+
+impl WorkMeters {
+    fn new() -> Self {
+        Self {
+            ends: Default::default(),
+            input: counter!("gen_ai_client_token_usage", "type" => "input"),
+            output: counter!("gen_ai_client_token_usage", "type" => "output"),
+            first_token: RwLock::default(),
+        }
+    }
+
+    /// Counts an attempt by how it ended.
+    pub fn attempt(&self, end: End) {
+        let meter = || counter!("cxmpute_attempts_total", "outcome" => end.as_str());
+        self.ends[end as usize].attempts.get_or_init(meter).increment(1);
+    }
+
+    /// Counts a request by how it ended.
+    pub fn ended(&self, end: End, took: Duration, units: &Units) {
+        let meter = || histogram!("gen_ai_server_request_duration", "end" => end.as_str());
+        self.ends[end as usize].seconds.get_or_init(meter).record(took.as_secs_f64());
+        self.input.increment(units.prompt.0);
+        self.output.increment(units.completion.0);
+    }
+
+    /// Notes the time to the first token of a model.
+    pub fn first_token(&self, model: &str, after: Duration) {
+        if let Some(meter) = self.first_token.read().get(model) {
+            return meter.record(after.as_secs_f64());
+        }
+        let meter = histogram!("gen_ai_server_time_to_first_token", "model" => model.to_owned());
+        meter.record(after.as_secs_f64());
+        self.first_token.write().insert(model.to_owned(), meter);
     }
 }
 

@@ -15,7 +15,7 @@ use cxmpute_wire::{Millis, RequestId, ServiceKind};
 
 use super::node::{Check, Member};
 use super::registry::Fleet;
-use crate::relay::events::{Asked, Claim, Dialect, EventCutter, Piece, read_event};
+use crate::relay::events::{Asked, Claim, Dialect, EventCutter, EventReader, Piece};
 
 /// Time for the whole check; a cold engine on a slow machine needs some.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -143,15 +143,16 @@ async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed>
         ServiceKind::Llm => {
             let mut pieces = VecDeque::new();
             let mut cutter = EventCutter::new(BYTES);
-            let mut seen = 0;
             let asked = Asked { dialect: Dialect::Chat, choices: 1, logprobs: None };
+            let mut reader = EventReader::new(asked);
+            let mut seen = 0;
             while let Some(chunk) = stream.chunk().await {
                 let chunk = chunk.map_err(Failed::new)?;
                 seen += chunk.len();
                 if seen > BYTES {
                     return Err(Failed::new("the answer is too long"));
                 }
-                cutter.push(&chunk, |data| read_event(asked, data, &mut pieces)).map_err(Failed::new)?;
+                cutter.push(&chunk, |data| reader.read(data, &mut pieces)).map_err(Failed::new)?;
                 if pieces.back() == Some(&Piece::Done) {
                     break;
                 }

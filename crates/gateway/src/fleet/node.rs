@@ -1,8 +1,8 @@
 //! One attached node: its tunnel and what it said last.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cxmpute_market::health::{Breaker, BreakerPolicy, Gate, PeakEwma};
@@ -165,6 +165,7 @@ pub(super) struct Member {
     /// Requests of this gateway on it, booked when routed (GR23).
     pub in_flight: AtomicU32,
     pub state: Mutex<MemberState>,
+    breaker_open: OnceLock<metrics::Gauge>,
 }
 
 #[derive(Debug, Clone)]
@@ -211,7 +212,30 @@ impl Member {
             proven: false,
             kept: false,
         };
-        Self { node, service, traits, health, in_flight: AtomicU32::new(0), state: Mutex::new(state) }
+        Self {
+            node,
+            service,
+            traits,
+            health,
+            in_flight: AtomicU32::new(0),
+            state: Mutex::new(state),
+            breaker_open: OnceLock::new(),
+        }
+    }
+
+    /// Shows operators where the breaker stands: 0 closed, 1 open, half for the time of trials.
+    pub(super) fn show_breaker(&self, now: Duration) {
+        let open = match self.health.lock().breaker.gate(now) {
+            Gate::Closed => 0.0,
+            Gate::Trial | Gate::Trying => 0.5,
+            Gate::Open { .. } => 1.0,
+        };
+        let meter = || {
+            metrics::gauge!("cxmpute_breaker_open",
+                "provision" => self.node.session.provision_id.as_str().to_owned(),
+                "service" => self.service.as_str().to_owned())
+        };
+        self.breaker_open.get_or_init(meter).set(open);
     }
 
     /// Takes the node's word in. A service that was away, or whose engine is another process now, is checked anew.

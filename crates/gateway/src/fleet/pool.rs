@@ -121,10 +121,7 @@ impl Pool {
     }
 
     fn choose(&self, members: &[Arc<Member>], wanted: &Wanted<'_>, now: Duration) -> Result<Choice, Nobody> {
-        let bytes = random::bytes::<16>();
-        let (first, second) = bytes.split_at(8);
-        let number = |part: &[u8]| part.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
-        let chance = [number(first), number(second)];
+        let chance = [random::quick::<8>(), random::quick::<8>()].map(u64::from_le_bytes);
         let median_ms = median(members.iter().filter_map(|m| m.health.lock().latency.measured_ms()));
         let candidates: Vec<Candidate<'_>> =
             members.iter().map(|member| candidate(member, wanted, now, self.slots_cap, median_ms)).collect();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cxmpute_market::health::{Gate, Sent};
+use cxmpute_market::health::Sent;
 use cxmpute_tunnel::Link;
 use cxmpute_wire::{Epoch, Generation, ProvisionId, ServiceId, UserId};
 
@@ -95,7 +95,7 @@ impl Seat {
             health.breaker.succeed(sent, now);
             health.last_good = Some(now);
         }
-        self.show_breaker(now);
+        self.member.show_breaker(now);
     }
 
     /// The attempt failed by the node's fault.
@@ -113,7 +113,7 @@ impl Seat {
             tracing::warn!(provision = %self.provision(), service = %self.service(),
                 "a node failed too often and gets no work for a while");
         }
-        self.show_breaker(now);
+        self.member.show_breaker(now);
     }
 
     /// The node says that it has no room; it is asked again a moment later, not by the next request.
@@ -135,17 +135,6 @@ impl Seat {
         if first {
             self.failed(now);
         }
-    }
-
-    fn show_breaker(&self, now: Duration) {
-        let open = match self.member.health.lock().breaker.gate(now) {
-            Gate::Closed => 0.0,
-            Gate::Trial | Gate::Trying => 0.5,
-            Gate::Open { .. } => 1.0,
-        };
-        metrics::gauge!("cxmpute_breaker_open", "provision" => self.provision().as_str().to_owned(),
-            "service" => self.service().as_str().to_owned())
-        .set(open);
     }
 }
 

@@ -425,7 +425,7 @@ impl Embed {
     }
 
     fn record(&mut self, seat: &Seat, number: u32, outcome: End, code: Option<Code>, began: Instant) {
-        metrics::counter!("cxmpute_attempts_total", "outcome" => outcome.as_str()).increment(1);
+        self.app.telemetry.work.attempt(outcome);
         self.attempts.push(AttemptRecord {
             attempt: number,
             provision_id: seat.provision().clone(),

@@ -62,9 +62,14 @@ impl EventCutter {
                     continue;
                 }
             }
-            let Some(end) = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')) else {
+            let Some(end) = memchr::memchr2(b'\n', b'\r', bytes) else {
                 return self.keep(bytes);
             };
+            if let Some(data) = self.whole_event(bytes, end) {
+                each(std::str::from_utf8(data).map_err(|_| EventFault::NotUtf8)?)?;
+                bytes = &bytes[end + 2..];
+                continue;
+            }
             self.after_cr = bytes[end] == b'\r';
             if self.line.is_empty() {
                 self.check_size(end)?;
@@ -79,6 +84,18 @@ impl EventCutter {
             bytes = &bytes[end + 1..];
         }
         Ok(())
+    }
+
+    /// The data of an event that begins and ends here, as most do: one line of data, which ends at `end`, and an empty
+    /// one. It needs no copy.
+    fn whole_event<'b>(&mut self, bytes: &'b [u8], end: usize) -> Option<&'b [u8]> {
+        let fresh = self.line.is_empty() && !self.has_data && end <= self.cap;
+        if !fresh || !bytes[end..].starts_with(b"\n\n") {
+            return None;
+        }
+        let data = bytes[..end].strip_prefix(b"data: ")?;
+        self.at_start = false;
+        Some(data)
     }
 
     fn keep(&mut self, part: &[u8]) -> Result<(), EventFault> {
@@ -218,10 +235,10 @@ struct NodeEvent<'a> {
 struct NodeChoice<'a> {
     #[serde(default)]
     index: usize,
-    #[serde(default)]
-    delta: Option<NodeDelta>,
-    #[serde(default)]
-    text: Option<String>,
+    #[serde(default, borrow)]
+    delta: Option<NodeDelta<'a>>,
+    #[serde(default, borrow)]
+    text: Option<&'a RawValue>,
     #[serde(default)]
     finish_reason: Option<FinishReason>,
     #[serde(default, borrow)]
@@ -229,9 +246,9 @@ struct NodeChoice<'a> {
 }
 
 #[derive(Deserialize, Default)]
-struct NodeDelta {
-    #[serde(default)]
-    content: Option<String>,
+struct NodeDelta<'a> {
+    #[serde(default, borrow)]
+    content: Option<&'a RawValue>,
     #[serde(default)]
     tool_calls: Option<Vec<NodeCall>>,
 }
@@ -264,38 +281,104 @@ struct NodeError {
     code: Option<Value>,
 }
 
-/// Reads the pieces of one event's data. Fields that nobody asked for vanish.
-///
-/// # Errors
-/// The data is not what a node may send.
-pub fn read_event(asked: Asked, data: &str, out: &mut VecDeque<Piece>) -> Result<(), EventFault> {
-    if data.trim() == "[DONE]" {
-        out.push_back(Piece::Done);
-        return Ok(());
-    }
-    // A struct may be written as a list, too, as far as serde is concerned.
-    if !data.trim_start().starts_with('{') {
-        return Err(EventFault::Shape);
-    }
-    let event: NodeEvent<'_> = serde_json::from_str(data).map_err(|_| EventFault::Shape)?;
-    if let Some(error) = event.error {
-        let code = error.code.as_ref().and_then(Value::as_str).and_then(|code| code.parse().ok());
-        out.push_back(Piece::Failed { code });
-        return Ok(());
-    }
-    for choice in event.choices {
-        read_choice(asked, choice, out)?;
-    }
-    out.extend(event.usage.as_ref().and_then(claim).map(Piece::Claim));
-    Ok(())
+/// Reads the events of one answer.
+#[derive(Debug)]
+pub struct EventReader {
+    asked: Asked,
+    frame: Option<Frame>,
 }
 
-fn read_choice(asked: Asked, choice: NodeChoice<'_>, out: &mut VecDeque<Piece>) -> Result<(), EventFault> {
+/// What stands around the text of an event that held a piece of text and nothing else that matters. Most events of an
+/// answer differ in nothing but that text, and are read by comparing instead of parsing.
+#[derive(Debug)]
+struct Frame {
+    before: String,
+    after: String,
+    choice: usize,
+}
+
+impl Frame {
+    /// The text, if `data` is the same event around another one. The text is written without escapes, so where its
+    /// string ends is plain, and the rest means what it meant before.
+    fn text<'d>(&self, data: &'d str) -> Option<&'d str> {
+        let text = data.strip_prefix(self.before.as_str())?.strip_suffix(self.after.as_str())?;
+        (!text.is_empty() && is_plain(text)).then_some(text)
+    }
+}
+
+/// Whether a text stands in JSON as it is.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\')
+}
+
+impl EventReader {
+    /// A reader of an answer to what was asked.
+    #[must_use]
+    pub const fn new(asked: Asked) -> Self {
+        Self { asked, frame: None }
+    }
+
+    /// Reads the pieces of one event's data. Fields that nobody asked for vanish.
+    ///
+    /// # Errors
+    /// The data is not what a node may send.
+    pub fn read(&mut self, data: &str, out: &mut VecDeque<Piece>) -> Result<(), EventFault> {
+        if let Some(frame) = &self.frame
+            && let Some(text) = frame.text(data)
+        {
+            out.push_back(Piece::Text { choice: frame.choice, text: text.to_owned(), logprobs: None });
+            return Ok(());
+        }
+        if data.trim() == "[DONE]" {
+            out.push_back(Piece::Done);
+            return Ok(());
+        }
+        // A struct may be written as a list, too, as far as serde is concerned.
+        if !data.trim_start().starts_with('{') {
+            return Err(EventFault::Shape);
+        }
+        let event: NodeEvent<'_> = serde_json::from_str(data).map_err(|_| EventFault::Shape)?;
+        if let Some(error) = event.error {
+            let code = error.code.as_ref().and_then(Value::as_str).and_then(|code| code.parse().ok());
+            out.push_back(Piece::Failed { code });
+            return Ok(());
+        }
+        let alone = event.choices.len() == 1 && event.usage.is_none();
+        let before = out.len();
+        for choice in event.choices {
+            let said = read_choice(self.asked, choice, out)?;
+            if alone && out.len() == before + 1 {
+                self.frame =
+                    said.and_then(|said| frame(data, said.get(), &out[before])).or(self.frame.take());
+            }
+        }
+        out.extend(event.usage.as_ref().and_then(claim).map(Piece::Claim));
+        Ok(())
+    }
+}
+
+/// What stands around `said`, a string within `data` whose text is the whole of `piece`.
+fn frame(data: &str, said: &str, piece: &Piece) -> Option<Frame> {
+    let Piece::Text { choice, text, logprobs: None } = piece else { return None };
+    if !is_plain(text) || said.len() != text.len() + 2 {
+        return None;
+    }
+    let from = (said.as_ptr() as usize).checked_sub(data.as_ptr() as usize)? + 1;
+    let (before, after) = (data.get(..from)?, data.get(from + text.len()..)?);
+    Some(Frame { before: before.to_owned(), after: after.to_owned(), choice: *choice })
+}
+
+/// Reads the pieces of a choice; gives its text as it stands in the event.
+fn read_choice<'a>(
+    asked: Asked,
+    choice: NodeChoice<'a>,
+    out: &mut VecDeque<Piece>,
+) -> Result<Option<&'a RawValue>, EventFault> {
     let index = choice.index;
     if index >= asked.choices {
         return Err(EventFault::Shape);
     }
-    let (text, calls) = match asked.dialect {
+    let (said, calls) = match asked.dialect {
         Dialect::Chat => {
             let delta = choice.delta.unwrap_or_default();
             (delta.content, delta.tool_calls)
@@ -306,7 +389,10 @@ fn read_choice(asked: Asked, choice: NodeChoice<'_>, out: &mut VecDeque<Piece>) 
         (Some(top), Some(raw)) => Logprobs::read(asked.dialect, top, raw.get())?.map(Box::new),
         _ => None,
     };
-    let text = text.unwrap_or_default();
+    let text: String = match said {
+        Some(said) => serde_json::from_str(said.get()).map_err(|_| EventFault::Shape)?,
+        None => String::new(),
+    };
     if !text.is_empty() || logprobs.is_some() {
         out.push_back(Piece::Text { choice: index, text, logprobs });
     }
@@ -317,7 +403,7 @@ fn read_choice(asked: Asked, choice: NodeChoice<'_>, out: &mut VecDeque<Piece>) 
     if let Some(reason) = choice.finish_reason {
         out.push_back(Piece::Finish { choice: index, reason });
     }
-    Ok(())
+    Ok(said)
 }
 
 /// A claim that is no pair of counts is no claim; it is evidence at best (MR21), never a reason to fail.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::bound::Bound;
 use super::delivery::{Chunk, Undelivered};
-use super::events::{EventCutter, Piece, read_event};
+use super::events::{EventCutter, EventReader, Piece};
 use super::logprobs::Logprobs;
 use super::retry::Fault;
 use super::run::{Run, Served, Stop};
@@ -137,7 +137,7 @@ impl Run {
         let mut pieces = VecDeque::new();
         let mut bytes = 0u64;
         let hard = self.app.tasks.hard();
-        let asked = self.job.asked();
+        let mut reader = EventReader::new(self.job.asked());
         loop {
             let next = tokio::select! {
                 biased;
@@ -168,7 +168,7 @@ impl Run {
                 self.send(Chunk { bytes: chunk, mark: None }).await?;
                 continue;
             }
-            let read = cutter.push(&chunk, |data| read_event(asked, data, &mut pieces));
+            let read = cutter.push(&chunk, |data| reader.read(data, &mut pieces));
             while let Some(piece) = pieces.pop_front() {
                 if self.take(piece, seat, &mut watchdog, began).await? {
                     return Ok(());
@@ -293,8 +293,7 @@ impl Run {
             self.node_time += after;
             let since_arrival = now.saturating_sub(self.job.arrived);
             self.first_token = Some(since_arrival);
-            metrics::histogram!("gen_ai_server_time_to_first_token", "model" => self.job.model.id.clone())
-                .record(since_arrival.as_secs_f64());
+            self.app.telemetry.work.first_token(&self.job.model.id, since_arrival);
         }
         if self.job.streamed() && !self.relayed {
             self.announce();

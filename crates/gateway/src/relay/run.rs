@@ -305,7 +305,7 @@ impl Run {
     }
 
     fn record(&mut self, seat: &Seat, number: u32, outcome: End, code: Option<Code>, began: Instant) {
-        metrics::counter!("cxmpute_attempts_total", "outcome" => outcome.as_str()).increment(1);
+        self.app.telemetry.work.attempt(outcome);
         let total = Some(Millis::from(began.elapsed()));
         self.attempts.push(AttemptRecord {
             attempt: number,

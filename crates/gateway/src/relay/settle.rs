@@ -167,10 +167,7 @@ impl Run {
     fn settlement(&mut self, end: End, units: Units) -> Settlement {
         let claimed = self.so_far.claim.filter(|_| matches!(end, End::Finished | End::CreditsExhausted));
         let latency = self.app.clock.mono().saturating_sub(self.job.arrived);
-        metrics::histogram!("gen_ai_server_request_duration", "end" => end.as_str())
-            .record(latency.as_secs_f64());
-        metrics::counter!("gen_ai_client_token_usage", "type" => "input").increment(units.prompt.0);
-        metrics::counter!("gen_ai_client_token_usage", "type" => "output").increment(units.completion.0);
+        self.app.telemetry.work.ended(end, latency, &units);
         if let Some(permit) = &self.permit {
             permit.use_tokens(units.prompt.0.saturating_add(units.completion.0));
         }

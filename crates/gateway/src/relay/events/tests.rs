@@ -47,7 +47,7 @@ fn large_events_and_bad_bytes_are_faults() {
 
 fn read(dialect: Dialect, data: &str) -> Result<Vec<Piece>, EventFault> {
     let mut out = VecDeque::new();
-    read_event(Asked { dialect, choices: 2, logprobs: None }, data, &mut out).map(|()| out.into())
+    EventReader::new(Asked { dialect, choices: 2, logprobs: None }).read(data, &mut out).map(|()| out.into())
 }
 
 #[test]
@@ -120,6 +120,28 @@ proptest! {
         places.sort_unstable();
         let parts: Vec<&[u8]> = places.windows(2).map(|w| &bytes[w[0]..w[1]]).collect();
         prop_assert_eq!(&cut(&parts).unwrap(), &want);
+    }
+
+    #[test]
+    fn an_event_reads_the_same_whatever_came_before_it(
+        events in proptest::collection::vec((0usize..8, 0usize..3, ".{0,8}|[a-z\"\\\\{},: ]{0,9}"), 1..30),
+    ) {
+        let events: Vec<String> = events.iter().map(|(kind, index, text)| {
+            let text = serde_json::to_string(text).unwrap();
+            match kind {
+                0 => format!(r#"{{"choices":[{{"index":{index},"delta":{{}},"finish_reason":"stop"}}]}}"#),
+                1 => format!(r#"{{"usage":{{"prompt_tokens":1,"completion_tokens":2}},"choices":[{{"index":{index},"delta":{{"content":{text}}}}}]}}"#),
+                2 => format!(r#"{{"choices":[{{"delta":{{"role":{text},"content":{text}}},"index":{index}}}],"usage":null}}"#),
+                3 => format!(r#"{{"choices":[{{"index":{index},"delta":{{"content":{text}}},"finish_reason":"length"}}]}}"#),
+                _ => format!(r#"{{"id":"x","choices":[{{"index":{index},"delta":{{"content":{text}}},"finish_reason":null}}]}}"#),
+            }
+        }).collect();
+        let mut reader = EventReader::new(Asked { dialect: Dialect::Chat, choices: 2, logprobs: None });
+        for event in &events {
+            let mut out = VecDeque::new();
+            let known = reader.read(event, &mut out).map(|()| Vec::from(out));
+            prop_assert_eq!(known, read(Dialect::Chat, event), "{}", event);
+        }
     }
 
     #[test]

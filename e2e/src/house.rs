@@ -176,14 +176,13 @@ impl House {
         std::fs::create_dir_all(&folder)?;
         let url = format!("http://{api}");
         let models = text(&models_dir());
-        let engine = text(&settings::program("cxmpute-engine")?);
+        // The built-in engine is found beside the node's program; a node that has another engine needs none there.
         let mut environment = vec![
             ("CXMPUTE_API_URL", url.as_str()),
             ("CXMPUTE_DATA_DIR", folder.as_str()),
             ("CXMPUTE_NAME", label),
             ("CXMPUTE_LOCATION_COUNTRY", "DE"),
             ("CXMPUTE_MODELS_DIR", models.as_str()),
-            ("CXMPUTE_ENGINE_PROGRAM", engine.as_str()),
         ];
         environment.extend_from_slice(extra);
         if let Some(grant) = grant {

@@ -1,5 +1,6 @@
 //! Whether the books agree with what the clients saw.
 
+use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -7,7 +8,7 @@ use cxmpute_e2e::client::Client;
 use cxmpute_e2e::ground::until;
 use cxmpute_e2e::house::House;
 use cxmpute_store::Db;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What the database says after the run.
 #[derive(Clone, Debug)]
@@ -31,6 +32,29 @@ pub struct Books {
 }
 
 impl Books {
+    /// Both together: those of two gateways that stood on databases of the same kind.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            commits: self.commits.zip(other.commits).map(|(one, two)| one + two),
+            answers: self.answers + other.answers,
+            settlements: self.settlements + other.settlements,
+            hung_up: self.hung_up + other.hung_up,
+            explained: self.explained.min(other.explained),
+            open_holds: self.open_holds + other.open_holds,
+            ..self
+        }
+    }
+
+    /// For programs.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "journal_mode": self.journal_mode, "synchronous": self.synchronous, "commits": self.commits,
+            "answers": self.answers, "settlements": self.settlements, "hung_up": self.hung_up,
+            "explained": self.explained, "open_holds": self.open_holds,
+        })
+    }
+
     /// Whether the run counts.
     ///
     /// # Errors
@@ -49,6 +73,19 @@ impl Books {
             self.open_holds
         );
         Ok(())
+    }
+}
+
+impl Display for Books {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { journal_mode, synchronous, answers, settlements, hung_up, explained, open_holds, .. } =
+            self;
+        let commits = self.commits.map_or("not told".to_owned(), |commits| commits.to_string());
+        write!(
+            f,
+            "SQLite journal `{journal_mode}`, `synchronous={synchronous}`, {commits} commits; {answers} answers, \
+             {settlements} settlements, {hung_up} streams hung up on; ledger explained {explained}, {open_holds} open holds."
+        )
     }
 }
 

@@ -12,6 +12,7 @@ use cxmpute_e2e::process::children;
 use tokio::net::TcpStream;
 
 use crate::cost;
+use crate::tls::Certificate;
 
 /// A running nginx. Dropping it ends it.
 pub struct Nginx {
@@ -19,8 +20,6 @@ pub struct Nginx {
     pub address: SocketAddr,
     /// Its only worker, whose CPU time counts.
     pub worker: u32,
-    /// As `nginx -v` prints it.
-    pub version: String,
     master: Child,
 }
 
@@ -29,10 +28,16 @@ impl Nginx {
     ///
     /// # Errors
     /// It does not come up.
-    pub async fn start(program: &Path, folder: &Path, upstream: SocketAddr, core: usize) -> Result<Self> {
+    pub async fn start(
+        program: &Path,
+        folder: &Path,
+        upstream: SocketAddr,
+        certificate: Option<&Certificate>,
+        core: usize,
+    ) -> Result<Self> {
         let address = free_address()?;
         let config = folder.join("nginx.conf");
-        std::fs::write(&config, configuration(folder, address, upstream))?;
+        std::fs::write(&config, configuration(folder, address, upstream, certificate))?;
         let master = Command::new(program)
             .arg("-c")
             .arg(&config)
@@ -43,10 +48,7 @@ impl Nginx {
             .stderr(std::fs::File::create(folder.join("nginx.err"))?)
             .spawn()
             .with_context(|| format!("starting {}", program.display()))?;
-        let version = Command::new(program).arg("-v").output()?.stderr;
-        let version =
-            String::from_utf8_lossy(&version).trim().trim_start_matches("nginx version: ").to_owned();
-        let mut nginx = Self { address, worker: 0, version, master };
+        let mut nginx = Self { address, worker: 0, master };
         until("nginx", Duration::from_secs(10), async || Ok(TcpStream::connect(address).await.ok())).await?;
         nginx.worker = *children(nginx.master.id()).first().context("nginx has no worker")?;
         cost::pin(nginx.worker, core)?;
@@ -65,7 +67,16 @@ impl Drop for Nginx {
     }
 }
 
-fn configuration(folder: &Path, address: SocketAddr, upstream: SocketAddr) -> String {
+fn configuration(
+    folder: &Path,
+    address: SocketAddr,
+    upstream: SocketAddr,
+    certificate: Option<&Certificate>,
+) -> String {
+    let (ssl, files) = certificate.map_or_else(Default::default, |certificate| {
+        let (file, key) = (certificate.file.display(), certificate.key.display());
+        (" ssl", format!("    ssl_certificate {file};\n    ssl_certificate_key {key};\n"))
+    });
     let folder = folder.display();
     format!(
         "daemon off;\nworker_processes 1;\npid {folder}/nginx.pid;\nerror_log {folder}/nginx.log warn;\n\
@@ -74,7 +85,7 @@ fn configuration(folder: &Path, address: SocketAddr, upstream: SocketAddr) -> St
          \x20 client_body_temp_path {folder}/body;\n  proxy_temp_path {folder}/proxy;\n\
          \x20 fastcgi_temp_path {folder}/fastcgi;\n  uwsgi_temp_path {folder}/uwsgi;\n  scgi_temp_path {folder}/scgi;\n\
          \x20 upstream engine {{ server {upstream}; keepalive 1024; keepalive_requests 1000000000; }}\n\
-         \x20 server {{\n    listen {address} backlog=4096;\n    location / {{\n      proxy_pass http://engine;\n\
+         \x20 server {{\n    listen {address}{ssl} backlog=4096;\n{files}    location / {{\n      proxy_pass http://engine;\n\
          \x20     proxy_http_version 1.1;\n      proxy_set_header Connection \"\";\n      proxy_buffering off;\n    }}\n  }}\n}}\n"
     )
 }

@@ -1,7 +1,6 @@
 //! The stand-in node: the tunnel crate's node end, enrolled and signed, that answers at once with prepared events.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,9 @@ use cxmpute_wire::control::{
 use cxmpute_wire::{Bytes as Size, Epoch, Generation, ServiceKind};
 use parking_lot::Mutex;
 
+use crate::emissions::Emissions;
 use crate::load::Script;
+use crate::stage::Entrance;
 
 /// Rhythm of the heartbeat; like the product's nodes.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -55,24 +56,10 @@ pub fn whole_answer(events: u32) -> String {
     )
 }
 
-/// What the prompt asks for; the gateway's own checks ask for nothing and get three events.
-pub fn script(body: &[u8]) -> Script {
-    let mut script = Script { events: 3, pace_ms: 0, hold: false };
-    let Some(at) = body.windows(6).position(|window| window == b"bench ") else { return script };
-    let text = String::from_utf8_lossy(&body[at + 6..]);
-    let mut words = text.split_whitespace();
-    if let (Some(Ok(events)), Some(Ok(pace_ms))) =
-        (words.next().map(str::parse), words.next().map(str::parse))
-    {
-        script = Script { events, pace_ms, hold: words.next() == Some("hold") };
-    }
-    script
-}
-
 /// An honest node claims what the prompt really holds; counted once per script, since the load repeats itself.
 struct Claims {
     counter: TokenCounter,
-    known: Mutex<HashMap<(u32, u32, bool), u64>>,
+    known: Mutex<HashMap<(u32, u32), u64>>,
 }
 
 impl Claims {
@@ -81,16 +68,17 @@ impl Claims {
         Ok(Self { counter, known: Mutex::default() })
     }
 
-    /// Tokens of the prompt; 0 when it cannot be counted. The gateway's own checks all differ and are counted anew.
+    /// Tokens of the prompt; 0 when it cannot be counted. The gateway's own checks and
+    /// numbered streams all differ and are counted anew.
     fn prompt(&self, script: Script, body: &[u8]) -> u64 {
         let count = || {
             let request = serde_json::from_slice(body).ok()?;
             Some(self.counter.count_prompt(&request).ok()?.0)
         };
-        if script.events == 3 {
+        if script.events == 3 || script.stream.is_some() {
             return count().unwrap_or(0);
         }
-        let key = (script.events, script.pace_ms, script.hold);
+        let key = (script.events, script.pace_ms);
         *self.known.lock().entry(key).or_insert_with(|| count().unwrap_or(0))
     }
 }
@@ -99,18 +87,27 @@ impl Claims {
 ///
 /// # Errors
 /// The gateway refused the enrolment.
-pub async fn start(gateway: SocketAddr, name: &str, grant: &str, tasks: &Tasks) -> Result<()> {
+pub async fn start(
+    gateway: &Entrance,
+    name: &str,
+    grant: &str,
+    emissions: Arc<Emissions>,
+    tasks: &Tasks,
+) -> Result<()> {
     let identity = Identity::fresh();
-    let answer = identity.enrol(gateway, &identity.provision_id(), name, Some(grant)).await?;
+    let answer = identity.enrol(gateway.plain, &identity.provision_id(), name, Some(grant)).await?;
     ensure!(answer.status.is_success(), "enrolment: {} {}", answer.status, answer.message());
-    let mut config = DialConfig::new(format!("http://{gateway}"), identity.signer(), Roots::new(None)?);
+    let certificate = gateway.certificate.as_ref().map(|certificate| certificate.file.as_path());
+    let scheme = if certificate.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", gateway.address);
+    let mut config = DialConfig::new(url, identity.signer(), Roots::new(certificate)?);
     config.capacity = SLOTS;
     let running = tasks.clone();
-    let claims = Arc::new(Claims::load()?);
+    let part = Part { claims: Arc::new(Claims::load()?), emissions };
     tasks.spawn("stand-in", async move {
         while !running.soft().is_cancelled() {
             match dial(&config, &running).await {
-                Ok(end) => serve(end, &claims, &running).await,
+                Ok(end) => serve(end, &part, &running).await,
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         }
@@ -118,7 +115,14 @@ pub async fn start(gateway: SocketAddr, name: &str, grant: &str, tasks: &Tasks) 
     Ok(())
 }
 
-async fn serve(mut end: NodeEnd, claims: &Arc<Claims>, tasks: &Tasks) {
+/// What its tasks share.
+#[derive(Clone)]
+struct Part {
+    claims: Arc<Claims>,
+    emissions: Arc<Emissions>,
+}
+
+async fn serve(mut end: NodeEnd, part: &Part, tasks: &Tasks) {
     let stop = tasks.soft();
     loop {
         let incoming = tokio::select! { incoming = end.next() => incoming, () = stop.cancelled() => return };
@@ -127,16 +131,16 @@ async fn serve(mut end: NodeEnd, claims: &Arc<Claims>, tasks: &Tasks) {
                 tasks.spawn("stand-in-control", control(pair, end.epoch));
             }
             Some(Incoming::Work(request)) => {
-                tasks.spawn("stand-in-work", answer(request, claims.clone()));
+                tasks.spawn("stand-in-work", answer(request, part.clone()));
             }
             None => return,
         }
     }
 }
 
-async fn answer(mut request: WorkRequest, claims: Arc<Claims>) {
+async fn answer(mut request: WorkRequest, part: Part) {
     let Ok(body) = request.body(1 << 20).await else { return };
-    let script = script(&body);
+    let script = Script::read(&body);
     let streamed = body.windows(13).any(|window| window == b"\"stream\":true");
     let Ok(mut responder) = request.accept() else { return };
     if script.hold {
@@ -144,7 +148,7 @@ async fn answer(mut request: WorkRequest, claims: Arc<Claims>) {
         responder.cancelled().await;
         return;
     }
-    let prompt = claims.prompt(script, &body);
+    let prompt = part.claims.prompt(script, &body);
     let usage = format!(
         "data: {{\"id\":\"chatcmpl-stand-in\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"cxm-tiny\",\"choices\":[],\
          \"usage\":{{\"prompt_tokens\":{prompt},\"completion_tokens\":{0},\"total_tokens\":{1}}}}}\n\n",
@@ -162,6 +166,7 @@ async fn answer(mut request: WorkRequest, claims: Arc<Claims>) {
         return;
     }
     for number in 0..script.events {
+        part.emissions.note(script.stream);
         if responder.send(Bytes::from_static(content_event(number))).await.is_err() {
             return;
         }
@@ -223,18 +228,5 @@ fn heartbeat(seq: u64, epoch: Epoch, desired: Option<&Desired>) -> Heartbeat {
         disk_free: Size(1 << 42),
         owner: OwnerState::Available,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_prompt_carries_the_script() {
-        let script = script(b"...\"content\":\"bench 20 10 hold What?\"");
-        assert_eq!((script.events, script.pace_ms, script.hold), (20, 10, true));
-        let script = super::script(b"{\"content\":\"Say hello.\"}");
-        assert_eq!((script.events, script.pace_ms, script.hold), (3, 0, false));
     }
 }

@@ -184,6 +184,7 @@ pub struct StandIn {
 pub(crate) struct Stage {
     pub(crate) state: Mutex<State>,
     pub(crate) lose: Notify,
+    pub(crate) go_on: Notify,
     speak: Notify,
 }
 
@@ -250,6 +251,11 @@ impl StandIn {
     /// Lets a node that is losing its tunnel lose it.
     pub fn lose_now(&self) {
         self.stage.lose.notify_one();
+    }
+
+    /// Lets a script go on that waits at [`Step::Await`].
+    pub fn go_on(&self) {
+        self.stage.go_on.notify_one();
     }
 
     /// Claims that its engine is another process now, which the gateway checks anew.

@@ -36,6 +36,8 @@ pub enum Sabotage {
     ImmediateExit,
     /// X1: request bodies are logged.
     BodyInLog,
+    /// GR16: events are sent on in groups.
+    CollectedEvents,
     /// U3: a field that does not fit is refused with a status that is not documented.
     UndocumentedStatus,
     /// W3: a route for debugging was left in.
@@ -63,6 +65,7 @@ impl Sabotage {
         Self::ProbeOnlyRouting,
         Self::ImmediateExit,
         Self::BodyInLog,
+        Self::CollectedEvents,
         Self::UndocumentedStatus,
         Self::ForgottenRoute,
         Self::TrustAll,
@@ -88,6 +91,7 @@ impl Sabotage {
             Self::ProbeOnlyRouting => "probe_only_routing",
             Self::ImmediateExit => "immediate_exit",
             Self::BodyInLog => "body_in_log",
+            Self::CollectedEvents => "collected_events",
             Self::UndocumentedStatus => "undocumented_status",
             Self::ForgottenRoute => "forgotten_route",
             Self::TrustAll => "trust_all",

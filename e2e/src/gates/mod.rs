@@ -1,4 +1,5 @@
-//! The gates of the security reference, section 10, that this product claims. One file each.
+//! The gates of the security reference, section 10, that this product claims, and GR16 of the gateway's rules. One
+//! file each.
 
 pub mod aborted;
 pub mod addresses;
@@ -10,6 +11,7 @@ pub mod enrolment;
 pub mod epochs;
 pub mod floods;
 pub mod leaks;
+pub mod lockstep;
 pub mod overspend;
 pub mod probes;
 pub mod property;

@@ -118,7 +118,7 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
     let ended = match (mood, part) {
         _ if script.is_some() => {
             let steps = script.map(|script| script.steps).unwrap_or_default();
-            script::perform(&mut responder, &steps, &sent).await
+            script::perform(&mut responder, &steps, &stage.go_on, &sent).await
         }
         (Mood::Failing, _) => {
             let error =

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cxmpute_tunnel::WorkResponder;
 use http::HeaderMap;
+use tokio::sync::Notify;
 
 /// What a stand-in sends after it accepted.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,8 @@ pub enum Step {
     Repeat(Bytes, u64),
     /// The bytes one by one, with a pause before each.
     Drip(Bytes, Duration),
+    /// Nothing, until the test lets it go on ([`super::StandIn::go_on`]).
+    Await,
     /// Nothing more, until the gateway cancels.
     Hold,
     /// Breaks the stream off.
@@ -48,6 +51,7 @@ impl Script {
 pub(super) async fn perform(
     responder: &mut WorkResponder,
     steps: &[Step],
+    go_on: &Notify,
     sent: &impl Fn(u64),
 ) -> Result<(), ()> {
     let mut bytes = 0;
@@ -76,6 +80,10 @@ pub(super) async fn perform(
                     sent(bytes);
                 }
             }
+            Step::Await => tokio::select! {
+                () = responder.cancelled() => return Err(()),
+                () = go_on.notified() => {}
+            },
             Step::Hold => {
                 responder.cancelled().await;
                 return Err(());

@@ -23,6 +23,7 @@ gate!(g2_floods_of_frames_end_in_goaway, floods::gate);
 gate!(g5_a_faulty_node_is_ejected, ejection::gate);
 gate!(g7_a_stopped_gateway_ends_its_streams_with_words, drain::gate);
 gate!(g9_forged_addresses_change_nothing, addresses::gate);
+gate!(gr16_nothing_collects_events, lockstep::gate);
 gate!(p6_work_decides_not_probes, probes::gate);
 gate!(n3_nobody_enrols_over_somebody_else, enrolment::gate);
 gate!(p1_rogue_streams_are_stopped, rogue_streams::gate);

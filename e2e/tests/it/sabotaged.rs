@@ -23,6 +23,7 @@ caught!(g2_catches_missing_limits_of_frames, floods, "no_frame_limits");
 caught!(g5_catches_missing_ejection, ejection, "no_ejection");
 caught!(g7_catches_an_immediate_exit, drain, "immediate_exit");
 caught!(g9_catches_trust_in_everybody, addresses, "trust_all");
+caught!(gr16_catches_collected_events, lockstep, "collected_events");
 caught!(p6_catches_routing_by_probes, probes, "probe_only_routing");
 caught!(n3_catches_an_upsert, enrolment, "unconditional_upsert");
 caught!(p1_catches_a_byte_pass_through, rogue_streams, "byte_pass_through");

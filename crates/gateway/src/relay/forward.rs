@@ -138,6 +138,8 @@ impl Run {
         let mut bytes = 0u64;
         let hard = self.app.tasks.hard();
         let mut reader = EventReader::new(self.job.asked());
+        #[cfg(feature = "sabotage")]
+        let mut collected = Vec::new();
         loop {
             let next = tokio::select! {
                 biased;
@@ -157,6 +159,16 @@ impl Run {
                 Ok(Some(Err(error))) => return Err(Stop::Fault(after_accept(&error))),
                 Ok(None) => return Err(Stop::Fault(Fault::Protocol)),
                 Ok(Some(Ok(chunk))) => chunk,
+            };
+            #[cfg(feature = "sabotage")]
+            let chunk = if self.app.sabotage == Some(crate::sabotage::Sabotage::CollectedEvents) {
+                collected.extend_from_slice(&chunk);
+                if collected.len() < 1024 && !collected.ends_with(b"data: [DONE]\n\n") {
+                    continue;
+                }
+                std::mem::take(&mut collected).into()
+            } else {
+                chunk
             };
             bytes = bytes.saturating_add(chunk.len() as u64);
             if bytes > max_bytes {

@@ -6,7 +6,9 @@
 //! scripts and other programs of the house use the same prefix.
 
 mod error;
+mod fault;
 mod layer;
+mod read;
 
 use std::path::PathBuf;
 
@@ -51,7 +53,7 @@ where
     let flags = toml::Value::Table(sources.flags);
     let context = Context::new(sources.file.as_deref(), &sources.env_prefix, environment);
     let root = Node::root(&context, &defaults, file.as_ref(), &flags);
-    let loaded = T::deserialize(root).map_err(layer::Fault::into_error)?;
+    let loaded = T::deserialize(root).map_err(fault::Fault::into_error)?;
     match context.misspelt_variable() {
         Some((name, closest)) => Err(ConfigError::UnknownVariable { name, closest }),
         None => Ok(loaded),

@@ -3,20 +3,23 @@
 //! from a provider (GR15).
 
 mod chat;
+mod chat_answer;
 mod completion;
 mod embedding;
 mod error;
 pub mod fields;
 mod logprobs;
+mod message;
 mod model;
 mod provider;
+mod tool;
 mod tool_choice;
 mod usage;
 
-pub use chat::{
-    ChatChoice, ChatChunk, ChatMessage, ChatRequest, ChatResponse, ChunkChoice, Content, ContentPart, Delta,
-    FinishReason, FunctionCall, FunctionDelta, FunctionSpec, ImageUrl, InputAudio, JsonSchemaFormat,
-    ResponseFormat, ResponseMessage, Role, Tool, ToolCall, ToolCallDelta,
+pub use chat::{ChatRequest, JsonSchemaFormat, ResponseFormat};
+pub use chat_answer::{
+    ChatChoice, ChatChunk, ChatResponse, ChunkChoice, Delta, FinishReason, FunctionDelta, ResponseMessage,
+    ToolCallDelta,
 };
 pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, PromptInput};
 pub use embedding::{
@@ -24,11 +27,13 @@ pub use embedding::{
 };
 pub use error::{ErrorBody, ErrorEnvelope};
 pub use logprobs::{ChatLogprobs, CompletionLogprobs, LogitBias, TokenLogprob, TopLogprob};
+pub use message::{ChatMessage, Content, ContentPart, ImageUrl, InputAudio, Role};
 pub use model::{Architecture, Availability, ModelList, ModelObject, Pricing, PricingMicro};
 pub use provider::{
     DataCollection, LatencyBound, MaxPrice, OwnNodes, Percentiles, ProviderPreferences, Sort, SortBy,
     SortOrder,
 };
+pub use tool::{FunctionCall, FunctionSpec, Tool, ToolCall};
 pub use tool_choice::{FunctionChoice, NamedFunction, NamedTool, ToolChoice, ToolMode};
 pub use usage::{CompletionDetails, PromptDetails, StreamOptions, Usage, UsageOptions};
 

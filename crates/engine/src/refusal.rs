@@ -49,7 +49,6 @@ impl Refusal {
     /// The JSON envelope.
     pub fn envelope(self) -> ErrorEnvelope {
         let kind = match self.code.status() {
-            401 => "authentication_error",
             429 => "rate_limit_error",
             400..500 => "invalid_request_error",
             _ => "api_error",

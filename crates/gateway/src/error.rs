@@ -258,12 +258,12 @@ impl ApiError {
     /// OpenAI's class of error.
     #[must_use]
     pub fn kind(&self) -> &'static str {
-        match (self.code, self.status.as_u16()) {
-            (_, 401) => "authentication_error",
-            (_, 402) => "insufficient_quota",
-            (_, 403) => "permission_error",
-            (_, 429) => "rate_limit_error",
-            (_, 500..) => "server_error",
+        match self.status.as_u16() {
+            402 => "insufficient_quota",
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            // A wrong key, too: OpenAI says so, and its libraries go by the status.
             _ => "invalid_request_error",
         }
     }

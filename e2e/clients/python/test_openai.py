@@ -219,6 +219,8 @@ def test_chat_with_an_unknown_model_is_not_found(client):
     with pytest.raises(openai.NotFoundError) as failure:
         client.chat.completions.create(model="no-such-model", messages=QUESTION)
     assert failure.value.code == "model_not_found"
+    # OpenAI's own word for a wrong key, whatever the class is called in its libraries.
+    assert failure.value.type == "invalid_request_error"
 
 
 def test_every_error_carries_a_request_id_and_a_sentence(client):

@@ -56,8 +56,7 @@ pub fn add_shapes(schemas: &mut Schemas) {
 /// The extra fields, added to the error object once its type's schema is there.
 pub fn complete_shapes(schemas: &mut Map<String, Value>) {
     let kinds = json!({"enum": [
-        "invalid_request_error", "authentication_error", "insufficient_quota", "permission_error",
-        "rate_limit_error", "server_error",
+        "invalid_request_error", "insufficient_quota", "permission_error", "rate_limit_error", "server_error",
     ]});
     if let Some(body) = schemas.get_mut("ErrorBody") {
         if let Some(properties) = body["properties"].as_object_mut() {

@@ -173,6 +173,17 @@ def test_the_clients_stream_helper_assembles_a_call(client, chat_model):
     assert json.loads(call.function.arguments) == {"city": "Oslo"}
 
 
+def test_an_empty_list_of_tools_asks_for_nothing(client, chat_model):
+    """OpenAI refuses it; clients written for other servers send it, and there is nothing to get wrong."""
+    plain = {"model": chat_model, "messages": HELLO, "temperature": 0, "max_tokens": 20}
+    without = client.chat.completions.create(**plain).choices[0]
+    answer = client.chat.completions.create(**plain, tools=[]).choices[0]
+    assert (answer.message.content, answer.message.tool_calls) == (without.message.content, None)
+    with pytest.raises(openai.BadRequestError) as failure:
+        client.chat.completions.create(**plain, tools=[], tool_choice="required")
+    assert failure.value.param == "tool_choice"
+
+
 def test_the_old_functions_work_as_tools_do(client, chat_model):
     answer = client.chat.completions.create(
         model=chat_model, messages=ASK_WEATHER, functions=[WEATHER["function"]], function_call="auto", temperature=0

@@ -28,6 +28,8 @@ pub async fn create_chat_completion(
 ) -> ApiResult<Response> {
     let mut manners = Manners::of(&headers)?;
     manners.ignore(ignored)?;
+    // A list without tools asks for nothing; clients send it, and not every engine takes it.
+    request.tools = request.tools.take().filter(|tools| !tools.is_empty());
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Llm).await?;
     check_chat(&request)?;
     supports_chat(&model, &request)?;

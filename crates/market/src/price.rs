@@ -197,6 +197,45 @@ pub fn cost(price: &PriceRow, units: &Units) -> Result<MicroCredits, PriceError>
     Ok(MicroCredits(amount).max(price.minimum))
 }
 
+/// What the units of one request cost before rounding and the least charge, in 10^-12 credits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Parts {
+    /// The prompt, or what was embedded.
+    pub prompt: i128,
+    /// The output.
+    pub completion: i128,
+    /// Characters of both.
+    pub characters: i128,
+    /// What is charged beyond these parts; below zero where a hold did not cover them.
+    pub adjustment: i128,
+}
+
+/// Takes a charge apart; the parts add up to it exactly. A price per 10^6 units in micro-credits is a price per unit in
+/// 10^-12 credits.
+#[must_use]
+pub fn parts(price: &PriceRow, units: &Units, charged: MicroCredits) -> Parts {
+    if price.free {
+        return Parts { adjustment: i128::from(charged.0) * PER_UNITS, ..Parts::default() };
+    }
+    let of =
+        |count: u64, unit_price: MicroCredits| i128::from(count).saturating_mul(i128::from(unit_price.0));
+    let prompt = of(units.prompt.0, price.prompt).saturating_add(of(units.embedding.0, price.embedding));
+    let completion = of(units.completion.0, price.completion);
+    let characters = of(units.characters, price.character);
+    let sum = prompt.saturating_add(completion).saturating_add(characters);
+    let adjustment = (i128::from(charged.0) * PER_UNITS).saturating_sub(sum);
+    Parts { prompt, completion, characters, adjustment }
+}
+
+/// So many 10^-12 credits as an exact decimal text, such as `0.0000015`.
+#[must_use]
+pub fn print_exactly(amount: i128) -> String {
+    const CREDIT: u128 = 1_000_000_000_000;
+    let (sign, size) = (if amount < 0 { "-" } else { "" }, amount.unsigned_abs());
+    let text = format!("{sign}{}.{:012}", size / CREDIT, size % CREDIT);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// A charge divided between provider and platform; the parts add up to the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Split {
@@ -246,6 +285,43 @@ mod tests {
             cost(&row(1_000_000, 2_000_000), &Units::chat(Tokens(10), Tokens(5))),
             Ok(MicroCredits(20))
         );
+    }
+
+    #[test]
+    fn a_charge_is_the_sum_of_its_parts() {
+        let price = PriceRow { minimum: MicroCredits(5), ..row(300_000, 700_000) };
+        for (units, charged) in [
+            (Units::chat(Tokens(1), Tokens(1)), MicroCredits(5)),
+            (
+                Units::chat(Tokens(1_001), Tokens(17)),
+                cost(&price, &Units::chat(Tokens(1_001), Tokens(17))).unwrap(),
+            ),
+            // The hold covered less.
+            (Units::chat(Tokens(1_000), Tokens(0)), MicroCredits(7)),
+        ] {
+            let of = parts(&price, &units, charged);
+            assert_eq!(of.prompt, i128::from(units.prompt.0) * 300_000);
+            assert_eq!(of.completion, i128::from(units.completion.0) * 700_000);
+            assert_eq!(
+                of.prompt + of.completion + of.characters + of.adjustment,
+                i128::from(charged.0) * PER_UNITS
+            );
+        }
+        let free = PriceRow { free: true, ..row(0, 0) };
+        assert_eq!(parts(&free, &Units::chat(Tokens(9), Tokens(9)), MicroCredits(0)), Parts::default());
+    }
+
+    #[test]
+    fn parts_are_printed_exactly() {
+        for (amount, text) in [
+            (0, "0"),
+            (1, "0.000000000001"),
+            (-5_000_000, "-0.000005"),
+            (20_000_000, "0.00002"),
+            (1_500_000_000_000, "1.5"),
+        ] {
+            assert_eq!(print_exactly(amount), text);
+        }
     }
 
     #[test]

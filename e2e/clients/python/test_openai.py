@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import struct
+from decimal import Decimal
 
 import openai
 import pytest
@@ -54,6 +55,24 @@ def test_a_chat_answer_has_text_usage_and_an_end(client, chat_model):
     assert (choice.index, choice.message.role, choice.finish_reason) == (0, "assistant", "stop")
     assert choice.message.content
     assert_adds_up(answer.usage)
+
+
+def test_the_parts_of_a_cost_add_up_to_it(client, chat_model):
+    answer = client.chat.completions.create(model=chat_model, messages=QUESTION, temperature=0)
+    pricing = client.models.retrieve(chat_model).pricing
+    details = answer.usage.cost_details
+    prompt, completion = (Decimal(details[part]) for part in ("prompt", "completion"))
+    assert prompt == answer.usage.prompt_tokens * Decimal(pricing["prompt"])
+    assert completion == answer.usage.completion_tokens * Decimal(pricing["completion"])
+    assert prompt + completion + Decimal(details["adjustment"]) == Decimal(answer.usage.cost) > 0
+
+
+def test_the_speed_of_a_model_is_measured(client, chat_model):
+    client.chat.completions.create(model=chat_model, messages=STORY, temperature=0)
+    model = client.models.retrieve(chat_model)
+    assert 0 < model.stats["ttft_ms_p50"] <= model.stats["ttft_ms_p95"]
+    assert model.stats["tokens_per_s_p50"] > 0
+    assert model.availability["nodes"] >= 1
 
 
 def test_max_tokens_ends_an_answer_with_length(client, chat_model):
@@ -200,6 +219,8 @@ def test_an_unknown_key_is_an_authentication_error(chat_model):
     with client_with("cxk_00000000000000000000000000000000") as stranger, pytest.raises(openai.AuthenticationError) as failure:
         stranger.chat.completions.create(model=chat_model, messages=QUESTION)
     assert failure.value.code == "invalid_api_key"
+    # OpenAI's own word for a wrong key, whatever the class is called in its libraries.
+    assert failure.value.type == "invalid_request_error"
 
 
 def test_a_key_without_credits_gets_402(chat_model):
@@ -219,8 +240,6 @@ def test_chat_with_an_unknown_model_is_not_found(client):
     with pytest.raises(openai.NotFoundError) as failure:
         client.chat.completions.create(model="no-such-model", messages=QUESTION)
     assert failure.value.code == "model_not_found"
-    # OpenAI's own word for a wrong key, whatever the class is called in its libraries.
-    assert failure.value.type == "invalid_request_error"
 
 
 def test_every_error_carries_a_request_id_and_a_sentence(client):

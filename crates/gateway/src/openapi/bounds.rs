@@ -125,6 +125,11 @@ fn answers() -> Vec<(&'static str, &'static str, Value)> {
         ("Generation", "total_cost", credits.clone()),
         ("Credits", "currency", json!({"const": "credits"})),
     ];
+    all.push(("ModelStats", "uptime_30m", json!({"minimum": 0, "maximum": 1})));
+    for field in ["prompt", "completion", "characters"] {
+        all.push(("CostDetails", field, price.clone()));
+    }
+    all.push(("CostDetails", "adjustment", json!({"pattern": "^-?[0-9]+(\\.[0-9]+)?$"})));
     for field in ["prompt", "completion", "embedding"] {
         all.push(("Pricing", field, price.clone()));
     }

@@ -281,7 +281,7 @@ impl Embed {
         let answer = match settled {
             Ok(settled) => {
                 let base64 = self.job.request.encoding_format == Some(EncodingFormat::Base64);
-                let usage = usage(&counted, Some(&settled), false);
+                let usage = usage(&counted, &self.job.model.price, &settled, false);
                 let bytes = print(&self.job.request.model, base64, vectors.vectors, usage);
                 Head::Whole(bytes, meta)
             }

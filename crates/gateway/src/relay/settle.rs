@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cxmpute_market::ledger::End;
-use cxmpute_market::price::Units;
+use cxmpute_market::price::{PriceRow, Units, parts, print_exactly};
 use cxmpute_store::Settled;
-use cxmpute_wire::openai::{CompletionDetails, PromptDetails, Usage};
+use cxmpute_wire::openai::{CompletionDetails, CostDetails, PromptDetails, Usage};
 use cxmpute_wire::{Code, Millis, Tokens};
 
 use super::answer::{DONE, error_event};
@@ -79,7 +79,7 @@ impl Run {
         drop(permit);
         match settled {
             Ok(settled) => {
-                let mut usage = usage(&units, Some(&settled), exhausted);
+                let mut usage = usage(&units, &job.model.price, &settled, exhausted);
                 // The node's word, within what is possible; it changes no price.
                 let cached = so_far.claim.map_or(0, |claim| claim.cached.min(units.prompt.0));
                 usage.prompt_tokens_details = Some(PromptDetails { cached_tokens: cached });
@@ -186,10 +186,18 @@ impl Run {
 }
 
 /// The usage object of an answer.
-pub(super) fn usage(units: &Units, settled: Option<&Settled>, exhausted: bool) -> Usage {
+pub(super) fn usage(units: &Units, price: &PriceRow, settled: &Settled, exhausted: bool) -> Usage {
     let prompt = units.prompt.saturating_add(units.embedding);
     let mut usage = Usage::new(prompt.0, units.completion.0);
-    usage.cost = settled.map(|settled| settled.cost.to_credits());
+    usage.cost = Some(settled.cost.to_credits());
+    let parts = parts(price, units, settled.cost);
+    usage.cost_details = Some(CostDetails {
+        prompt: print_exactly(parts.prompt),
+        completion: print_exactly(parts.completion),
+        characters: (units.characters > 0).then(|| print_exactly(parts.characters)),
+        adjustment: print_exactly(parts.adjustment),
+        price_version: price.version,
+    });
     usage.source = Some("counted".to_owned());
     if exhausted {
         usage.code = Some(Code::CreditsExhausted.as_str().to_owned());

@@ -217,7 +217,7 @@ pub(super) const MODEL: Operation = Operation {
         status: 200,
         detail: "The model.",
         content: Content::Json(Payload::of::<ModelObject>(
-            r#"{"id":"cxm-tiny","object":"model","created":1790000000,"owned_by":"cxmpute","name":"Tiny","description":"A small model.","aliases":[],"kind":"llm","context_length":1024,"max_completion_tokens":512,"architecture":{"modality":"text->text","input_modalities":["text"],"output_modalities":["text"],"tokenizer":null},"pricing":{"prompt":"0.000001","completion":"0.000002","embedding":"0"},"pricing_micro":{"prompt":1000000,"completion":2000000,"embedding":0,"minimum":0,"share_bp":8000,"version":1},"availability":{"status":"ready","nodes":3},"supported_parameters":["temperature"],"digest":null}"#,
+            r#"{"id":"cxm-tiny","object":"model","created":1790000000,"owned_by":"cxmpute","name":"Tiny","description":"A small model.","aliases":[],"kind":"llm","context_length":1024,"max_completion_tokens":512,"architecture":{"modality":"text->text","input_modalities":["text"],"output_modalities":["text"],"tokenizer":null},"pricing":{"prompt":"0.000001","completion":"0.000002","embedding":"0"},"pricing_micro":{"prompt":1000000,"completion":2000000,"embedding":0,"minimum":0,"share_bp":8000,"version":1},"availability":{"status":"ready","nodes":3,"regions":["DE"]},"quantizations":["q8_0"],"stats":{"ttft_ms_p50":41.5,"ttft_ms_p95":120.0,"tokens_per_s_p50":88.1,"uptime_30m":1.0},"supported_parameters":["temperature"],"digest":null}"#,
         )),
         headers: CACHED,
     }],

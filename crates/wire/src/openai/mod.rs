@@ -28,14 +28,14 @@ pub use embedding::{
 pub use error::{ErrorBody, ErrorEnvelope};
 pub use logprobs::{ChatLogprobs, CompletionLogprobs, LogitBias, TokenLogprob, TopLogprob};
 pub use message::{ChatMessage, Content, ContentPart, ImageUrl, InputAudio, Role};
-pub use model::{Architecture, Availability, ModelList, ModelObject, Pricing, PricingMicro};
+pub use model::{Architecture, Availability, ModelList, ModelObject, ModelStats, Pricing, PricingMicro};
 pub use provider::{
     DataCollection, LatencyBound, MaxPrice, OwnNodes, Percentiles, ProviderPreferences, Sort, SortBy,
     SortOrder,
 };
 pub use tool::{FunctionCall, FunctionSpec, Tool, ToolCall};
 pub use tool_choice::{FunctionChoice, NamedFunction, NamedTool, ToolChoice, ToolMode};
-pub use usage::{CompletionDetails, PromptDetails, StreamOptions, Usage, UsageOptions};
+pub use usage::{CompletionDetails, CostDetails, PromptDetails, StreamOptions, Usage, UsageOptions};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

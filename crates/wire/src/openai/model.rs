@@ -46,6 +46,10 @@ pub struct ModelObject {
     pub pricing_micro: PricingMicro,
     /// Whether nodes serve it now.
     pub availability: Availability,
+    /// Quantisations of what the nodes serve that get work now.
+    pub quantizations: Vec<String>,
+    /// What was measured.
+    pub stats: ModelStats,
     /// Request fields that have an effect.
     pub supported_parameters: Vec<String>,
     /// SHA-256 of the model file, where the catalogue knows it.
@@ -100,4 +104,19 @@ pub struct Availability {
     pub status: String,
     /// Number of routable nodes.
     pub nodes: u64,
+    /// Their countries.
+    pub regions: Vec<String>,
+}
+
+/// What this gateway measured of the last requests for a model; null where nothing was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelStats {
+    /// Milliseconds to the first token that half of them kept.
+    pub ttft_ms_p50: Option<f64>,
+    /// The same of 95 in 100.
+    pub ttft_ms_p95: Option<f64>,
+    /// Tokens per second that half of them had at most.
+    pub tokens_per_s_p50: Option<f64>,
+    /// Share of the last 30 minutes in which some node got work, 0 to 1.
+    pub uptime_30m: Option<f64>,
 }

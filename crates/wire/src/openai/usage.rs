@@ -40,6 +40,9 @@ pub struct Usage {
     /// Credits as a decimal text; set by the gateway only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<String>,
+    /// What `cost` is made of; set by the gateway only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_details: Option<CostDetails>,
     /// `counted` (by the gateway) or `claimed` (by the node).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
@@ -66,6 +69,22 @@ impl Usage {
         self.prompt_tokens_details = Some(PromptDetails { cached_tokens });
         self
     }
+}
+
+/// The parts of a cost: credits as exact decimal texts that add up to `cost`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct CostDetails {
+    /// The prompt, or what was embedded.
+    pub prompt: String,
+    /// The output.
+    pub completion: String,
+    /// Prompt and output of a model that is priced by characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub characters: Option<String>,
+    /// What rounding up and the least charge add, or the end of the hold takes.
+    pub adjustment: String,
+    /// Version of the price row.
+    pub price_version: i64,
 }
 
 /// Parts of the prompt tokens.

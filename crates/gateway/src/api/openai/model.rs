@@ -7,8 +7,10 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use cxmpute_market::catalogue::ModelEntry;
-use cxmpute_market::price::PriceRow;
-use cxmpute_wire::openai::{Architecture, Availability, ModelList, ModelObject, Pricing, PricingMicro};
+use cxmpute_market::price::{PriceRow, print_exactly};
+use cxmpute_wire::openai::{
+    Architecture, Availability, ModelList, ModelObject, ModelStats, Pricing, PricingMicro,
+};
 use cxmpute_wire::{MicroCredits, ServiceKind};
 use http::{HeaderValue, header};
 
@@ -71,7 +73,18 @@ fn describe(app: &App, entry: &ModelEntry) -> ModelObject {
             share_bp: entry.price.share_bp,
             version: entry.price.version,
         },
-        availability: Availability { status: status.to_owned(), nodes: state.routable },
+        availability: Availability {
+            status: status.to_owned(),
+            nodes: state.routable,
+            regions: state.regions,
+        },
+        quantizations: state.quantizations,
+        stats: ModelStats {
+            ttft_ms_p50: rounded(state.ttft_ms_p50),
+            ttft_ms_p95: rounded(state.ttft_ms_p95),
+            tokens_per_s_p50: rounded(state.tokens_per_s_p50),
+            uptime_30m: state.uptime_30m,
+        },
         supported_parameters: entry
             .supported_parameters
             .iter()
@@ -100,11 +113,12 @@ fn architecture(kind: ServiceKind, tokenizer: Option<String>) -> Architecture {
 
 /// Credits per single unit: micro-credits per 10^6 units are exactly 10^-12 credits per unit.
 fn per_unit(price: MicroCredits) -> String {
-    const UNIT: u64 = 1_000_000_000_000;
-    let price = price.0.unsigned_abs();
-    let text = format!("{}.{:012}", price / UNIT, price % UNIT);
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    text.to_owned()
+    print_exactly(price.0.into())
+}
+
+/// A measurement with one decimal; more would be noise.
+fn rounded(figure: Option<f64>) -> Option<f64> {
+    figure.map(|figure| (figure * 10.0).round() / 10.0)
 }
 
 fn pricing(price: &PriceRow) -> Pricing {
@@ -112,23 +126,5 @@ fn pricing(price: &PriceRow) -> Pricing {
         prompt: per_unit(price.prompt),
         completion: per_unit(price.completion),
         embedding: per_unit(price.embedding),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prices_per_unit_are_exact() {
-        for (micro, text) in [
-            (0, "0"),
-            (1, "0.000000000001"),
-            (5_000_000, "0.000005"),
-            (20_000_000, "0.00002"),
-            (1_500_000_000_000, "1.5"),
-        ] {
-            assert_eq!(per_unit(MicroCredits(micro)), text);
-        }
     }
 }

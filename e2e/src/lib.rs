@@ -9,6 +9,7 @@
 )]
 
 pub mod client;
+pub mod collector;
 pub mod contract;
 pub mod demo;
 pub mod gates;

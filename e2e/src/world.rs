@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cxmpute_gateway::App;
-use cxmpute_gateway::config::{Config, Network};
+use cxmpute_gateway::config::{Config, Network, TracesConfig};
 use cxmpute_store::KeyKind;
 use cxmpute_wire::{MicroCredits, ProvisionId, UserId};
 use serde_json::Value;
@@ -86,6 +86,20 @@ impl Plan {
         self
     }
 
+    /// Traces.
+    #[must_use]
+    pub fn traces(mut self, change: impl FnOnce(&mut TracesConfig)) -> Self {
+        change(&mut self.config.traces);
+        self
+    }
+
+    /// A page of metrics at this address.
+    #[must_use]
+    pub fn metrics(mut self, address: SocketAddr) -> Self {
+        self.config.metrics.bind = address.to_string();
+        self
+    }
+
     /// How long a request waits for a node.
     #[must_use]
     pub fn queue(mut self, span: Duration) -> Self {
@@ -145,6 +159,7 @@ impl World {
     #[must_use]
     pub fn plan(setting: Setting) -> Plan {
         let mut config = Config::default();
+        config.metrics.bind = "off".to_owned();
         // Hundreds of clients of a test share one address.
         config.server.connections_per_address = 0;
         config.server.drain_ms = 5_000;

@@ -25,6 +25,7 @@ use crate::router::RouteIndex;
 #[cfg(feature = "sabotage")]
 use crate::sabotage::Sabotage;
 use crate::telemetry::Telemetry;
+use crate::trace::Traces;
 use crate::work;
 
 /// The catalogue that ships with the program.
@@ -60,6 +61,8 @@ pub struct App {
     pub rates: RateTable,
     /// Measures.
     pub telemetry: Telemetry,
+    /// Traces, where a collector is configured.
+    pub traces: Option<Traces>,
     /// Rows of the route table by request.
     pub routes: RouteIndex,
     /// Makes [`Self::cache_salt`]; new with every start.
@@ -152,10 +155,15 @@ impl App {
             #[cfg(feature = "sabotage")]
             sabotage: parts.sabotage,
         });
+        // The metrics of the traces need the recorder.
+        let telemetry = Telemetry::install();
+        let traces = Traces::start(&config, &clock, &tasks, &late_tasks)
+            .map_err(|error| ExitError::new(exit::CONFIG, format!("traces.ca_file: {error}.")))?;
         let app = Arc::new(Self {
             keys: KeyRing::new(db.clone(), pepper, clock.clone()),
             rates: RateTable::new(&config.limits, clock.clone()),
-            telemetry: Telemetry::install(),
+            telemetry,
+            traces,
             routes: RouteIndex::new(),
             salt_key: random::bytes(),
             #[cfg(feature = "sabotage")]

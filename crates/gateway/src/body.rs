@@ -139,6 +139,13 @@ impl FromRequest<Arc<App>> for RawBody {
         if app.sabotage == Some(crate::sabotage::Sabotage::BodyInLog) {
             tracing::info!(body = %String::from_utf8_lossy(&bytes), "request body");
         }
+        #[cfg(feature = "sabotage")]
+        if app.sabotage == Some(crate::sabotage::Sabotage::BodyInTrace)
+            && let Some(edge) = parts.extensions.get::<crate::edge::Edge>()
+        {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            edge.watch.describe(|fields| fields.set(crate::trace::Key::ErrorType, text));
+        }
         Ok(Self(bytes))
     }
 }

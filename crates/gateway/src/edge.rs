@@ -27,6 +27,7 @@ use crate::limits;
 use crate::rates::Standing;
 use crate::relay::overloaded;
 use crate::router::{Access, Cost, ROUTES, Route};
+use crate::trace::{Key, Watch};
 
 /// Limits of GR section 9.
 const URI_LIMIT: usize = limits::URI;
@@ -51,6 +52,8 @@ pub struct Edge {
     pub request_id: RequestId,
     /// When the head was complete, on the clock of the app.
     pub arrived: Duration,
+    /// The request's trace.
+    pub watch: Watch,
     /// Where the caller stands with its limits, once the key is known.
     standing: Arc<OnceLock<Arc<Standing>>>,
 }
@@ -73,6 +76,7 @@ impl Edge {
         Self {
             request_id: RequestId::from_tail(id.simple().encode_lower(&mut text)),
             arrived: app.clock.mono(),
+            watch: Watch::default(),
             standing: Arc::default(),
         }
     }
@@ -97,9 +101,12 @@ impl Matched {
 
 /// Answers one request.
 pub async fn answer(app: &Arc<App>, router: &mut Router, mut request: Request<Body>) -> Response<Body> {
-    let edge = Edge::new(app);
+    let mut edge = Edge::new(app);
     let method = request.method().clone();
     let found = app.routes.find(&method, request.uri().path());
+    if let Some(traces) = &app.traces {
+        edge.watch = traces.begin(&edge, &method, found, request.headers());
+    }
     let browsable = is_browsable(request.uri().path(), found);
     let origin = if browsable { app.config.server.allowed_origin(request.headers()) } else { Origin::Nobody };
     let mut response = match refuse_early(app, &request, found) {
@@ -129,6 +136,10 @@ pub async fn answer(app: &Arc<App>, router: &mut Router, mut request: Request<Bo
         && failed.as_ref().is_some_and(|error| error.code == Code::InvalidParameter)
     {
         *response.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
+    }
+    edge.watch.describe(|fields| fields.set(Key::HttpStatus, u64::from(response.status().as_u16())));
+    if let Some(error) = &failed {
+        edge.watch.fail(error.code);
     }
     finish_headers(response.headers_mut(), &edge, origin);
     let took = app.clock.mono().saturating_sub(edge.arrived);

@@ -28,6 +28,7 @@ pub mod router;
 pub mod sabotage;
 pub mod schema;
 pub mod telemetry;
+pub mod trace;
 pub mod watch;
 pub mod web;
 pub mod work;

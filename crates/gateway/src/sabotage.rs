@@ -38,6 +38,8 @@ pub enum Sabotage {
     BodyInLog,
     /// GR16: events are sent on in groups.
     CollectedEvents,
+    /// X1: request bodies are told in traces.
+    BodyInTrace,
     /// U3: a field that does not fit is refused with a status that is not documented.
     UndocumentedStatus,
     /// W3: a route for debugging was left in.
@@ -66,6 +68,7 @@ impl Sabotage {
         Self::ImmediateExit,
         Self::BodyInLog,
         Self::CollectedEvents,
+        Self::BodyInTrace,
         Self::UndocumentedStatus,
         Self::ForgottenRoute,
         Self::TrustAll,
@@ -92,6 +95,7 @@ impl Sabotage {
             Self::ImmediateExit => "immediate_exit",
             Self::BodyInLog => "body_in_log",
             Self::CollectedEvents => "collected_events",
+            Self::BodyInTrace => "body_in_trace",
             Self::UndocumentedStatus => "undocumented_status",
             Self::ForgottenRoute => "forgotten_route",
             Self::TrustAll => "trust_all",

@@ -1,4 +1,4 @@
-//! A small HTTP client for the few signed calls a node makes outside its tunnel.
+//! A small HTTP client: for the few signed calls a node makes outside its tunnel, and for the traces of a gateway.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

@@ -1,13 +1,16 @@
 //! X1: unique canary texts as prompt, output, enrolment code, key, e-mail and tunnel secret; none of them may appear in
-//! logs at trace level, metrics, error bodies, the database and its log, or an argument vector.
+//! logs at trace level, metrics, traces, error bodies, the database and its log, or an argument vector.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::client::Client;
+use crate::collector::{Collector, Manner};
+use crate::ground::until;
 use crate::house::{CHAT_MODEL, House};
 use crate::process;
 use crate::settings::Setting;
@@ -17,10 +20,19 @@ use crate::verdict::Verdict;
 /// The assertion that catches a body in a log field.
 pub const CAUGHT_BY: &str = "no secret is in a log";
 
+/// The assertion that catches a body in a trace.
+pub const CAUGHT_IN_TRACES_BY: &str = "no secret is in a trace";
+
 /// Canaries: texts that occur nowhere else in the world.
 const PROMPT: &str = "canaryprompt7f3a91c2";
 const OUTPUT: &str = "canaryoutput5d20be48";
 const EMAIL: &str = "canaryemail9c41d7e0@example.org";
+/// Stands in headers, in a path and in a query: labels are kept with a request on purpose, but not in its trace.
+const LABEL: &str = "canarylabel3e6b02fd";
+/// Where the clients of this gate call from.
+const ADDRESS: &str = "127.0.0.1";
+/// Requests for chat that [`traffic`] and [`labelled`] send.
+const CHATS: usize = 8;
 
 /// The gate.
 ///
@@ -30,7 +42,10 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     let mut verdict = Verdict::new("X1");
     let folder = tempfile::tempdir()?;
     let mut house = House::plan(folder.path(), setting.bad)?;
+    let collector = Collector::start(Manner::Takes).await?;
     house.set("CXMPUTE_LOG_LEVEL", "trace");
+    house.set("CXMPUTE_TRACES_ENDPOINT", &collector.endpoint());
+    house.set("CXMPUTE_TRACES_EVERY_MS", "50");
     house.start_gateway().await?;
     let user = house.create_user(EMAIL)?;
     house.grant_credits(&user, 1_000_000_000)?;
@@ -47,6 +62,13 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     house.routable(CHAT_MODEL, 1).await.with_context(|| node.logged())?;
 
     let answers = traffic(&house, &key, &mut verdict).await?;
+    labelled(&house, &key, &mut verdict).await?;
+    let traced = until("the traces", Duration::from_secs(30), async || {
+        let chats =
+            collector.spans()?.iter().filter(|span| span.get("http.route") == "/chat/completions").count();
+        Ok((chats >= CHATS).then(|| collector.bodies().concat()))
+    })
+    .await?;
     let secrets = canaries(&key, &grant, &folder.path().join("node"))?;
 
     let gateway = house.gateway()?.pid();
@@ -73,12 +95,16 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
         database.values().map(Vec::len).sum::<usize>() > 4096,
         format!("{:?}", database.keys()),
     );
+    for (what, text) in [("label", LABEL), ("client address", ADDRESS)] {
+        verdict.check(CAUGHT_IN_TRACES_BY, !holds(&traced, text), what);
+    }
     for (what, secret) in &secrets {
         verdict.count += 1;
         let told = |place: &BTreeMap<String, Vec<u8>>| {
             place.iter().find(|(_, text)| holds(text, secret)).map(|(name, _)| name.clone())
         };
         verdict.check(CAUGHT_BY, told(&logs).is_none(), format!("{what} in {:?}", told(&logs)));
+        verdict.check(CAUGHT_IN_TRACES_BY, !holds(&traced, secret), what);
         verdict.check("no secret is in a metric", !holds(&metrics.body, secret), what);
         verdict.check("no secret is in an error body", answers.iter().all(|body| !holds(body, secret)), what);
         verdict.check(
@@ -134,6 +160,28 @@ async fn traffic(house: &House, key: &str, verdict: &mut Verdict) -> Result<Vec<
     verdict.check("a mistyped key is refused", reply.status == 401, reply.status);
     bodies.push(reply.body);
     Ok(bodies)
+}
+
+/// Requests that name things in other places than the body.
+async fn labelled(house: &House, key: &str, verdict: &mut Verdict) -> Result<()> {
+    let client = Client::with_key(house.address, key);
+    let chat = json!({"model": CHAT_MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": "hi"}]});
+    let body = chat.to_string();
+    for (line, wanted) in
+        [("POST /v1/chat/completions".to_owned(), 200), (format!("POST /v1/{LABEL}?name={LABEL}"), 404)]
+    {
+        let text = format!(
+            "{line} HTTP/1.1\r\nhost: {LABEL}\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\
+             x-title: {LABEL}\r\nhttp-referer: https://{LABEL}.example\r\nuser-agent: {LABEL}\r\n\
+             tracestate: a={LABEL}\r\nbaggage: a={LABEL}\r\nx-request-id: {LABEL}\r\nx-user-id: {LABEL}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let reply = client.exchange(text.as_bytes()).await?;
+        let seen = format!("{} {}", reply.status, String::from_utf8_lossy(&reply.body));
+        verdict.check("labels are no error", reply.status == wanted, seen);
+    }
+    Ok(())
 }
 
 /// What must not be seen anywhere, by name.

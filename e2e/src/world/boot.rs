@@ -32,7 +32,6 @@ pub(super) fn lay_out(config: &mut Config, folder: &Path, url: String) -> Result
     config.store.url = Some(url);
     config.catalogue.path = Some(path);
     config.catalogue.models_dir = Some(models);
-    config.metrics.bind = "off".to_owned();
     config.server.bind = "127.0.0.1:0".parse()?;
     Ok(())
 }

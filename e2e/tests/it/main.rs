@@ -7,3 +7,4 @@ mod node;
 #[cfg(feature = "sabotage")]
 mod sabotaged;
 mod storm;
+mod traces;

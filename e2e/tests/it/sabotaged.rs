@@ -36,6 +36,13 @@ caught!(w3_catches_a_forgotten_route, surface, "forgotten_route");
 caught!(x1_catches_a_body_in_the_log, leaks, "body_in_log");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn x1_catches_a_body_in_a_trace() {
+    let _alone = alone().unwrap();
+    let setting = Setting::bad("body_in_trace");
+    leaks::gate(setting).await.unwrap().must_break(leaks::CAUGHT_IN_TRACES_BY, "body_in_trace");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_catches_check_then_debit_on_postgres() {
     let _alone = alone().unwrap();
     let setting = Setting::bad("check_then_debit").on(Store::Postgres);

@@ -10,6 +10,7 @@ mod metrics;
 mod relay;
 mod server;
 mod store;
+mod traces;
 
 use std::path::PathBuf;
 
@@ -24,6 +25,7 @@ pub use metrics::MetricsConfig;
 pub use relay::RelayConfig;
 pub use server::{ForwardedHeader, Network, Origin, ServerConfig, Tls};
 pub use store::StoreConfig;
+pub use traces::TracesConfig;
 
 /// Prefix of the environment variables: `server.bind` is `CXMPUTE_SERVER_BIND`.
 pub const ENV_PREFIX: &str = "CXMPUTE";
@@ -46,6 +48,8 @@ pub struct Config {
     pub catalogue: CatalogueConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Traces.
+    pub traces: TracesConfig,
 }
 
 impl Config {
@@ -61,6 +65,7 @@ impl Config {
         self.server.check().map_err(|message| ExitError::new(exit::CONFIG, message))?;
         self.metrics.address().map_err(|message| ExitError::new(exit::CONFIG, message))?;
         self.limits.check().map_err(|message| ExitError::new(exit::CONFIG, message))?;
+        self.traces.check().map_err(|message| ExitError::new(exit::CONFIG, message))?;
         self.relay.check().map_err(|message| ExitError::new(exit::CONFIG, message))
     }
 }
@@ -103,6 +108,8 @@ mod tests {
         );
         let message = parsed("[server]\ntrusted_proxies = [\"10.0.0.0/40\"]").unwrap_err().to_string();
         assert!(message.contains("trusted_proxies") && message.contains("10.0.0.0/40"), "{message}");
+        let message = parsed("[traces]\nendpoint = \"http://192.0.2.1:4318\"").unwrap_err().to_string();
+        assert!(message.contains("traces.endpoint") && message.contains("https://"), "{message}");
         let message = parsed("[relay]\ngap_ms = 0").unwrap_err().to_string();
         assert!(message.contains("relay.gap_ms"), "{message}");
     }

@@ -253,6 +253,7 @@ mod tests {
         let body = serde_json::json!({"model": "tiny", "messages": [{"role": "user", "content": text}]});
         Job {
             request_id: RequestId::from_tail("1"),
+            watch: Default::default(),
             arrived: Duration::ZERO,
             created: 0,
             ask: Ask::Chat(Box::new(serde_json::from_value(body).unwrap())),

@@ -21,9 +21,9 @@ use tokio::time::Instant;
 use super::admission::{price_of, refusal};
 use super::respond::{lost_task, whole};
 use super::retry::{Fault, Next, Trail};
-use super::run::{Head, Meta};
+use super::run::{Head, Meta, end_attempt};
 use super::select::{NoSeat, Seeker, Until, find_seat};
-use super::settle::{exhausted_error, store_error, usage};
+use super::settle::{exhausted_error, settle, store_error, usage};
 use super::vectors::{Vectors, print, read};
 use crate::app::App;
 use crate::auth::Caller;
@@ -32,6 +32,7 @@ use crate::fleet::{RunningRequest, Seat};
 use crate::limits::INPUT_TOKENS;
 use crate::meter::{Admission, AdmitError, Hold, Settlement};
 use crate::rates::Permit;
+use crate::trace::{Key, Open, Phase, Watch};
 
 /// Bytes that one number of a vector may take in JSON.
 const PER_NUMBER: u64 = 32;
@@ -43,6 +44,8 @@ const ENVELOPE: u64 = 64 * 1024;
 pub struct EmbedJob {
     /// Made at the edge.
     pub request_id: RequestId,
+    /// The request's trace.
+    pub watch: Watch,
     /// When the request arrived.
     pub arrived: Duration,
     /// The request.
@@ -105,8 +108,7 @@ impl EmbedJob {
 /// The request is refused, or failed.
 pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> ApiResult<Response> {
     caller.permit_model(&job.model)?;
-    Seeker::new(&job.model, &caller.user_id, &job.wishes).check(&app.fleet, app.meter.stats().queue)?;
-    let (job, units, hold) = admit(&app, &caller, job).await?;
+    let (job, units, hold) = watched_admission(&app, &caller, job).await?;
     let body = node_body(&job)?;
     let (head, told) = oneshot::channel();
     let gone = CancellationToken::new();
@@ -123,6 +125,7 @@ pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> Api
         trail: Trail::default(),
         attempts: Vec::new(),
         node_time: Duration::ZERO,
+        phase: Open::default(),
         _running: app.fleet.begin_request(),
         job: job.clone(),
         app: app.clone(),
@@ -137,6 +140,27 @@ pub async fn run_embeddings(app: Arc<App>, caller: Caller, job: EmbedJob) -> Api
         Ok(Head::Failed(error)) => Err(error),
         Ok(Head::Stream(_)) | Err(_) => Err(lost_task()),
     }
+}
+
+/// Admission, as a phase of the request's trace.
+async fn watched_admission(
+    app: &App,
+    caller: &Caller,
+    job: EmbedJob,
+) -> ApiResult<(Arc<EmbedJob>, Option<Units>, Hold)> {
+    job.watch.describe(|fields| {
+        fields.set(Key::Operation, "embeddings");
+        fields.set(Key::ProviderName, "cxmpute");
+        fields.set(Key::RequestModel, job.request.model.clone());
+        fields.set(Key::ResponseModel, job.model.id.clone());
+    });
+    let mut phase = job.watch.open(Phase::Admission);
+    let seeker = Seeker::new(&job.model, &caller.user_id, &job.wishes);
+    let admitted = match seeker.check(&app.fleet, app.meter.stats().queue) {
+        Ok(()) => admit(app, caller, job).await,
+        Err(refused) => Err(refused),
+    };
+    admitted.inspect_err(|refused| phase.fail(refused.code))
 }
 
 async fn admit(app: &App, caller: &Caller, job: EmbedJob) -> ApiResult<(Arc<EmbedJob>, Option<Units>, Hold)> {
@@ -203,6 +227,7 @@ struct Embed {
     trail: Trail,
     attempts: Vec<AttemptRecord>,
     node_time: Duration,
+    phase: Open,
     _running: RunningRequest,
 }
 
@@ -224,6 +249,8 @@ impl Embed {
     async fn run(mut self, hold: Hold, exact: Option<Units>) {
         let ended = self.work(&hold).await;
         let latency = self.app.clock.mono().saturating_sub(self.job.arrived);
+        let watch = self.job.watch.clone();
+        watch.describe(|fields| fields.set(Key::Attempts, self.attempts.len() as u64));
         let mut settlement = Settlement {
             end: End::Refused,
             counted: Units::default(),
@@ -240,14 +267,14 @@ impl Embed {
             Ended::Gone => {
                 // Embeddings pay only for what was delivered (MR31), and nothing was.
                 settlement.end = End::ClientGoneBeforeAccept;
-                if let Err(error) = hold.settle(settlement).await {
+                if let Err(error) = settle(&watch, hold, settlement).await {
                     tracing::error!(request_id = %self.job.request_id, %error, "an abandoned request was not settled");
                 }
                 return;
             }
             Ended::Failed(end, error) => {
                 settlement.end = end;
-                if let Err(cause) = hold.settle(settlement).await {
+                if let Err(cause) = settle(&watch, hold, settlement).await {
                     tracing::error!(request_id = %self.job.request_id, error = %cause, "a failed request was not settled");
                 }
                 drop(self.permit.take());
@@ -274,7 +301,8 @@ impl Embed {
             headers: http::HeaderMap::new(),
         };
         drop(seat);
-        let settled = hold.settle(settlement).await;
+        watch.describe(|fields| fields.set(Key::InputTokens, counted.embedding.0));
+        let settled = settle(&watch, hold, settlement).await;
         if let Some(permit) = self.permit.take() {
             permit.use_tokens(counted.embedding.0);
         }
@@ -298,7 +326,12 @@ impl Embed {
             let seeker = Seeker::new(&self.job.model, &self.user, &self.job.wishes);
             let hard = self.app.tasks.hard();
             let until = Until { deadline: until, gone: &self.gone, hard: &hard };
+            let mut phase = self.job.watch.open(Phase::Queue);
             let found = find_seat(&self.app.fleet, seeker, &mut self.trail, until).await;
+            if let Err(NoSeat::Nobody(error)) = &found {
+                phase.fail(error.code);
+            }
+            drop(phase);
             let mut seat = match found {
                 Ok(seat) => seat,
                 Err(NoSeat::Gone) => return Ended::Gone,
@@ -312,6 +345,7 @@ impl Embed {
             };
             let began = Instant::now();
             let number = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
+            self.phase = self.job.watch.open(Phase::Attempt);
             let outcome = Box::pin(self.attempt(&seat, number, hold)).await;
             self.node_time += began.elapsed();
             let now = self.app.clock.mono();
@@ -426,6 +460,7 @@ impl Embed {
 
     fn record(&mut self, seat: &Seat, number: u32, outcome: End, code: Option<Code>, began: Instant) {
         self.app.telemetry.work.attempt(outcome);
+        end_attempt(&mut self.phase, seat, number, outcome, code);
         self.attempts.push(AttemptRecord {
             attempt: number,
             provision_id: seat.provision().clone(),

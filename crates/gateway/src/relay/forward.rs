@@ -17,6 +17,7 @@ use super::run::{Run, Served, Stop};
 use super::watchdog::{Late, Watchdog};
 use crate::error::ApiError;
 use crate::fleet::Seat;
+use crate::trace::Phase;
 
 impl Run {
     /// Sends the work to the node of `seat` and relays its answer to the end.
@@ -306,6 +307,7 @@ impl Run {
             let since_arrival = now.saturating_sub(self.job.arrived);
             self.first_token = Some(since_arrival);
             self.app.telemetry.work.first_token(&self.job.model.id, since_arrival);
+            self.phase.mark(Phase::FirstToken);
         }
         if self.job.streamed() && !self.relayed {
             self.announce();

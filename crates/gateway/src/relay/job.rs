@@ -18,6 +18,7 @@ use super::events::{Asked, Dialect};
 use super::rules::Rules;
 use super::so_far::SoFar;
 use crate::error::{ApiError, ApiResult};
+use crate::trace::{Key, Watch};
 
 /// What was asked.
 #[derive(Debug, Clone)]
@@ -48,6 +49,8 @@ pub struct Alternative {
 pub struct Job {
     /// Made at the edge.
     pub request_id: RequestId,
+    /// The request's trace.
+    pub watch: Watch,
     /// When the request arrived, on the app's monotonic clock.
     pub arrived: Duration,
     /// Seconds since 1970, constant over the answer.
@@ -168,6 +171,24 @@ impl Job {
             Ask::Chat(_) => WorkPath::ChatCompletions,
             Ask::Completion(_) => WorkPath::Completions,
         }
+    }
+
+    /// What the request's span says of it.
+    pub(super) fn describe(&self) {
+        self.watch.describe(|fields| {
+            let operation = match self.ask {
+                Ask::Chat(_) => "chat",
+                Ask::Completion(_) => "text_completion",
+            };
+            fields.set(Key::Operation, operation);
+            fields.set(Key::ProviderName, "cxmpute");
+            fields.set(Key::RequestModel, self.model_name.clone());
+            fields.set(Key::ResponseModel, self.model.id.clone());
+            fields.set(Key::ResponseId, self.answer_id());
+            fields.set(Key::MaxTokens, self.limit);
+            fields.set(Key::Choices, self.choices as u64);
+            fields.set(Key::Streaming, self.streamed());
+        });
     }
 
     /// The id of the answer as clients see it.

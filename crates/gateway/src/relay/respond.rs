@@ -21,6 +21,7 @@ use super::select::Seeker;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{ApiError, ApiResult};
+use crate::trace::{Open, Phase};
 
 const X_GENERATION_ID: HeaderName = HeaderName::from_static("x-generation-id");
 const X_PROVIDER: HeaderName = HeaderName::from_static("x-cxmpute-provider");
@@ -38,8 +39,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     for alternative in &job.alternatives {
         caller.permit_model(&alternative.model)?;
     }
-    let job = first_servable(&app, &caller, job)?;
-    let (job, Admitted { hold, covered, prompt }) = admit(&app, &caller, job).await?;
+    let (job, Admitted { hold, covered, prompt }) = watched_admission(&app, &caller, job).await?;
     let body = job.node_body(&app.cache_salt(&caller.user_id))?;
     #[cfg(feature = "sabotage")]
     let body = with_extra_body(&app, &job, body)?;
@@ -69,6 +69,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         node_time: std::time::Duration::ZERO,
         covered,
         exhausted: false,
+        phase: Open::default(),
         _running: app.fleet.begin_request(),
         job: job.clone(),
         app: app.clone(),
@@ -79,6 +80,17 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     } else {
         answer_whole(&app, &job, told, delivery_body).await
     }
+}
+
+/// Admission, as a phase of the request's trace.
+async fn watched_admission(app: &App, caller: &Caller, job: Job) -> ApiResult<(Arc<Job>, Admitted)> {
+    job.describe();
+    let mut phase = job.watch.open(Phase::Admission);
+    let admitted = match first_servable(app, caller, job) {
+        Ok(job) => admit(app, caller, job).await,
+        Err(refused) => Err(refused),
+    };
+    admitted.inspect_err(|refused| phase.fail(refused.code))
 }
 
 /// What the known-bad variant sends to a node: the names of unknown fields, too.

@@ -27,6 +27,7 @@ use crate::error::ApiError;
 use crate::fleet::{RunningRequest, Seat};
 use crate::meter::Hold;
 use crate::rates::Permit;
+use crate::trace::{Key, Open, Phase};
 
 /// What the request's task tells the client's connection, once.
 #[derive(Debug)]
@@ -129,6 +130,8 @@ pub(super) struct Run {
     /// Output tokens per choice that the hold covers.
     pub covered: u64,
     pub exhausted: bool,
+    /// The attempt that runs, in the request's trace.
+    pub phase: Open,
     pub _running: RunningRequest,
 }
 
@@ -204,6 +207,7 @@ impl Run {
             };
             let began = Instant::now();
             let number = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
+            self.phase = self.job.watch.open(Phase::Attempt);
             let outcome = self.attempt(&mut seat, number).await;
             if self.served.is_some() {
                 queue_until = None;
@@ -261,7 +265,12 @@ impl Run {
             .with_alternative(!self.job.alternatives.is_empty());
         let hard = self.app.tasks.hard();
         let until = Until { deadline: until, gone: &self.gone, hard: &hard };
-        find_seat(&self.app.fleet, seeker, &mut self.trail, until).await
+        let mut phase = self.job.watch.open(Phase::Queue);
+        let found = find_seat(&self.app.fleet, seeker, &mut self.trail, until).await;
+        if let Err(NoSeat::Nobody(error)) = &found {
+            phase.fail(error.code);
+        }
+        found
     }
 
     fn decide(&mut self, provision: &ProvisionId, epoch: Epoch, fault: Fault) -> Next {
@@ -306,6 +315,7 @@ impl Run {
 
     fn record(&mut self, seat: &Seat, number: u32, outcome: End, code: Option<Code>, began: Instant) {
         self.app.telemetry.work.attempt(outcome);
+        end_attempt(&mut self.phase, seat, number, outcome, code);
         let total = Some(Millis::from(began.elapsed()));
         self.attempts.push(AttemptRecord {
             attempt: number,
@@ -338,4 +348,17 @@ impl Run {
             headers: self.served.as_ref().map(|served| served.headers.clone()).unwrap_or_default(),
         }
     }
+}
+
+/// Ends the attempt in the request's trace.
+pub(super) fn end_attempt(phase: &mut Open, seat: &Seat, number: u32, outcome: End, code: Option<Code>) {
+    phase.describe(|fields| {
+        fields.set(Key::AttemptNumber, u64::from(number));
+        fields.set(Key::Provision, seat.provision().as_str().to_owned());
+        fields.set(Key::Outcome, outcome.as_str());
+    });
+    if let Some(code) = code {
+        phase.fail(code);
+    }
+    phase.end();
 }

@@ -15,7 +15,8 @@ use super::delivery::{Chunk, Undelivered};
 use super::retry::Fault;
 use super::run::{Ended, Head, Run};
 use crate::error::ApiError;
-use crate::meter::{MeterError, Settlement};
+use crate::meter::{Hold, MeterError, Settlement};
+use crate::trace::{Key, Phase, Watch, reasons};
 
 /// Time for the last words to a slow client once the process stops without waiting.
 const LAST_WORDS: Duration = Duration::from_millis(250);
@@ -75,7 +76,7 @@ impl Run {
         let meta = self.meta();
         let settlement = self.settlement(end, units);
         let Self { hold, head, mut outlet, writer, job, mut so_far, permit, .. } = self;
-        let settled = hold.settle(settlement).await;
+        let settled = settle(&job.watch, hold, settlement).await;
         drop(permit);
         match settled {
             Ok(settled) => {
@@ -121,7 +122,7 @@ impl Run {
         };
         metrics::counter!("cxmpute_clients_gone_total", "end" => end.as_str()).increment(1);
         let settlement = self.settlement(end, units);
-        if let Err(error) = self.hold.settle(settlement).await {
+        if let Err(error) = settle(&self.job.watch, self.hold, settlement).await {
             tracing::error!(request_id = %self.job.request_id, %error, "an abandoned request was not settled");
         }
     }
@@ -135,7 +136,8 @@ impl Run {
         };
         let settlement = self.settlement(end, units);
         let Self { hold, head, mut outlet, job, app, permit, .. } = self;
-        if let Err(cause) = hold.settle(settlement).await {
+        job.watch.fail(error.code);
+        if let Err(cause) = settle(&job.watch, hold, settlement).await {
             tracing::error!(request_id = %job.request_id, error = %cause, "a failed request was not settled");
         }
         drop(permit);
@@ -168,6 +170,17 @@ impl Run {
         let claimed = self.so_far.claim.filter(|_| matches!(end, End::Finished | End::CreditsExhausted));
         let latency = self.app.clock.mono().saturating_sub(self.job.arrived);
         self.app.telemetry.work.ended(end, latency, &units);
+        self.job.watch.describe(|fields| {
+            fields.set(Key::Attempts, self.attempts.len() as u64);
+            // Of an answer that nobody pays for, nothing was counted.
+            if units != Units::default() {
+                fields.set(Key::InputTokens, units.prompt.0);
+                fields.set(Key::OutputTokens, units.completion.0);
+            }
+            if let Some(reason) = self.so_far.finish_reason() {
+                fields.set(Key::FinishReasons, reasons(std::iter::once(reason.as_str())));
+            }
+        });
         if let Some(permit) = &self.permit {
             permit.use_tokens(units.prompt.0.saturating_add(units.completion.0));
         }
@@ -183,6 +196,17 @@ impl Run {
             latency: Some(Millis::from(latency)),
         }
     }
+}
+
+/// Resolves a hold, as a phase of the request's trace.
+pub(super) async fn settle(watch: &Watch, hold: Hold, settlement: Settlement) -> Result<Settled, MeterError> {
+    watch.describe(|fields| fields.set(Key::Outcome, settlement.end.as_str()));
+    let mut phase = watch.open(Phase::Settle);
+    let settled = hold.settle(settlement).await;
+    if settled.is_err() {
+        phase.fail(Code::StoreUnavailable);
+    }
+    settled
 }
 
 /// The usage object of an answer.

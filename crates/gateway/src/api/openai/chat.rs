@@ -45,6 +45,7 @@ pub async fn create_chat_completion(
     let (request, rules) = chat_rules(request, old_form).await?;
     let job = Job {
         request_id: edge.request_id,
+        watch: edge.watch,
         arrived: edge.arrived,
         created: app.clock.now().seconds(),
         rules,

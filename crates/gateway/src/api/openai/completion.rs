@@ -37,6 +37,7 @@ pub async fn create_completion(
         resolve_alternatives(&app, request.models.as_deref(), &model, Some(asked), "max_tokens").await?;
     let job = Job {
         request_id: edge.request_id,
+        watch: edge.watch,
         arrived: edge.arrived,
         created: app.clock.now().seconds(),
         rules: Rules::of_completion(&request),

@@ -31,6 +31,7 @@ pub async fn create_embedding(
     let job = EmbedJob {
         timeout: manners.timeout,
         request_id: edge.request_id,
+        watch: edge.watch,
         arrived: edge.arrived,
         wishes: wishes(&app, &request.model, request.provider.as_ref())?,
         request,

@@ -247,12 +247,14 @@ pub fn cost(candidate: &Candidate<'_>, median_ms: f64) -> f64 {
 /// The median of the measured latencies; 100 ms while nothing is measured (all nodes are equal then).
 #[must_use]
 pub fn median_ms(candidates: &[Candidate<'_>]) -> f64 {
-    median(candidates.iter().filter_map(|c| c.latency_ms)).unwrap_or(100.0)
+    let mut known: Vec<f64> = candidates.iter().filter_map(|c| c.latency_ms).collect();
+    known.sort_by(f64::total_cmp);
+    if known.is_empty() { 100.0 } else { known[known.len() / 2] }
 }
 
-/// The median; of two in the middle the lower, so that of two nodes the worse one drifts towards the better one while it
-/// gets no work. Towards itself it would stay away for ever after one bad moment.
-pub fn median(numbers: impl Iterator<Item = f64>) -> Option<f64> {
+/// What the latency of a node without work drifts to: the median, and of two in the middle the lower, so that of two nodes
+/// the worse one drifts towards the better one. Towards itself it would stay away for ever after one bad moment.
+pub fn lower_median(numbers: impl Iterator<Item = f64>) -> Option<f64> {
     let mut known: Vec<f64> = numbers.collect();
     known.sort_by(f64::total_cmp);
     known.get(known.len().saturating_sub(1) / 2).copied()

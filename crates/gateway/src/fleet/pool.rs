@@ -7,7 +7,7 @@ use std::time::Duration;
 use cxmpute_market::health::{Gate, Sent};
 use cxmpute_market::limit::{RetryBudget, least_retries};
 use cxmpute_market::queue::FairQueue;
-use cxmpute_market::route::{Candidate, Choice, Nobody, Seeker, choose, filter, median};
+use cxmpute_market::route::{Candidate, Choice, Nobody, Seeker, choose, filter, lower_median};
 use cxmpute_market::speed::Uptime;
 use cxmpute_market::wish::Wishes;
 use cxmpute_runtime::{Clock, random};
@@ -122,7 +122,7 @@ impl Pool {
 
     fn choose(&self, members: &[Arc<Member>], wanted: &Wanted<'_>, now: Duration) -> Result<Choice, Nobody> {
         let chance = [random::quick::<8>(), random::quick::<8>()].map(u64::from_le_bytes);
-        let median_ms = median(members.iter().filter_map(|m| m.health.lock().latency.measured_ms()));
+        let median_ms = lower_median(members.iter().filter_map(|m| m.health.lock().latency.measured_ms()));
         let candidates: Vec<Candidate<'_>> =
             members.iter().map(|member| candidate(member, wanted, now, self.slots_cap, median_ms)).collect();
         #[cfg(feature = "sabotage")]

@@ -133,7 +133,7 @@ fn of_two_nodes_the_one_that_had_a_bad_moment_gets_work_again() {
     good.observe(Duration::from_millis(20), at(0));
     stumbled.observe(Duration::from_secs(5), at(0));
     let choice = |now: Duration, good: &PeakEwma| {
-        let median = median([good, &stumbled].into_iter().filter_map(PeakEwma::measured_ms)).unwrap();
+        let median = lower_median([good, &stumbled].into_iter().filter_map(PeakEwma::measured_ms)).unwrap();
         let nodes = [good, &stumbled]
             .map(|ewma| Candidate { latency_ms: Some(ewma.value_ms(now, median)), ..node("a") });
         [[0, 0], [u64::MAX, 0]].map(|chance| pick(&nodes, "{}", chance).unwrap().index)
@@ -150,8 +150,8 @@ fn of_two_nodes_the_one_that_had_a_bad_moment_gets_work_again() {
 }
 
 #[test]
-fn the_median_of_two_is_the_lower() {
-    let of = |numbers: &[f64]| median(numbers.iter().copied());
+fn the_lower_median_of_two_is_the_lower() {
+    let of = |numbers: &[f64]| lower_median(numbers.iter().copied());
     assert_eq!(
         [of(&[]), of(&[7.0]), of(&[9.0, 2.0]), of(&[9.0, 2.0, 5.0])],
         [None, Some(7.0), Some(2.0), Some(5.0)]

@@ -118,7 +118,6 @@ impl Recording {
     ///
     /// # Errors
     /// `perf` wrote nothing.
-    #[expect(clippy::print_stderr, reason = "the reader of the run has to know")]
     pub fn end(mut self) -> Result<()> {
         let perf = nix::unistd::Pid::from_raw(i32::try_from(self.perf.id())?);
         nix::sys::signal::kill(perf, nix::sys::signal::Signal::SIGINT)?;
@@ -129,7 +128,7 @@ impl Recording {
             "perf recorded nothing: {}",
             read_to_string(&log).unwrap_or_default().trim()
         );
-        eprintln!("Recorded: perf report --no-children --input {}", self.file.display());
+        crate::say(&format!("Recorded: perf report --no-children --input {}", self.file.display()));
         Ok(())
     }
 }

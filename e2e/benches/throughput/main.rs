@@ -39,7 +39,7 @@ struct Arguments {
     /// Prints the rows there are, and ends.
     #[arg(long)]
     list: bool,
-    /// Records the gateway with `perf` while a figure is taken, into FOLDER/ROW-N.perf.data.
+    /// Records the gateway with `perf` while a figure is taken, and says how to read it.
     #[arg(long, value_name = "FOLDER")]
     profile: Option<PathBuf>,
     /// Where the figures go as JSON.
@@ -94,6 +94,7 @@ fn main() -> Result<()> {
     let report = runtime.block_on(async {
         let mut report = Report::new(&plan)?;
         for row in Row::value_variants().iter().filter(wanted) {
+            say(&format!("Taking {row}."));
             report.add(*row, row.take(&plan).await.with_context(|| format!("row {row}"))?);
         }
         anyhow::Ok(report)
@@ -104,6 +105,12 @@ fn main() -> Result<()> {
         std::fs::write(&out, json + "\n").with_context(|| format!("writing {}", out.display()))?;
     }
     report.verdict()
+}
+
+/// Tells how far the run is, beside its table.
+#[expect(clippy::print_stderr, reason = "a run takes minutes, and its output is the table")]
+fn say(line: &str) {
+    eprintln!("{line}");
 }
 
 /// Each stream is a file here and one in the gateway, which inherits the limit; some are needed for everything else.

@@ -50,7 +50,11 @@ impl Nginx {
             .with_context(|| format!("starting {}", program.display()))?;
         let mut nginx = Self { address, worker: 0, master };
         until("nginx", Duration::from_secs(10), async || Ok(TcpStream::connect(address).await.ok())).await?;
-        nginx.worker = *children(nginx.master.id()).first().context("nginx has no worker")?;
+        // The master listens before it has a worker.
+        nginx.worker = until("nginx's worker", Duration::from_secs(10), async || {
+            Ok(children(nginx.master.id()).first().copied())
+        })
+        .await?;
         cost::pin(nginx.worker, core)?;
         Ok(nginx)
     }

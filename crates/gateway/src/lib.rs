@@ -27,6 +27,7 @@ pub mod router;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
 pub mod schema;
+pub mod stall;
 pub mod telemetry;
 pub mod trace;
 pub mod watch;

@@ -30,6 +30,7 @@ use crate::config::{ServerConfig, Tls};
 use crate::edge::{self, Peer};
 use crate::frames::Frames;
 use crate::framing::Framing;
+use crate::stall::unless_stuck;
 use crate::watch::{Activity, Guard, Spans, TrackedBody, Watched};
 
 /// A TLS handshake must be done in this time.
@@ -245,7 +246,10 @@ where
     let (soft, hard) = (app.tasks.soft(), app.tasks.hard());
     let io = TokioIo::new(io);
     if http2 {
-        let mut builder = hyper::server::conn::http2::Builder::new(TaskExecutor(app.tasks.clone()));
+        let mut builder = hyper::server::conn::http2::Builder::new(StreamTasks {
+            tasks: app.tasks.clone(),
+            write_stall: h2_limits(app).and(spans_of(app).write_stall),
+        });
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(H2_STREAMS)
@@ -301,16 +305,19 @@ async fn respond(app: &Arc<App>, front: Front, peer: Peer, request: Request<Inco
     }
 }
 
-/// Streams of HTTP/2 become tasks of the app.
+/// Streams of HTTP/2 become tasks of the app, each held to the time that a client may refuse to take bytes.
 #[derive(Clone)]
-struct TaskExecutor(Tasks);
+struct StreamTasks {
+    tasks: Tasks,
+    write_stall: Option<Duration>,
+}
 
-impl<F> hyper::rt::Executor<F> for TaskExecutor
+impl<F> hyper::rt::Executor<F> for StreamTasks
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        self.0.spawn("http2 stream", future);
+        self.tasks.spawn("http2 stream", unless_stuck(future, self.write_stall));
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::frames::{Frames, POISON};
 use crate::framing::{Framing, Refusal};
+use crate::stall::Taking;
 use axum::body::Body;
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
@@ -117,14 +118,15 @@ impl Drop for InFlight {
 /// A response body that counts as a request in progress until it is sent or dropped.
 pub struct TrackedBody {
     inner: Body,
+    taking: Option<Taking>,
     _in_flight: Option<InFlight>,
 }
 
 impl TrackedBody {
-    /// Ties the guard to the body.
+    /// Ties the guard to the body. Made in the task of its stream, it tells there whether the client takes what it gives.
     #[must_use]
     pub fn new(inner: Body, in_flight: Option<InFlight>) -> Self {
-        Self { inner, _in_flight: in_flight }
+        Self { inner, taking: Taking::of_this_stream(), _in_flight: in_flight }
     }
 }
 
@@ -136,7 +138,14 @@ impl http_body::Body for TrackedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
+        let frame = Pin::new(&mut self.inner).poll_frame(cx);
+        if let Some(taking) = &self.taking {
+            match &frame {
+                Poll::Ready(Some(Ok(_))) => taking.offered(),
+                Poll::Ready(_) | Poll::Pending => taking.caught_up(),
+            }
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,5 +1,6 @@
-//! G2: floods of HTTP/2 frames that cost a client nothing. Each ends in GOAWAY soon, memory stays, and other connections
-//! do not notice. The frames are written here, byte by byte, over TCP with prior knowledge.
+//! G2: floods of HTTP/2 frames that cost a client nothing, and windows that stay shut. Each flood ends in GOAWAY soon, a
+//! shut window frees its stream in time, memory stays, and other connections do not notice. The frames are written here, byte
+//! by byte, over TCP with prior knowledge.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,9 +12,11 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use crate::ground::until;
+use crate::paths::{Path, settled};
 use crate::settings::Setting;
 use crate::verdict::Verdict;
-use crate::world::World;
+use crate::world::{Account, World};
 
 /// The assertion that catches a connection without limits.
 pub const CAUGHT_BY: &str = "every flood ends in GOAWAY";
@@ -27,6 +30,18 @@ const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What the process may grow by while all floods run.
 const GROWTH: u64 = 20 << 20;
+
+/// The assertion that catches streams that wait for their client's window for ever.
+pub const SHUT_CAUGHT_BY: &str = "a stream whose window stays shut is freed";
+
+/// The world's time for a client that takes nothing, and for an idle connection; the product's are 30 s and 60 s.
+const TIMER: Duration = Duration::from_secs(1);
+
+/// Deadlines are asserted at four times their value.
+const FREED_WITHIN: Duration = Duration::from_secs(4);
+
+/// Streams of one connection whose window stays shut.
+const SHUT: u32 = 20;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -81,7 +96,139 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     let grown = resident().saturating_sub(before);
     verdict.check("memory grows by at most 20 MiB", grown <= GROWTH, format!("{grown} bytes"));
     world.finish(&mut verdict).await?;
+    shut_windows(setting, &mut verdict).await?;
     Ok(verdict)
+}
+
+/// Clients that ask for whole and streamed answers and let none of them in, or one byte of each.
+async fn shut_windows(setting: Setting, verdict: &mut Verdict) -> Result<()> {
+    let world = World::plan(setting).slow_client_timers(TIMER).start().await?;
+    let node = world.stand_in("node").await?;
+    let account = world.account("shut@example.org", MicroCredits(1_000_000_000)).await?;
+    // The document is made when it is first asked for, which takes its time.
+    account.client.call("GET", "/openapi.json", None).await?;
+    let (before, mut spans) = (resident(), Vec::new());
+    for window in [0_u32, 1] {
+        for _ in 0..setting.counts.pick(2, 20) {
+            verdict.count += 1;
+            let seen = node.notes().len();
+            let shut = shut(&world, &account, window).await;
+            // A window of one byte takes whole answers off our hands; they wait inside HTTP/2 for the connection's end.
+            let due = if window == 0 { SHUT as usize } else { SHUT as usize / 2 };
+            verdict.check(
+                SHUT_CAUGHT_BY,
+                shut.resets.len() >= due && shut.resets.iter().all(|after| *after <= FREED_WITHIN),
+                format!(
+                    "window {window}: {} of {due} after {:?}",
+                    shut.resets.len(),
+                    shut.resets.iter().max()
+                ),
+            );
+            verdict.check(
+                "a connection without streams is closed when it was idle too long",
+                shut.closed.is_some_and(|after| after <= FREED_WITHIN * 2),
+                format!("window {window}: {:?}", shut.closed),
+            );
+            spans.extend(shut.resets);
+            if setting.bad.is_some() {
+                continue;
+            }
+            let notes = node.notes().split_off(seen);
+            verdict.check("the streams reached a node", notes.len() == SHUT as usize / 2, notes.len());
+            for note in notes {
+                let stopped = until("the node to be stopped", FREED_WITHIN, async || {
+                    let note = node.notes().into_iter().find(|other| other.request_id == note.request_id);
+                    Ok(note.and_then(|note| note.cancelled))
+                })
+                .await;
+                let row = settled(&account.client, &note.request_id, FREED_WITHIN).await?;
+                let (prompt, billed) = (row["tokens_prompt"].as_u64(), row["tokens_completion"].as_u64());
+                let right = stopped.is_ok()
+                    && billed <= Some(TAKEN)
+                    && world.cost_of(&row)?
+                        == world.price(prompt.unwrap_or_default(), billed.unwrap_or_default())?;
+                verdict.check("what no window let in is not billed", right, format!("{stopped:?}, {row}"));
+            }
+            let start = Instant::now();
+            let reply = account.client.call("GET", "/v1/models", None).await?;
+            let unaffected = reply.status == 200 && start.elapsed() < PATIENCE;
+            verdict.check("other connections are unaffected", unaffected, format!("{:?}", start.elapsed()));
+        }
+    }
+    verdict.measured("stream with a shut window", TIMER, spans);
+    let grown = resident().saturating_sub(before);
+    verdict.check("shut windows cost at most 20 MiB", grown <= GROWTH, format!("{grown} bytes"));
+    world.finish(verdict).await
+}
+
+/// Events that HTTP/2 holds for a stream whose window is shut: one that was taken, and the one that waits behind it.
+const TAKEN: u64 = 2;
+
+/// What became of one connection.
+struct Shut {
+    /// When each stream was reset.
+    resets: Vec<Duration>,
+    /// When the connection was closed.
+    closed: Option<Duration>,
+}
+
+async fn shut(world: &World, account: &Account, window: u32) -> Shut {
+    let mut ended = Shut { resets: Vec::new(), closed: None };
+    let key = format!("Bearer {}", account.client.key.as_deref().unwrap_or_default());
+    let asked = Path::ChatStream.body("endless", 100_000).to_string();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(SETTINGS, 0, 0, &[&[0, 4][..], &window.to_be_bytes()].concat()));
+    for number in 0..SHUT {
+        let stream = 2 * number + 1;
+        if number % 2 == 0 {
+            let get = request("GET", "/openapi.json");
+            bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, stream, &get));
+            continue;
+        }
+        let mut post = request("POST", "/v1/chat/completions");
+        for (name, value) in [("authorization", key.as_str()), ("content-type", "application/json")] {
+            post.push(0);
+            for text in [name, value] {
+                post.push(u8::try_from(text.len()).unwrap_or_default());
+                post.extend_from_slice(text.as_bytes());
+            }
+        }
+        bytes.extend(frame(HEADERS, END_HEADERS, stream, &post));
+        bytes.extend(frame(DATA, END_STREAM, stream, asked.as_bytes()));
+    }
+    let start = Instant::now();
+    let Ok(mut stream) = TcpStream::connect(world.address).await else { return ended };
+    if stream.write_all(&bytes).await.is_err() {
+        return ended;
+    }
+    let (mut seen, mut at) = (Vec::new(), 0);
+    while let Ok(read) = timeout((FREED_WITHIN * 2).saturating_sub(start.elapsed()), async {
+        let mut buffer = [0_u8; 16 * 1024];
+        stream.read(&mut buffer).await.map(|count| buffer[..count].to_vec())
+    })
+    .await
+    {
+        let came = read.unwrap_or_default();
+        if came.is_empty() {
+            ended.closed = Some(start.elapsed());
+            break;
+        }
+        seen.extend(came);
+        while let Some((kind, length)) = head_of(&seen[at..]).filter(|(_, length)| at + length <= seen.len())
+        {
+            if kind == RST_STREAM {
+                ended.resets.push(start.elapsed());
+            }
+            at += length;
+        }
+    }
+    ended
+}
+
+/// Kind and whole length of the frame that begins here.
+fn head_of(bytes: &[u8]) -> Option<(u8, usize)> {
+    let [a, b, c, kind, _, _, _, _, _, ..] = bytes else { return None };
+    Some((*kind, 9 + (usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c))))
 }
 
 /// Floods one connection; well when GOAWAY came.
@@ -171,12 +318,11 @@ fn request(method: &str, path: &str) -> Vec<u8> {
 }
 
 fn holds_goaway(mut bytes: &[u8]) -> bool {
-    while let [a, b, c, kind, ..] = bytes {
-        if *kind == GOAWAY {
+    while let Some((kind, length)) = head_of(bytes) {
+        if kind == GOAWAY {
             return true;
         }
-        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
-        let Some(rest) = bytes.get(9 + length..) else { return false };
+        let Some(rest) = bytes.get(length..) else { return false };
         bytes = rest;
     }
     false

@@ -19,7 +19,6 @@ caught!(l4_catches_metering_at_the_end, aborted, "meter_at_stream_end");
 caught!(l6_catches_two_posts, retries, "bill_every_attempt");
 caught!(c1_catches_done_before_commit, crash, "done_before_commit");
 caught!(g1_catches_missing_timers, slow_clients, "no_accept_timer");
-caught!(g2_catches_missing_limits_of_frames, floods, "no_frame_limits");
 caught!(g5_catches_missing_ejection, ejection, "no_ejection");
 caught!(g7_catches_an_immediate_exit, drain, "immediate_exit");
 caught!(g9_catches_trust_in_everybody, addresses, "trust_all");
@@ -47,4 +46,12 @@ async fn l1_catches_check_then_debit_on_postgres() {
     let _alone = alone().unwrap();
     let setting = Setting::bad("check_then_debit").on(Store::Postgres);
     overspend::gate(setting).await.unwrap().must_break(overspend::CAUGHT_BY, "check_then_debit");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g2_catches_missing_limits_of_frames_and_of_shut_windows() {
+    let _alone = alone().unwrap();
+    let verdict = floods::gate(Setting::bad("no_frame_limits")).await.unwrap();
+    verdict.must_break(floods::CAUGHT_BY, "no_frame_limits");
+    verdict.must_break(floods::SHUT_CAUGHT_BY, "no_frame_limits");
 }

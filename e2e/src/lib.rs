@@ -26,4 +26,5 @@ pub mod stand_in;
 pub mod storm;
 pub mod upstream;
 pub mod verdict;
+pub mod ways;
 pub mod world;

@@ -62,6 +62,27 @@ impl Money {
         Ok(self.counter.count_prompt(&serde_json::from_value(body.clone())?)?.0)
     }
 
+    /// Tokens of the prompt of a legacy completion.
+    ///
+    /// # Errors
+    /// The tokenizer refuses it.
+    pub fn completion_prompt_tokens(&self, prompt: &str) -> Result<u64> {
+        Ok(self.counter.count_completion_prompt(prompt)?.0)
+    }
+
+    /// What the vectors of these texts cost, in micro-credits.
+    ///
+    /// # Errors
+    /// No such model, or a text longer than its context.
+    pub fn embeddings_price(&self, model: &str, texts: &[&str]) -> Result<i64> {
+        let entry = self.catalogue.resolve(model).with_context(|| format!("no model {model}"))?;
+        let tokens = texts.iter().try_fold(Tokens(0), |sum, text| {
+            let count = self.counter.count_embedding_input(text, entry.context_length)?;
+            anyhow::Ok(sum.saturating_add(count))
+        })?;
+        Ok(cost(&entry.price, &Units::embedding(tokens))?.0)
+    }
+
     /// What so many tokens of a model cost, in micro-credits.
     ///
     /// # Errors

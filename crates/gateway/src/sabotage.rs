@@ -46,6 +46,8 @@ pub enum Sabotage {
     ForgottenRoute,
     /// G9: whatever a request says of its address is believed.
     TrustAll,
+    /// L4 on every path: what a node computed is billed, whether or not anybody got it.
+    BillUndelivered,
 }
 
 impl Sabotage {
@@ -72,6 +74,7 @@ impl Sabotage {
         Self::UndocumentedStatus,
         Self::ForgottenRoute,
         Self::TrustAll,
+        Self::BillUndelivered,
     ];
 
     /// The name as it stands in `CXMPUTE_SABOTAGE`, by which gates choose it for a gateway of their own process.
@@ -99,6 +102,7 @@ impl Sabotage {
             Self::UndocumentedStatus => "undocumented_status",
             Self::ForgottenRoute => "forgotten_route",
             Self::TrustAll => "trust_all",
+            Self::BillUndelivered => "bill_undelivered",
         }
     }
 

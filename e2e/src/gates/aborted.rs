@@ -7,6 +7,7 @@ use cxmpute_wire::MicroCredits;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::aborted_paths::heard;
 use crate::client::{Conversation, Event, content};
 use crate::ground::until;
 use crate::settings::Setting;
@@ -84,7 +85,10 @@ async fn one(
     })
     .await?;
     let mut received = String::new();
-    if tokens > 0 {
+    if tokens == 0 {
+        // That the node accepted is a message, too: a client that is quicker has left before.
+        heard(account).await?;
+    } else {
         conversation.read_head().await?;
         received = conversation.contents(usize::try_from(tokens)?).await?.concat();
     }

@@ -2,6 +2,7 @@
 //! file each.
 
 pub mod aborted;
+pub mod aborted_paths;
 pub mod addresses;
 pub mod bodies;
 pub mod crash;

@@ -95,7 +95,7 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
         Mood::Rejecting => return request.refuse(Code::EngineFailed, "this stand-in rejects"),
         Mood::Blackhole => {
             request.cancelled().await;
-            return;
+            return write(&|note| note.cancelled = Some(Instant::now()));
         }
         Mood::Refusing => return request.refuse(Code::CapacityFull, "this stand-in refuses"),
         Mood::Impersonating => {

@@ -16,6 +16,7 @@ macro_rules! gate {
 
 gate!(l1_the_balance_is_never_overspent, overspend::gate);
 gate!(l4_a_client_that_leaves_pays_for_what_it_got, aborted::gate);
+gate!(l4_holds_on_every_path, aborted_paths::gate);
 gate!(l6_one_attempt_is_billed, retries::gate);
 gate!(c1_a_killed_gateway_loses_and_invents_nothing, crash::gate);
 gate!(g1_slow_clients_are_freed, slow_clients::gate);

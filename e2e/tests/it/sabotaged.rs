@@ -2,7 +2,9 @@
 
 use cxmpute_e2e::gates::*;
 use cxmpute_e2e::ground::alone;
+use cxmpute_e2e::paths::Path;
 use cxmpute_e2e::settings::{Setting, Store};
+use cxmpute_e2e::ways::Way;
 
 macro_rules! caught {
     ($name:ident, $gate:ident, $variant:literal) => {
@@ -54,4 +56,21 @@ async fn g2_catches_missing_limits_of_frames_and_of_shut_windows() {
     let verdict = floods::gate(Setting::bad("no_frame_limits")).await.unwrap();
     verdict.must_break(floods::CAUGHT_BY, "no_frame_limits");
     verdict.must_break(floods::SHUT_CAUGHT_BY, "no_frame_limits");
+}
+
+/// Every kind of answer by itself: metering at the end of a stream bills nobody who leaves, billing what was computed bills
+/// whole answers that nobody got. Vectors are paid only when delivered, so only the second is wrong on them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l4_catches_wrong_bills_on_every_path() {
+    let _alone = alone().unwrap();
+    let at_the_end = aborted_paths::gate(Setting::bad("meter_at_stream_end")).await.unwrap();
+    let undelivered = aborted_paths::gate(Setting::bad("bill_undelivered")).await.unwrap();
+    for way in Way::ALL {
+        if way.path != Path::Embeddings {
+            at_the_end.must_break(way.rule, "meter_at_stream_end");
+        }
+        if !way.streamed() {
+            undelivered.must_break(way.rule, "bill_undelivered");
+        }
+    }
 }

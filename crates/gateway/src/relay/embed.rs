@@ -267,6 +267,8 @@ impl Embed {
             Ended::Gone => {
                 // Embeddings pay only for what was delivered (MR31), and nothing was.
                 settlement.end = End::ClientGoneBeforeAccept;
+                #[cfg(feature = "sabotage")]
+                self.bill_undelivered(&mut settlement);
                 if let Err(error) = settle(&watch, hold, settlement).await {
                     tracing::error!(request_id = %self.job.request_id, %error, "an abandoned request was not settled");
                 }
@@ -316,6 +318,18 @@ impl Embed {
             Err(error) => Head::Failed(store_error(error)),
         };
         let _ = self.head.send(answer);
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn bill_undelivered(&self, settlement: &mut Settlement) {
+        if self.app.sabotage == Some(crate::sabotage::Sabotage::BillUndelivered)
+            && let Some(attempt) = settlement.attempts.last()
+        {
+            settlement.end = End::ClientGone;
+            settlement.counted = self.job.count();
+            settlement.provision_id = Some(attempt.provision_id.clone());
+            settlement.provider = Some(self.user.clone());
+        }
     }
 
     async fn work(&mut self, hold: &Hold) -> Ended {

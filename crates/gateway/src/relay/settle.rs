@@ -117,6 +117,11 @@ impl Run {
         };
         let units = match end {
             End::ClientGoneBeforeAccept => Units::default(),
+            #[cfg(feature = "sabotage")]
+            _ if self.bills_undelivered() => {
+                let texts = self.so_far.take_billed();
+                self.count(texts).await
+            }
             _ if !self.job.streamed() => self.count(Vec::new()).await,
             _ => self.count(self.so_far.billed(|choice| self.outlet.handed(choice))).await,
         };
@@ -127,10 +132,22 @@ impl Run {
         }
     }
 
+    #[cfg(feature = "sabotage")]
+    fn bills_undelivered(&self) -> bool {
+        self.app.sabotage == Some(crate::sabotage::Sabotage::BillUndelivered)
+    }
+
     /// Nothing to pay; the client is told why.
     async fn fail(mut self, end: End, error: ApiError) {
+        #[cfg(feature = "sabotage")]
+        let end = if end == End::ProviderLost && self.bills_undelivered() { End::ClientGone } else { end };
         let units = match end {
             // The provider is paid by the platform for what it delivered.
+            #[cfg(feature = "sabotage")]
+            End::ClientGone => {
+                let texts = self.so_far.take_billed();
+                self.count(texts).await
+            }
             End::GatewayFault => self.count(self.so_far.billed(|choice| self.outlet.handed(choice))).await,
             _ => Units::default(),
         };

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::client::{Client, Reply};
 use crate::ground::until;
 use crate::money::Money;
+use crate::proxy::Proxy;
 use crate::settings::{Setting, Store};
 use crate::stand_in::{Identity, StandIn};
 use crate::verdict::Verdict;
@@ -97,6 +98,14 @@ impl Plan {
     #[must_use]
     pub fn metrics(mut self, address: SocketAddr) -> Self {
         self.config.metrics.bind = address.to_string();
+        self
+    }
+
+    /// The rhythm in which tunnels are asked for a sign of life, and the silence after which one is dead.
+    #[must_use]
+    pub fn tunnel_limits(mut self, ping: Duration, dead: Duration) -> Self {
+        self.config.relay.ping_ms = millis(ping);
+        self.config.relay.dead_ms = millis(dead);
         self
     }
 
@@ -204,6 +213,18 @@ impl World {
     /// # Errors
     /// It does not come up.
     pub async fn stand_in_as(&self, identity: &Identity, name: &str) -> Result<StandIn> {
+        self.stand_in_at(self.address, identity, name).await
+    }
+
+    /// A stand-in whose tunnel goes through a proxy in front of the gateway.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn stand_in_through(&self, proxy: &Proxy, name: &str) -> Result<StandIn> {
+        self.stand_in_at(proxy.address, &Identity::fresh(), name).await
+    }
+
+    async fn stand_in_at(&self, address: SocketAddr, identity: &Identity, name: &str) -> Result<StandIn> {
         if self.app.db.find_provision(identity.provision_id().as_str()).await?.is_none() {
             let owner = self
                 .account(&format!("{name}-{}@example.org", identity.provision_id()), MicroCredits(0))
@@ -213,7 +234,7 @@ impl World {
                 .await?;
             ensure!(answer.status < 300, "enrolment of {name}: {} {}", answer.status, answer.json());
         }
-        let node = StandIn::start(self.address, identity).await?;
+        let node = StandIn::start(address, identity).await?;
         until("the stand-in to be routable", UP_WITHIN, async || {
             Ok((node.routable() >= MODELS).then_some(()))
         })

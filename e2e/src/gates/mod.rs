@@ -10,6 +10,7 @@ pub mod drain;
 pub mod ejection;
 pub mod enrolment;
 pub mod epochs;
+pub mod faults;
 pub mod floods;
 pub mod leaks;
 pub mod lockstep;

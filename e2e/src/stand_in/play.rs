@@ -182,6 +182,17 @@ async fn say(
         return send(responder, voice.vectors().to_string().into()).await;
     }
     tokens(responder, voice, count, sent).await?;
+    end(responder, voice, count, prompt_tokens, limit).await
+}
+
+/// The end of an answer of `count` tokens.
+async fn end(
+    responder: &mut WorkResponder,
+    voice: &Voice,
+    count: u64,
+    prompt_tokens: u64,
+    limit: u64,
+) -> Result<(), ()> {
     let reason = if count >= limit { "length" } else { "stop" };
     for choice in 0..voice.choices {
         send(responder, event(&voice.finish(choice, reason))).await?;
@@ -208,7 +219,7 @@ async fn paced(
         send(responder, event(&voice.token(number))).await?;
         sent(number + 1);
     }
-    say(responder, voice, 0, CLAIMED_PROMPT, limit, |_| {}).await
+    end(responder, voice, count, CLAIMED_PROMPT, limit).await
 }
 
 async fn tokens(

@@ -22,6 +22,7 @@ gate!(c1_a_killed_gateway_loses_and_invents_nothing, crash::gate);
 gate!(g1_slow_clients_are_freed, slow_clients::gate);
 gate!(g2_floods_of_frames_end_in_goaway, floods::gate);
 gate!(g5_a_faulty_node_is_ejected, ejection::gate);
+gate!(faulty_networks_hurt_nobody_else, faults::gate);
 gate!(g7_a_stopped_gateway_ends_its_streams_with_words, drain::gate);
 gate!(g9_forged_addresses_change_nothing, addresses::gate);
 gate!(gr16_nothing_collects_events, lockstep::gate);

@@ -18,6 +18,7 @@ macro_rules! caught {
 
 caught!(l1_catches_check_then_debit, overspend, "check_then_debit");
 caught!(l4_catches_metering_at_the_end, aborted, "meter_at_stream_end");
+caught!(faults_catch_a_bill_for_what_broke_off, faults, "bill_undelivered");
 caught!(l6_catches_two_posts, retries, "bill_every_attempt");
 caught!(c1_catches_done_before_commit, crash, "done_before_commit");
 caught!(g1_catches_missing_timers, slow_clients, "no_accept_timer");

@@ -9,7 +9,7 @@ mod play;
 mod script;
 mod voice;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -192,6 +192,9 @@ pub(crate) struct Stage {
 pub(crate) struct State {
     pub(crate) mood: Mood,
     pub(crate) scripts: BTreeMap<String, Script>,
+    /// Models whose work it refuses, and models that it does not have.
+    pub(crate) refused: BTreeSet<String>,
+    lacking: BTreeSet<String>,
     pub(crate) notes: Vec<Note>,
     epoch: Epoch,
     desired: Option<Desired>,
@@ -246,6 +249,17 @@ impl StandIn {
     /// Learns the script that the prompt `play NAME` asks for.
     pub fn learn(&self, name: &str, script: Script) {
         self.stage.state.lock().scripts.insert(name.to_owned(), script);
+    }
+
+    /// Refuses work for a model from now on, and not for lack of room; it still claims to serve it.
+    pub fn refuse_model(&self, model: &str) {
+        self.stage.state.lock().refused.insert(model.to_owned());
+    }
+
+    /// Does not have a model from now on, and says so.
+    pub fn lack_model(&self, model: &str) {
+        self.stage.state.lock().lacking.insert(model.to_owned());
+        self.stage.speak.notify_one();
     }
 
     /// Lets a node that is losing its tunnel lose it.
@@ -400,7 +414,9 @@ fn heartbeat(seq: u64, epoch: Epoch, stage: &Stage) -> Heartbeat {
     let services =
         state.desired.iter().flat_map(|desired| &desired.services).map(|service| ObservedService {
             service_id: service.service_id.clone(),
-            state: if matches!(service.kind, ServiceKind::Llm | ServiceKind::Embeddings) {
+            state: if matches!(service.kind, ServiceKind::Llm | ServiceKind::Embeddings)
+                && !state.lacking.contains(&service.model)
+            {
                 ServiceState::Ready
             } else {
                 ServiceState::Absent

@@ -48,6 +48,10 @@ pub enum Sabotage {
     TrustAll,
     /// L4 on every path: what a node computed is billed, whether or not anybody got it.
     BillUndelivered,
+    /// GR7: answers are not held against the shape that was asked for.
+    UncheckedShape,
+    /// GR31: a request that went on to another model is billed at the price of the first.
+    KeepFirstPrice,
 }
 
 impl Sabotage {
@@ -75,6 +79,8 @@ impl Sabotage {
         Self::ForgottenRoute,
         Self::TrustAll,
         Self::BillUndelivered,
+        Self::UncheckedShape,
+        Self::KeepFirstPrice,
     ];
 
     /// The name as it stands in `CXMPUTE_SABOTAGE`, by which gates choose it for a gateway of their own process.
@@ -103,6 +109,8 @@ impl Sabotage {
             Self::ForgottenRoute => "forgotten_route",
             Self::TrustAll => "trust_all",
             Self::BillUndelivered => "bill_undelivered",
+            Self::UncheckedShape => "unchecked_shape",
+            Self::KeepFirstPrice => "keep_first_price",
         }
     }
 

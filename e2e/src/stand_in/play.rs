@@ -69,6 +69,7 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
     }
     let (note, mood, script) = {
         let mut state = stage.state.lock();
+        let refused = asked["model"].as_str().is_some_and(|model| state.refused.contains(model));
         state.notes.push(Note {
             request_id: request.head.request_id.to_string(),
             attempt: request.head.attempt,
@@ -83,7 +84,7 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
             Part::Play(name) => Some(state.scripts.get(name).cloned().unwrap_or_default()),
             _ => None,
         };
-        (state.notes.len() - 1, state.mood, script)
+        (state.notes.len() - 1, if refused { Mood::Rejecting } else { state.mood }, script)
     };
     let write = |change: &dyn Fn(&mut Note)| change(&mut stage.state.lock().notes[note]);
     let sent = |count: u64| {

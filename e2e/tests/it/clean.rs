@@ -29,6 +29,8 @@ gate!(gr16_nothing_collects_events, lockstep::gate);
 gate!(p6_work_decides_not_probes, probes::gate);
 gate!(n3_nobody_enrols_over_somebody_else, enrolment::gate);
 gate!(p1_rogue_streams_are_stopped, rogue_streams::gate);
+gate!(gr7_answers_that_break_their_shape_are_refused, lies::gate);
+gate!(gr31_the_next_model_answers_at_its_own_price, fallback::gate);
 gate!(p2_only_our_schema_leaves, rogue_answers::gate);
 gate!(p5_foreign_and_late_answers_are_dropped, epochs::gate);
 gate!(u1_what_is_no_request_is_refused, bodies::gate);

@@ -19,6 +19,8 @@ macro_rules! caught {
 caught!(l1_catches_check_then_debit, overspend, "check_then_debit");
 caught!(l4_catches_metering_at_the_end, aborted, "meter_at_stream_end");
 caught!(faults_catch_a_bill_for_what_broke_off, faults, "bill_undelivered");
+caught!(gr7_catches_answers_nobody_looks_at, lies, "unchecked_shape");
+caught!(gr31_catches_the_first_price, fallback, "keep_first_price");
 caught!(l6_catches_two_posts, retries, "bill_every_attempt");
 caught!(c1_catches_done_before_commit, crash, "done_before_commit");
 caught!(g1_catches_missing_timers, slow_clients, "no_accept_timer");
@@ -57,6 +59,13 @@ async fn g2_catches_missing_limits_of_frames_and_of_shut_windows() {
     let verdict = floods::gate(Setting::bad("no_frame_limits")).await.unwrap();
     verdict.must_break(floods::CAUGHT_BY, "no_frame_limits");
     verdict.must_break(floods::SHUT_CAUGHT_BY, "no_frame_limits");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gr7_catches_forgiveness() {
+    let _alone = alone().unwrap();
+    let verdict = lies::gate(Setting::bad("no_ejection")).await.unwrap();
+    verdict.must_break(lies::COUNTED, "no_ejection");
 }
 
 /// Every kind of answer by itself: metering at the end of a stream bills nobody who leaves, billing what was computed bills

@@ -255,6 +255,10 @@ impl Hold {
         self.inner.send_admission(Job::extend(op, reply))?;
         match answer.await {
             Ok(Ok(LedgerReply::Done)) => {
+                #[cfg(feature = "sabotage")]
+                if self.inner.sabotaged(crate::sabotage::Sabotage::KeepFirstPrice) {
+                    return Ok(());
+                }
                 self.terms.price = price.clone();
                 Ok(())
             }

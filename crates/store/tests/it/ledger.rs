@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use cxmpute_market::ledger::End;
-use cxmpute_store::{LedgerOp, LedgerReply, Note, Posted, SpendCap};
-use cxmpute_wire::{MicroCredits, ProvisionId, RequestId};
+use cxmpute_market::price::PriceRow;
+use cxmpute_store::{LedgerOp, LedgerReply, MoveHold, Note, Posted, SpendCap};
+use cxmpute_wire::{MicroCredits, ProvisionId, RequestId, ServiceId, ServiceKind};
 
-use crate::world::{Market, NOW, chat, databases, tamper};
+use crate::world::{Market, NOW, chat, databases, price, tamper};
 
 #[tokio::test]
 async fn the_table_of_postings_is_reproduced() {
@@ -129,6 +130,108 @@ async fn extensions_are_guarded_and_safe_to_repeat() {
         let settled = market.resolve(market.end("a", 1000, End::Finished, chat(999, 0))).await;
         assert_eq!((settled.cost.0, settled.refund.0), (999, 1));
         assert_eq!(market.one(extend(3, 1)).await, LedgerReply::NotHeld);
+        market.assert_clean(0, fresh.name).await;
+    }
+}
+
+/// Another model, ten times as dear, in its third version.
+fn dear() -> Arc<PriceRow> {
+    let cheap = price();
+    Arc::new(PriceRow {
+        id: "dear".into(),
+        version: 3,
+        prompt: MicroCredits(cheap.prompt.0 * 10),
+        completion: MicroCredits(cheap.completion.0 * 10),
+        ..(*cheap).clone()
+    })
+}
+
+fn move_to_dear(market: &Market, request: &str) -> MoveHold {
+    MoveHold {
+        request_id: RequestId::from_tail(request),
+        user_id: market.payer.clone(),
+        epoch: market.replica.epoch,
+        model: "dear-model".into(),
+        service: ServiceId::new(ServiceKind::Llm, "dear-model"),
+        price: dear(),
+    }
+}
+
+#[tokio::test]
+async fn a_moved_hold_keeps_its_money_and_is_settled_at_the_new_price() {
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let market = Market::new(db, 10_000).await;
+        market.one(market.hold("a", 3000)).await;
+        let to = LedgerOp::Move(Box::new(move_to_dear(&market, "a")));
+        assert_eq!(market.one(to.clone()).await, LedgerReply::Done, "{}", fresh.name);
+        assert_eq!(market.one(to.clone()).await, LedgerReply::Done, "the same move changes nothing");
+        let balance = db.balance(&market.payer).await.unwrap();
+        assert_eq!((balance.available.0, balance.held.0), (7000, 3000), "no money moves");
+        market.assert_clean(1, fresh.name).await;
+        let row = db.generation(&RequestId::from_tail("a"), &market.payer).await.unwrap().unwrap();
+        assert_eq!((row.model.as_str(), row.price), ("dear-model", ("dear".to_owned(), 3)));
+        let mut end = market.end("a", 3000, End::Finished, chat(100, 5));
+        end.price = dear();
+        let settled = market.resolve(end).await;
+        assert_eq!((settled.cost.0, settled.refund.0), (1500, 1500));
+        assert_eq!(db.earnings(&market.provider).await.unwrap().pending.0, 1350);
+        assert_eq!(market.one(to).await, LedgerReply::NotHeld, "what is settled stays as it is");
+        let row = db.generation(&RequestId::from_tail("a"), &market.payer).await.unwrap().unwrap();
+        assert_eq!((row.model.as_str(), row.cost.0), ("dear-model", 1500));
+        market.assert_clean(0, fresh.name).await;
+    }
+}
+
+#[tokio::test]
+async fn a_hold_is_moved_by_its_owner_alone() {
+    for fresh in databases().await {
+        let market = Market::new(&fresh.db, 10_000).await;
+        market.one(market.hold("a", 3000)).await;
+        let mut foreign = move_to_dear(&market, "a");
+        foreign.epoch += 1;
+        assert_eq!(market.one(LedgerOp::Move(Box::new(foreign))).await, LedgerReply::NotHeld);
+        let unknown = LedgerOp::Move(Box::new(move_to_dear(&market, "b")));
+        assert_eq!(market.one(unknown).await, LedgerReply::NotHeld);
+        let row = fresh.db.generation(&RequestId::from_tail("a"), &market.payer).await.unwrap().unwrap();
+        assert_eq!((row.model.as_str(), row.price), ("m", ("m".to_owned(), 1)), "{}", fresh.name);
+        market.resolve(market.end("a", 3000, End::Finished, chat(100, 5))).await;
+        market.assert_clean(0, fresh.name).await;
+    }
+}
+
+/// A crash after a move is recovered at the new price, and what a node of the first model had delivered is void.
+#[tokio::test]
+async fn a_moved_hold_is_recovered_at_the_new_price() {
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let market = Market::new(db, 10_000).await;
+        let note = |id: &str, checkpoint| {
+            LedgerOp::Note(Note {
+                request_id: RequestId::from_tail(id),
+                user_id: market.payer.clone(),
+                epoch: market.replica.epoch,
+                provision_id: Some(ProvisionId::from_tail("node")),
+                provider: Some(market.provider.clone()),
+                attempt: 1,
+                accepted_at: Some(NOW),
+                checkpoint,
+            })
+        };
+        for id in ["before", "after"] {
+            market.one(market.hold(id, 3000)).await;
+        }
+        market.one(note("before", Some(chat(10, 7)))).await;
+        for id in ["before", "after"] {
+            market.one(LedgerOp::Move(Box::new(move_to_dear(&market, id)))).await;
+        }
+        market.one(note("after", Some(chat(10, 7)))).await;
+        let dead = market.replica.clone();
+        let market = restart(market, dead).await;
+        let recovery = db.recover(&market.replica, NOW).await.unwrap();
+        assert_eq!(recovery.settled, [RequestId::from_tail("after")], "{}", fresh.name);
+        assert_eq!(recovery.voided, [RequestId::from_tail("before")]);
+        assert_eq!(db.balance(&market.payer).await.unwrap().available.0, 10_000 - 800);
         market.assert_clean(0, fresh.name).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The gates of the security reference, section 10, that this product claims, and GR16 of the gateway's rules. One
+//! The gates of the security reference, section 10, that this product claims, and some of the gateway's own rules (GR). One
 //! file each.
 
 pub mod aborted;
@@ -16,6 +16,7 @@ pub mod floods;
 pub mod leaks;
 pub mod lies;
 pub mod lockstep;
+pub mod memory;
 pub mod overspend;
 pub mod probes;
 pub mod property;

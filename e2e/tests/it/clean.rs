@@ -40,6 +40,12 @@ gate!(w3_only_documented_routes_are_served, surface::gate);
 gate!(x1_nothing_secret_leaks, leaks::gate);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_rogue_streams_cost_bounded_memory() {
+    let _alone = alone().unwrap();
+    memory::gate(Setting::clean(), None).await.unwrap().must_hold();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_the_balance_is_never_overspent_on_postgres() {
     let _alone = alone().unwrap();
     assert!(
@@ -47,4 +53,12 @@ async fn l1_the_balance_is_never_overspent_on_postgres() {
         "CXMPUTE_TEST_POSTGRES_URL is not set: run scripts/test, which starts a PostgreSQL"
     );
     overspend::gate(Setting::clean().on(Store::Postgres)).await.unwrap().must_hold();
+}
+
+/// The known-bad variant of the memory gate is a setting, so it needs no sabotaged program.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_catches_a_bound_on_events_that_is_none() {
+    let _alone = alone().unwrap();
+    let verdict = memory::gate(Setting::clean(), Some(4 << 20)).await.unwrap();
+    verdict.must_break(memory::CAUGHT_BY, "events of 4 MiB");
 }

@@ -100,6 +100,7 @@ impl EventCutter {
 
     fn keep(&mut self, part: &[u8]) -> Result<(), EventFault> {
         self.check_size(part.len())?;
+        make_room(&mut self.line, part.len(), self.cap);
         self.line.extend_from_slice(part);
         Ok(())
     }
@@ -134,11 +135,22 @@ impl EventCutter {
             // A comment, or a field that means nothing here.
             _ => return Ok(()),
         };
+        make_room(&mut self.data, value.len() + 1, self.cap);
         if std::mem::replace(&mut self.has_data, true) {
             self.data.push(b'\n');
         }
         self.data.extend_from_slice(value);
         Ok(())
+    }
+}
+
+/// Room for what is longer than events of honest engines is made once and for all: its pages cost nothing before they are
+/// written, while growth by doubling would leave a buffer of each size behind, for each stream of a rogue node.
+fn make_room(buffer: &mut Vec<u8>, more: usize, cap: usize) {
+    /// An event with a few tokens and their probabilities.
+    const USUAL: usize = 8 * 1024;
+    if buffer.len() + more > USUAL && buffer.capacity() < cap {
+        buffer.reserve_exact((cap - buffer.len()).max(more));
     }
 }
 

@@ -109,6 +109,13 @@ impl Plan {
         self
     }
 
+    /// How long the head of a stream is held back for its first token; also the rhythm of comments in silence.
+    #[must_use]
+    pub fn headers_held(mut self, span: Duration) -> Self {
+        self.config.relay.headers_held_ms = millis(span);
+        self
+    }
+
     /// How long a request waits for a node.
     #[must_use]
     pub fn queue(mut self, span: Duration) -> Self {

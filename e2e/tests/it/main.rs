@@ -4,6 +4,7 @@
 mod clean;
 mod house;
 mod node;
+mod rhythm;
 #[cfg(feature = "sabotage")]
 mod sabotaged;
 mod storm;

@@ -13,8 +13,10 @@ use crate::error::{Cause, DbError};
 use crate::lane::{Lane, Own};
 use crate::ledger::{BatchError, LedgerOp, LedgerReply, apply_batch};
 
-/// Pages of 4 KiB kept in memory: the ends of the tables, which every batch writes. Taken as they are used.
-const CACHE_PAGES: i64 = 4_000;
+/// Pages of 4 KiB kept in memory: the ends of the tables, which every batch writes; the others come from the operating
+/// system's cache. More costs CPU: where a batch rearranges pages of a tree, SQLite (`balance_nonroot`) gives one of them
+/// a number beyond the file for a moment, and looks at every page of its cache for such numbers when it commits.
+const CACHE_PAGES: i64 = 500;
 /// Pages in the write-ahead log before they are folded into the file. A page that many batches write is folded once.
 const CHECKPOINT_PAGES: i64 = 4_000;
 

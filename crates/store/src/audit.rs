@@ -27,8 +27,10 @@ impl Db {
             sqlx::query_as(
                 "SELECT p.tx, p.account, p.amount
                  FROM postings p
-                 WHERE p.tx IN ('hold:' || $1, 'resolve:' || $1)
-                    OR p.tx IN (SELECT t.id FROM ledger_transactions t WHERE t.request_id = $1
+                 WHERE p.tx IN (
+                    SELECT t.id FROM ledger_transactions t WHERE t.id IN ('hold:' || $1, 'resolve:' || $1)
+                    UNION ALL
+                    SELECT t.id FROM ledger_transactions t WHERE t.request_id = $1
                         AND t.kind IN ('extend', 'refund', 'mature', 'payout', 'correction', 'grant'))
                  ORDER BY p.tx, p.account")
                 .bind(request.as_str())
@@ -49,12 +51,11 @@ impl Db {
     pub async fn list_charges(&self) -> Result<Vec<(RequestId, MicroCredits)>, DbError> {
         let rows: Vec<(String, i64)> = read!(self, e =>
             sqlx::query_as(
-                "SELECT t.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT)
+                "SELECT p.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT)
                  FROM postings p
-                 JOIN ledger_transactions t ON t.id = p.tx
                  JOIN ledger_accounts a ON a.id = p.account
-                 WHERE t.request_id IS NOT NULL AND a.kind IN ('user_available', 'user_held', 'user_promo')
-                 GROUP BY t.request_id ORDER BY t.request_id")
+                 WHERE p.request_id IS NOT NULL AND a.kind IN ('user_available', 'user_held', 'user_promo')
+                 GROUP BY p.request_id ORDER BY p.request_id")
                 .fetch_all(e)
                 .await?);
         rows.into_iter()

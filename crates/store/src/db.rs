@@ -142,15 +142,20 @@ impl Db {
     /// # Errors
     /// The address is unusable, the place unwritable, the file damaged, its schema newer, or the server away.
     pub async fn open(address: &str) -> Result<Self, DbError> {
-        let db = if let Some(path) = address.strip_prefix("sqlite:") {
+        let db = Self::connect(address).await?;
+        migrations::run(&db).await?;
+        Ok(db)
+    }
+
+    /// Opens a database with whatever schema it has.
+    pub(crate) async fn connect(address: &str) -> Result<Self, DbError> {
+        Ok(if let Some(path) = address.strip_prefix("sqlite:") {
             Self::Sqlite(open_sqlite(Path::new(path.strip_prefix("//").unwrap_or(path))).await?)
         } else if address.starts_with("postgres://") || address.starts_with("postgresql://") {
             Self::Postgres(open_postgres(address).await?)
         } else {
             return Err(DbError::BadAddress { reason: "its scheme is unknown".into() });
-        };
-        migrations::run(&db).await?;
-        Ok(db)
+        })
     }
 
     /// Which database it is.

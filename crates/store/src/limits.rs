@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, FromRow};
 use crate::db::{Db, DbKind, on, read};
 use crate::dialect;
 use crate::error::DbError;
+use crate::lane::{Lane, values};
 
 /// Limits of a key or of an account. As set: `None` takes the default, 0 is "no limit". As they hold
 /// ([`crate::KeyRow`]): `None` and 0 are both "no limit".
@@ -93,15 +94,33 @@ impl SpendCap {
     }
 }
 
-/// Takes `$3` from the key `$1` of the account `$2`, if key and account are good and no spend limit is passed; returns
-/// the day to which it counts. Days only go forward: a transaction that began before midnight and comes late counts to
-/// the newer day.
+/// Takes an amount from a key of an account, if both are good and no spend limit is passed; gives the day to which it
+/// counts.
 ///
-/// The account's own limits are sums over its keys. They hold under races because whoever runs this has locked the
+/// The account's own limits are sums over its keys. They hold under races because whoever calls this has locked the
 /// account's balance row by an earlier statement of the same transaction.
-pub(crate) fn reserve_sql(kind: DbKind) -> &'static str {
+pub(crate) async fn reserve(
+    lane: &mut impl Lane,
+    user: &UserId,
+    key: &KeyId,
+    amount: MicroCredits,
+) -> Result<Option<i64>, DbError> {
+    let values = values![key.as_str(), user.as_str(), amount.0];
+    let sql = reserve_sql(lane.kind());
+    let day = match lane.kind() {
+        DbKind::Postgres => lane.row::<1>(sql, &values).await?,
+        // RETURNING makes a table of its own there for each run; one writer at a time reads what it wrote.
+        DbKind::Sqlite if lane.execute(sql, &values).await? == 0 => None,
+        DbKind::Sqlite => lane.row::<1>("SELECT spend_day FROM api_keys WHERE id = $1", &values).await?,
+    };
+    Ok(day.map(|[day]| day.unwrap_or_default()))
+}
+
+/// Takes `$3` from the key `$1` of the account `$2` ([`reserve`]). Days only go forward: a transaction that began before
+/// midnight and comes late counts to the newer day.
+fn reserve_sql(kind: DbKind) -> &'static str {
     macro_rules! text {
-        ($today:literal) => {
+        ($today:literal, $returning:literal) => {
             concat!(
                 "UPDATE api_keys SET held = api_keys.held + $3,
                     day_spend = CASE WHEN api_keys.spend_day < t.today THEN 0 ELSE api_keys.day_spend END + $3,
@@ -130,14 +149,16 @@ pub(crate) fn reserve_sql(kind: DbKind) -> &'static str {
                         AND (COALESCE(u.spend_per_month, t.account_month, 0) = 0
                              OR (SELECT COALESCE(SUM(o.month_spend), 0) FROM api_keys o
                                  WHERE o.user_id = u.id AND o.spend_day / 100 >= t.today / 100) + $3
-                                <= COALESCE(u.spend_per_month, t.account_month)))
-                 RETURNING spend_day"
+                                <= COALESCE(u.spend_per_month, t.account_month)))",
+                $returning
             )
         };
     }
     match kind {
-        DbKind::Sqlite => text!("CAST(strftime('%Y%m%d', 'now') AS INTEGER)"),
-        DbKind::Postgres => text!("CAST(to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD') AS BIGINT)"),
+        DbKind::Sqlite => text!("CAST(strftime('%Y%m%d', 'now') AS INTEGER)", ""),
+        DbKind::Postgres => {
+            text!("CAST(to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD') AS BIGINT)", " RETURNING spend_day")
+        }
     }
 }
 
@@ -159,16 +180,17 @@ pub(crate) const EXTENDED_SQL: &str = "UPDATE holds SET day_base = amount - $3,
 /// later one first, unless they are over.
 pub(crate) const REFUND_SQL: &str = "UPDATE api_keys SET spent = spent - $3,
         day_spend = day_spend - COALESCE((
-            SELECT CASE WHEN h.posted - h.refunded + $3 <= h.day_base THEN 0
-                        WHEN h.posted - h.refunded <= h.day_base THEN h.posted - h.refunded + $3 - h.day_base
+            SELECT CASE WHEN r.cost - r.refunded + $3 <= r.day_base THEN 0
+                        WHEN r.cost - r.refunded <= r.day_base THEN r.cost - r.refunded + $3 - r.day_base
                         ELSE $3 END
-            FROM holds h WHERE h.request_id = $2 AND h.spend_day > 0 AND h.spend_day = api_keys.spend_day), 0),
+            FROM requests r WHERE r.id = $2 AND r.user_id = api_keys.user_id AND r.spend_day > 0
+              AND r.spend_day = api_keys.spend_day), 0),
         month_spend = month_spend - COALESCE((
-            SELECT CASE WHEN h.posted - h.refunded + $3 <= h.month_base THEN 0
-                        WHEN h.posted - h.refunded <= h.month_base THEN h.posted - h.refunded + $3 - h.month_base
+            SELECT CASE WHEN r.cost - r.refunded + $3 <= r.month_base THEN 0
+                        WHEN r.cost - r.refunded <= r.month_base THEN r.cost - r.refunded + $3 - r.month_base
                         ELSE $3 END
-            FROM holds h WHERE h.request_id = $2 AND h.spend_day > 0
-              AND h.spend_day / 100 = api_keys.spend_day / 100), 0)
+            FROM requests r WHERE r.id = $2 AND r.user_id = api_keys.user_id AND r.spend_day > 0
+              AND r.spend_day / 100 = api_keys.spend_day / 100), 0)
      WHERE id = $1";
 
 /// Why a key or account may not spend more, and how much it may: every cap that is set, with what is left of it.

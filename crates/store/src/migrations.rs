@@ -11,6 +11,7 @@ use crate::error::DbError;
 mod m0001_house;
 mod m0002_limits;
 mod m0003_leaner_ledger;
+mod m0004_rows_once;
 
 /// One change of the schema.
 pub(crate) struct Migration {
@@ -24,8 +25,12 @@ pub(crate) struct Migration {
     pub(crate) append_only: &'static [&'static str],
 }
 
-const MIGRATIONS: &[Migration] =
-    &[m0001_house::MIGRATION, m0002_limits::MIGRATION, m0003_leaner_ledger::MIGRATION];
+const MIGRATIONS: &[Migration] = &[
+    m0001_house::MIGRATION,
+    m0002_limits::MIGRATION,
+    m0003_leaner_ledger::MIGRATION,
+    m0004_rows_once::MIGRATION,
+];
 
 /// The newest schema version this program knows.
 pub const SCHEMA_VERSION: i64 = MIGRATIONS[MIGRATIONS.len() - 1].version;
@@ -35,6 +40,10 @@ const POSTGRES_LOCK: i64 = 0x6378_6d70;
 
 /// Brings the database to [`SCHEMA_VERSION`]; each migration is one transaction.
 pub(crate) async fn run(db: &Db) -> Result<(), DbError> {
+    run_to(db, SCHEMA_VERSION).await
+}
+
+async fn run_to(db: &Db, version: i64) -> Result<(), DbError> {
     let kind = db.kind();
     let mut tx = db.begin().await?;
     if kind == DbKind::Postgres {
@@ -54,7 +63,7 @@ pub(crate) async fn run(db: &Db) -> Result<(), DbError> {
     if found > SCHEMA_VERSION {
         return Err(DbError::NewerSchema { found, known: SCHEMA_VERSION });
     }
-    for migration in MIGRATIONS.iter().filter(|migration| migration.version > found) {
+    for migration in MIGRATIONS.iter().filter(|m| m.version > found && m.version <= version) {
         apply(&mut tx, kind, migration).await?;
     }
     tx.commit().await
@@ -101,3 +110,6 @@ async fn raw(tx: &mut Tx, sql: String) -> Result<(), DbError> {
     on!(tx, c => sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await?.rows_affected());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

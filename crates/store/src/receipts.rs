@@ -2,7 +2,7 @@
 
 use cxmpute_market::ledger::End;
 use cxmpute_market::price::Units;
-use cxmpute_wire::{Millis, ProvisionId, RequestId};
+use cxmpute_wire::{Millis, ProvisionId, RequestId, UserId};
 
 use crate::db::{Db, read};
 use crate::error::DbError;
@@ -25,17 +25,27 @@ pub struct AttemptRow {
 }
 
 impl Db {
-    /// The attempts of a request, in order.
+    /// The attempts of a user's request, in order; none while it runs.
     ///
     /// # Errors
     /// The store failed.
-    pub async fn list_attempts(&self, request: &RequestId) -> Result<Vec<AttemptRow>, DbError> {
+    pub async fn list_attempts(
+        &self,
+        request: &RequestId,
+        user: &UserId,
+    ) -> Result<Vec<AttemptRow>, DbError> {
         type Raw = (i64, String, String, Option<String>, Option<i64>, Option<i64>);
         let rows: Vec<Raw> = read!(self, e =>
             sqlx::query_as(
                 "SELECT attempt, provision_id, outcome, code, first_token_ms, total_ms
-                 FROM attempts WHERE request_id = $1 ORDER BY attempt")
+                 FROM attempts WHERE request_id = $1
+                   AND EXISTS (SELECT 1 FROM requests r WHERE r.id = $1 AND r.user_id = $2)
+                 UNION ALL
+                 SELECT attempts, provision_id, outcome, NULL, only_first_token_ms, only_total_ms
+                 FROM requests WHERE id = $1 AND user_id = $2 AND only_epoch IS NOT NULL
+                 ORDER BY attempt")
                 .bind(request.as_str())
+                .bind(user.as_str())
                 .fetch_all(e)
                 .await?);
         let span = |ms: i64| Millis(u64::try_from(ms).unwrap_or(0));
@@ -60,10 +70,11 @@ impl Db {
     ///
     /// # Errors
     /// The store failed.
-    pub async fn claimed_units(&self, request: &RequestId) -> Result<Option<Units>, DbError> {
+    pub async fn claimed_units(&self, request: &RequestId, user: &UserId) -> Result<Option<Units>, DbError> {
         let claimed: Option<Option<String>> = read!(self, e =>
-            sqlx::query_scalar("SELECT claimed FROM requests WHERE id = $1")
+            sqlx::query_scalar("SELECT claimed FROM requests WHERE id = $1 AND user_id = $2")
                 .bind(request.as_str())
+                .bind(user.as_str())
                 .fetch_optional(e)
                 .await?);
         claimed

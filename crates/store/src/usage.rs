@@ -96,14 +96,25 @@ struct RawGeneration {
     finished_at: Option<i64>,
 }
 
-/// The columns of [`GenerationRow`].
-macro_rules! generation {
-    ($rest:literal) => {
+/// The rows of [`GenerationRow`] that fit: requests that run, which are holds, and finished ones.
+macro_rules! generations {
+    ($running:literal, $finished:literal, $rest:literal) => {
         concat!(
-            "SELECT id, key_id, route, model, streamed, title, referer, outcome, finish_reason, provision_id, attempts,
+            "SELECT request_id AS id, key_id, route, model, streamed, title, referer, CAST(NULL AS TEXT) AS outcome,
+                    CAST(NULL AS TEXT) AS finish_reason, provision_id, attempt AS attempts,
+                    CAST(0 AS BIGINT) AS prompt, CAST(0 AS BIGINT) AS completion, CAST(0 AS BIGINT) AS embedding,
+                    CAST(0 AS BIGINT) AS characters, CAST(0 AS BIGINT) AS cost,
+                    CAST(0 AS BIGINT) AS provider_reward, price_id, price_version,
+                    CAST(NULL AS BIGINT) AS first_token_ms, CAST(NULL AS BIGINT) AS latency_ms, created_at,
+                    CAST(NULL AS BIGINT) AS finished_at
+             FROM holds WHERE ",
+            $running,
+            " UNION ALL
+             SELECT id, key_id, route, model, streamed, title, referer, outcome, finish_reason, provision_id, attempts,
                     prompt, completion, embedding, characters, cost, provider_reward, price_id, price_version,
                     first_token_ms, latency_ms, created_at, finished_at
-             FROM requests ",
+             FROM requests WHERE ",
+            $finished,
             $rest
         )
     };
@@ -157,7 +168,8 @@ impl Db {
     /// The store failed.
     pub async fn generation(&self, id: &RequestId, user: &UserId) -> Result<Option<GenerationRow>, DbError> {
         let raw: Option<RawGeneration> = read!(self, e =>
-            sqlx::query_as(generation!("WHERE id = $1 AND user_id = $2"))
+            sqlx::query_as(generations!(
+                "request_id = $1 AND user_id = $2", "id = $1 AND user_id = $2", ""))
                 .bind(id.as_str())
                 .bind(user.as_str())
                 .fetch_optional(e)
@@ -176,8 +188,10 @@ impl Db {
         limit: u32,
     ) -> Result<Vec<GenerationRow>, DbError> {
         let raw: Vec<RawGeneration> = read!(self, e =>
-            sqlx::query_as(generation!(
-                "WHERE user_id = $1 AND (CAST($2 AS TEXT) IS NULL OR id < $2) ORDER BY id DESC LIMIT $3"))
+            sqlx::query_as(generations!(
+                "user_id = $1 AND (CAST($2 AS TEXT) IS NULL OR request_id < $2)",
+                "user_id = $1 AND (CAST($2 AS TEXT) IS NULL OR id < $2)",
+                " ORDER BY id DESC LIMIT $3"))
                 .bind(user.as_str())
                 .bind(before.map(RequestId::as_str))
                 .bind(i64::from(limit.min(MOST_ROWS)))
@@ -197,9 +211,9 @@ impl Db {
                         CAST(COALESCE(SUM(r.prompt), 0) AS BIGINT),
                         CAST(COALESCE(SUM(r.completion), 0) AS BIGINT),
                         CAST(COALESCE(SUM(r.embedding), 0) AS BIGINT),
-                        CAST(COALESCE(SUM(r.cost - h.refunded), 0) AS BIGINT)
-                 FROM requests r JOIN holds h ON h.request_id = r.id
-                 WHERE r.user_id = $1 AND r.finished_at IS NOT NULL AND (CAST($2 AS TEXT) IS NULL OR r.key_id = $2)")
+                        CAST(COALESCE(SUM(r.cost - r.refunded), 0) AS BIGINT)
+                 FROM requests r
+                 WHERE r.user_id = $1 AND (CAST($2 AS TEXT) IS NULL OR r.key_id = $2)")
                 .bind(user.as_str())
                 .bind(key.map(KeyId::as_str))
                 .fetch_one(e)
@@ -213,6 +227,6 @@ impl Db {
     /// The store failed.
     pub async fn running_requests(&self) -> Result<i64, DbError> {
         Ok(read!(self, e =>
-            sqlx::query_scalar("SELECT COUNT(*) FROM holds WHERE state = 'held'").fetch_one(e).await?))
+            sqlx::query_scalar("SELECT COUNT(*) FROM holds").fetch_one(e).await?))
     }
 }

@@ -106,8 +106,9 @@ impl Meter {
             return Err(AdmitError::StoreUnavailable(MeterError::Refused));
         }
         let required = admission.amount;
-        let hold = Hold::new(inner.clone(), &admission);
-        let op = self.operation(admission).await?;
+        let admitted = self.reservation(admission);
+        let hold = Hold::new(inner.clone(), admitted.clone());
+        let op = self.operation(admitted).await?;
         let (reply, answer) = oneshot::channel();
         inner.send_admission(Job::admit(op, reply, hold.resolver()))?;
         match answer.await {
@@ -120,12 +121,8 @@ impl Meter {
         }
     }
 
-    #[cfg_attr(
-        not(feature = "sabotage"),
-        expect(clippy::unused_async, reason = "the sabotaged variant awaits")
-    )]
-    async fn operation(&self, admission: Admission) -> Result<LedgerOp, AdmitError> {
-        let hold = Arc::new(NewHold {
+    fn reservation(&self, admission: Admission) -> Arc<NewHold> {
+        Arc::new(NewHold {
             request_id: admission.request_id,
             user_id: admission.user_id,
             key_id: admission.key_id,
@@ -140,7 +137,14 @@ impl Meter {
             title: admission.title,
             referer: admission.referer,
             created_at: admission.created_at,
-        });
+        })
+    }
+
+    #[cfg_attr(
+        not(feature = "sabotage"),
+        expect(clippy::unused_async, reason = "the sabotaged variant awaits")
+    )]
+    async fn operation(&self, hold: Arc<NewHold>) -> Result<LedgerOp, AdmitError> {
         #[cfg(feature = "sabotage")]
         if self.inner.sabotaged(crate::sabotage::Sabotage::CheckThenDebit) {
             let balance = self

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use cxmpute_market::ledger::End;
 use cxmpute_market::price::{PriceRow, Units};
-use cxmpute_store::{AttemptRecord, LedgerOp, LedgerReply, MoveHold, Note, ResolveHold, Settled};
-use cxmpute_wire::{KeyId, MicroCredits, Millis, ProvisionId, RequestId, ServiceId, UserId};
+use cxmpute_store::{AttemptRecord, LedgerOp, LedgerReply, MoveHold, NewHold, Note, ResolveHold, Settled};
+use cxmpute_wire::{MicroCredits, Millis, ProvisionId, RequestId, ServiceId, UserId};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::settle::Job;
-use super::{Admission, AdmitError, Inner};
+use super::{AdmitError, Inner};
 
 /// A running stream is written down at the latest after this time …
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
@@ -77,10 +77,8 @@ pub struct Hold {
 
 /// What a settlement needs to know of the admission.
 struct Terms {
-    request_id: RequestId,
-    user_id: UserId,
-    key_id: KeyId,
-    price: Arc<PriceRow>,
+    /// What was admitted, with the price that is pinned now.
+    hold: Arc<NewHold>,
     /// What is bound, and the number of extensions so far; held locked while an extension is on its way.
     bound: tokio::sync::Mutex<Bound>,
     /// The amount of `bound` for those who do not wait.
@@ -93,10 +91,10 @@ struct Bound {
 }
 
 impl Hold {
-    pub(super) fn new(inner: Arc<Inner>, admission: &Admission) -> Self {
+    pub(super) fn new(inner: Arc<Inner>, hold: Arc<NewHold>) -> Self {
         let note = Note {
-            request_id: admission.request_id.clone(),
-            user_id: admission.user_id.clone(),
+            request_id: hold.request_id.clone(),
+            user_id: hold.user_id.clone(),
             epoch: inner.replica.epoch,
             provision_id: None,
             provider: None,
@@ -107,12 +105,9 @@ impl Hold {
         let started = inner.clock.mono();
         Self {
             terms: Terms {
-                request_id: admission.request_id.clone(),
-                user_id: admission.user_id.clone(),
-                key_id: admission.key_id.clone(),
-                price: admission.price.clone(),
-                bound: tokio::sync::Mutex::new(Bound { amount: admission.amount, steps: 0 }),
-                amount: AtomicI64::new(admission.amount.0),
+                bound: tokio::sync::Mutex::new(Bound { amount: hold.amount, steps: 0 }),
+                amount: AtomicI64::new(hold.amount.0),
+                hold,
             },
             progress: Arc::new(Progress {
                 note: Mutex::new(note),
@@ -138,7 +133,7 @@ impl Hold {
     /// The request.
     #[must_use]
     pub fn request_id(&self) -> &RequestId {
-        &self.terms.request_id
+        &self.terms.hold.request_id
     }
 
     /// How much is bound, extensions included.
@@ -150,7 +145,7 @@ impl Hold {
     /// The pinned price.
     #[must_use]
     pub fn price(&self) -> &Arc<PriceRow> {
-        &self.terms.price
+        &self.terms.hold.price
     }
 
     /// Notes who accepted the request; not awaited. A later attempt replaces an earlier one.
@@ -200,9 +195,9 @@ impl Hold {
         let total = total.ok_or(AdmitError::StoreUnavailable(MeterError::Refused))?;
         let (reply, answer) = oneshot::channel();
         let op = LedgerOp::Extend {
-            request_id: self.terms.request_id.clone(),
-            user_id: self.terms.user_id.clone(),
-            key_id: self.terms.key_id.clone(),
+            request_id: self.terms.hold.request_id.clone(),
+            user_id: self.terms.hold.user_id.clone(),
+            key_id: self.terms.hold.key_id.clone(),
             epoch: self.inner.replica.epoch,
             step: bound.steps + 1,
             amount,
@@ -245,8 +240,8 @@ impl Hold {
         }
         let (reply, answer) = oneshot::channel();
         let op = LedgerOp::Move(Box::new(MoveHold {
-            request_id: self.terms.request_id.clone(),
-            user_id: self.terms.user_id.clone(),
+            request_id: self.terms.hold.request_id.clone(),
+            user_id: self.terms.hold.user_id.clone(),
             epoch: self.inner.replica.epoch,
             model: model.to_owned(),
             service: service.clone(),
@@ -259,7 +254,10 @@ impl Hold {
                 if self.inner.sabotaged(crate::sabotage::Sabotage::KeepFirstPrice) {
                     return Ok(());
                 }
-                self.terms.price = price.clone();
+                let hold = Arc::make_mut(&mut self.terms.hold);
+                model.clone_into(&mut hold.model);
+                hold.service = service.clone();
+                hold.price = price.clone();
                 Ok(())
             }
             Ok(Ok(_)) => Err(AdmitError::StoreUnavailable(MeterError::Refused)),
@@ -300,13 +298,8 @@ impl Hold {
 
     fn resolution(&self, settlement: Settlement) -> ResolveHold {
         ResolveHold {
-            request_id: self.terms.request_id.clone(),
-            user_id: self.terms.user_id.clone(),
-            key_id: self.terms.key_id.clone(),
-            replica: self.inner.replica_name.clone(),
-            epoch: self.inner.replica.epoch,
+            hold: self.terms.hold.clone(),
             held: self.amount(),
-            price: self.terms.price.clone(),
             end: settlement.end,
             counted: settlement.counted,
             claimed: settlement.claimed,
@@ -354,7 +347,7 @@ impl Hold {
 impl std::fmt::Debug for Hold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Hold")
-            .field("request_id", &self.terms.request_id)
+            .field("request_id", &self.terms.hold.request_id)
             .field("amount", &self.amount())
             .finish_non_exhaustive()
     }
@@ -385,7 +378,7 @@ impl Drop for Hold {
         if !self.armed {
             return;
         }
-        tracing::warn!(request_id = %self.terms.request_id, "a hold was dropped without a settlement");
+        tracing::warn!(request_id = %self.terms.hold.request_id, "a hold was dropped without a settlement");
         let note = self.progress.note.lock().clone();
         let end = self.resolution(Settlement {
             counted: note.checkpoint.unwrap_or_default(),

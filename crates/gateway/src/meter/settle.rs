@@ -260,7 +260,7 @@ impl Writer {
             // An admission of unknown outcome was not kept: nothing to give back.
             LedgerReply::NotHeld if resolution.uncertain => {}
             other => {
-                let request_id = &resolution.end.request_id;
+                let request_id = &resolution.end.hold.request_id;
                 tracing::error!(%request_id, reply = ?other, "a settlement found its hold in another state");
             }
         }
@@ -312,7 +312,7 @@ impl Writer {
                     self.waiting.push(resolution);
                 }
                 Prepared::Resolve(mut resolution) => {
-                    tracing::error!(request_id = %resolution.end.request_id, error = %cause, "a settlement was refused");
+                    tracing::error!(request_id = %resolution.end.hold.request_id, error = %cause, "a settlement was refused");
                     self.gauges.open.fetch_sub(1, Ordering::Relaxed);
                     if let Some(answer) = resolution.reply.take() {
                         let _ = answer.send(Err(MeterError::Refused));
@@ -331,7 +331,7 @@ impl Writer {
 
     /// Whether an admission of unknown outcome was kept (MR36); `None` when the store does not say.
     async fn is_kept(&self, request: &RequestId) -> Option<bool> {
-        self.db.hold_exists(request).await.ok()
+        self.db.is_admitted(request).await.ok()
     }
 }
 
@@ -358,7 +358,7 @@ fn coalesce(jobs: Vec<Job>) -> Vec<Prepared> {
     let ending: HashSet<RequestId> = jobs
         .iter()
         .filter_map(|job| match job {
-            Job::Resolve(resolution) => Some(resolution.end.request_id.clone()),
+            Job::Resolve(resolution) => Some(resolution.end.hold.request_id.clone()),
             _ => None,
         })
         .collect();
@@ -396,7 +396,7 @@ pub(super) async fn bill_attempts(db: &Db, end: &ResolveHold) {
     for attempt in end.attempts.iter().rev().skip(1) {
         let lines = [
             (
-                Account::of(&end.user_id, AccountKind::UserAvailable),
+                Account::of(&end.hold.user_id, AccountKind::UserAvailable),
                 cxmpute_wire::MicroCredits(-bill.posted.0),
             ),
             (Account::system(AccountKind::PlatformFee), bill.posted),
@@ -404,8 +404,8 @@ pub(super) async fn bill_attempts(db: &Db, end: &ResolveHold) {
         let Ok(postings) = Postings::new(lines) else { return };
         let entry = Entry {
             kind: EntryKind::Correction,
-            key: format!("{}:{}", end.request_id, attempt.attempt),
-            request_id: Some(end.request_id.clone()),
+            key: format!("{}:{}", end.hold.request_id, attempt.attempt),
+            request_id: Some(end.hold.request_id.clone()),
             actor: "gateway".to_owned(),
             reason: "attempt".to_owned(),
             postings,

@@ -51,14 +51,14 @@ impl Db {
         Ok(replies)
     }
 
-    /// Whether a request's hold row exists: the outcome of an admission whose commit failed.
+    /// Whether a request was admitted: the outcome of an admission whose commit failed.
     ///
     /// # Errors
     /// The store failed.
-    pub async fn hold_exists(&self, request: &RequestId) -> Result<bool, DbError> {
+    pub async fn is_admitted(&self, request: &RequestId) -> Result<bool, DbError> {
         let mut tx = self.begin().await?;
         let found: Option<i64> = on!(&mut tx, c =>
-            sqlx::query_scalar("SELECT epoch FROM holds WHERE request_id = $1")
+            sqlx::query_scalar("SELECT created_at FROM ledger_transactions WHERE id = 'hold:' || $1")
                 .bind(request.as_str())
                 .fetch_optional(c)
                 .await?);
@@ -93,7 +93,7 @@ pub(crate) async fn apply_batch(lane: &mut impl Lane, ops: &[LedgerOp]) -> Resul
                 replies[n]
             }
             LedgerOp::Note(note) => write_note(lane, note).await?,
-            LedgerOp::Move(to) => move_hold(lane, to).await?,
+            LedgerOp::Move(to) => move_hold(lane, &mut book, to).await?,
             LedgerOp::Resolve(end) => resolve(lane, &mut book, end).await?,
             LedgerOp::Extend { request_id, user_id, key_id, epoch, step, amount, now } => {
                 let hold = Extension { request_id, user_id, key_id, epoch: *epoch, step: *step, now: *now };
@@ -170,15 +170,10 @@ async fn reserve(
             &values![amount.0, available.id()],
         )
         .await?;
-    let day = if taken == 1 {
-        let sql = limits::reserve_sql(lane.kind());
-        lane.row::<1>(sql, &values![key.as_str(), user.as_str(), amount.0]).await?
-    } else {
-        None
-    };
-    if let Some([day]) = day {
+    let day = if taken == 1 { limits::reserve(lane, user, key, amount).await? } else { None };
+    if let Some(day) = day {
         book.moved(&available, -amount.0);
-        return Ok(Ok(day.unwrap_or_default()));
+        return Ok(Ok(day));
     }
     if taken == 1 {
         lane.execute(
@@ -213,7 +208,7 @@ async fn write_note(lane: &mut impl Lane, note: &Note) -> Result<LedgerReply, Db
         .execute(
             "UPDATE holds SET provision_id = $1, provider = $2, attempt = $3, accepted_at = $4,
                     checkpoint = COALESCE($5, checkpoint)
-             WHERE request_id = $6 AND epoch = $7 AND state = 'held'",
+             WHERE request_id = $6 AND epoch = $7",
             &values![
                 note.provision_id.as_ref().map(cxmpute_wire::ProvisionId::as_str),
                 note.provider.as_ref().map(UserId::as_str),
@@ -229,36 +224,37 @@ async fn write_note(lane: &mut impl Lane, note: &Note) -> Result<LedgerReply, Db
 }
 
 /// Called only while nothing of the request was delivered, so what an earlier attempt noted is void.
-async fn move_hold(lane: &mut impl Lane, to: &MoveHold) -> Result<LedgerReply, DbError> {
-    let price = serde_json::to_string(&*to.price).map_err(|e| DbError::impossible("holds.price", e))?;
+async fn move_hold<'a>(
+    lane: &mut impl Lane,
+    book: &mut Book<'a>,
+    to: &'a MoveHold,
+) -> Result<LedgerReply, DbError> {
     let done = lane
         .execute(
-            "UPDATE holds SET price = $1, provision_id = NULL, provider = NULL, checkpoint = NULL
-             WHERE request_id = $2 AND epoch = $3 AND state = 'held'",
-            &values![price.as_str(), to.request_id.as_str(), to.epoch],
+            "UPDATE holds SET model = $1, service = $2, price_id = $3, price_version = $4, provision_id = NULL,
+                    provider = NULL, checkpoint = NULL
+             WHERE request_id = $5 AND epoch = $6",
+            &values![
+                to.model.as_str(),
+                to.service.as_str(),
+                to.price.id.as_str(),
+                to.price.version,
+                to.request_id.as_str(),
+                to.epoch,
+            ],
         )
         .await?;
     if done != 1 {
         return Ok(LedgerReply::NotHeld);
     }
-    lane.execute(
-        "UPDATE requests SET model = $1, service = $2, price_id = $3, price_version = $4 WHERE id = $5",
-        &values![
-            to.model.as_str(),
-            to.service.as_str(),
-            to.price.id.as_str(),
-            to.price.version,
-            to.request_id.as_str(),
-        ],
-    )
-    .await?;
+    book.pin(&to.price);
     Ok(LedgerReply::Done)
 }
 
-async fn extend(
+async fn extend<'a>(
     lane: &mut impl Lane,
-    book: &mut Book<'_>,
-    hold: &Extension<'_>,
+    book: &mut Book<'a>,
+    hold: &Extension<'a>,
     amount: MicroCredits,
 ) -> Result<LedgerReply, DbError> {
     if amount.0 < 0 {
@@ -266,17 +262,13 @@ async fn extend(
     }
     // The step makes a repeated extension find nothing to do.
     let sql = "UPDATE holds SET amount = amount + $1, extensions = extensions + $2
-               WHERE request_id = $3 AND epoch = $4 AND state = 'held' AND extensions = $5 AND amount <= $6";
+               WHERE request_id = $3 AND epoch = $4 AND extensions = $5 AND amount <= $6";
     let request = hold.request_id.as_str();
     let most = i64::MAX - amount.0;
     let done = lane.execute(sql, &values![amount.0, 1, request, hold.epoch, hold.step - 1, most]).await?;
     if done != 1 {
-        let step = lane
-            .row::<1>(
-                "SELECT extensions FROM holds WHERE request_id = $1 AND state = 'held'",
-                &values![request],
-            )
-            .await?;
+        let step =
+            lane.row::<1>("SELECT extensions FROM holds WHERE request_id = $1", &values![request]).await?;
         return Ok(if step == Some([Some(hold.step)]) { LedgerReply::Done } else { LedgerReply::NotHeld });
     }
     let day = match reserve(lane, book, hold.user_id, hold.key_id, amount).await? {
@@ -291,7 +283,7 @@ async fn extend(
     let line = TransactionLine {
         id: format!("extend:{}:{}", hold.request_id, hold.step),
         kind: "extend",
-        request_id: hold.request_id.clone(),
+        request_id: hold.request_id,
         attempt: None,
         reason: "hold extended",
         at: hold.now,
@@ -342,11 +334,12 @@ fn enter_hold<'a>(book: &mut Book<'a>, hold: &'a NewHold, day: i64) -> Result<()
     let line = TransactionLine {
         id: format!("hold:{}", hold.request_id),
         kind: "hold",
-        request_id: hold.request_id.clone(),
+        request_id: &hold.request_id,
         attempt: None,
         reason: "request admitted",
         at: hold.created_at,
     };
     book.enter(line, postings);
-    book.admit(hold, day)
+    book.admit(hold, day);
+    Ok(())
 }

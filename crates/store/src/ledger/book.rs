@@ -6,21 +6,25 @@ use std::sync::Arc;
 use cxmpute_market::count::mismatches;
 use cxmpute_market::ledger::{Account, AccountKind, Postings};
 use cxmpute_market::price::PriceRow;
-use cxmpute_wire::{KeyId, MicroCredits, RequestId, Timestamp, UserId};
+use cxmpute_wire::{KeyId, MicroCredits, Millis, RequestId, Timestamp, UserId};
 
-use super::{AttemptRecord, NewHold, ResolveHold};
+use super::resolve::units_text;
+use super::{AttemptRecord, NewHold, ResolveHold, Settled};
 use crate::error::DbError;
-use crate::lane::{Lane, values};
+use crate::lane::{Lane, Value, values};
 use crate::limits::RELEASE_SQL;
 
+/// Lines of one transaction: the columns `account_1`, `amount_1` and so on of `ledger_transactions`.
+pub(super) const LINES: usize = 8;
+
 /// A row of `ledger_transactions`.
-pub(super) struct TransactionLine {
+pub(super) struct TransactionLine<'a> {
     /// Business key.
     pub(super) id: String,
     /// `hold`, `extend`, `settle` or `void`.
     pub(super) kind: &'static str,
     /// The request.
-    pub(super) request_id: RequestId,
+    pub(super) request_id: &'a RequestId,
     /// The attempt that was paid.
     pub(super) attempt: Option<u32>,
     /// In words.
@@ -32,15 +36,25 @@ pub(super) struct TransactionLine {
 /// Rows and balances of one batch.
 #[derive(Default)]
 pub(super) struct Book<'a> {
-    transactions: Vec<(TransactionLine, Postings)>,
+    transactions: Vec<(TransactionLine<'a>, Postings)>,
     deltas: BTreeMap<Account, i128>,
     /// By key, and by the day from which the ended holds had taken.
     keys: BTreeMap<(&'a KeyId, i64), Spent>,
-    /// Admitted requests, each with the place of its price in `prices` and the day to which its amount counts.
-    holds: Vec<(&'a NewHold, usize, i64)>,
-    prices: Vec<(&'a Arc<PriceRow>, String)>,
-    attempts: Vec<(&'a RequestId, &'a AttemptRecord)>,
+    /// Admitted requests, each with the day to which its amount counts.
+    holds: Vec<(&'a NewHold, i64)>,
+    /// Prices that holds of this batch are pinned to.
+    prices: Vec<&'a Arc<PriceRow>>,
+    ends: Vec<Ended<'a>>,
     flags: Vec<FlagLine<'a>>,
+}
+
+/// A resolved request, with what its hold knew and what its end cost.
+struct Ended<'a> {
+    end: &'a ResolveHold,
+    state: &'static str,
+    settled: Settled,
+    taken: Taken,
+    claimed: Option<String>,
 }
 
 /// What the ended requests of one key and day change.
@@ -76,10 +90,16 @@ fn stored(count: u64) -> i64 {
 }
 
 impl<'a> Book<'a> {
-    /// Enters a transaction; its rows are written by [`Book::flush`], its balances by [`Book::flush`] or earlier.
-    pub(super) fn enter(&mut self, transaction: TransactionLine, postings: Postings) {
+    /// Enters a transaction; its row is written by [`Book::flush`], its balances by [`Book::flush`] or earlier.
+    pub(super) fn enter(&mut self, transaction: TransactionLine<'a>, postings: Postings) {
         for line in postings.lines() {
-            *self.deltas.entry(line.account.clone()).or_default() += i128::from(line.amount.0);
+            let amount = i128::from(line.amount.0);
+            match self.deltas.get_mut(&line.account) {
+                Some(delta) => *delta += amount,
+                None => {
+                    self.deltas.insert(line.account.clone(), amount);
+                }
+            }
         }
         self.transactions.push((transaction, postings));
     }
@@ -100,29 +120,33 @@ impl<'a> Book<'a> {
         spent.month += i128::from(back.min(held.0 - taken.month_base));
     }
 
-    /// Keeps the rows of an admitted request.
-    pub(super) fn admit(&mut self, hold: &'a NewHold, day: i64) -> Result<(), DbError> {
-        let known = self.prices.iter().rposition(|(price, _)| Arc::ptr_eq(price, &hold.price));
-        let price = match known {
-            Some(place) => place,
-            None => {
-                let text =
-                    serde_json::to_string(&*hold.price).map_err(|e| DbError::impossible("holds.price", e))?;
-                self.prices.push((&hold.price, text));
-                self.prices.len() - 1
-            }
-        };
-        self.holds.push((hold, price, day));
-        Ok(())
+    /// Keeps the row of an admitted request.
+    pub(super) fn admit(&mut self, hold: &'a NewHold, day: i64) {
+        self.pin(&hold.price);
+        self.holds.push((hold, day));
     }
 
-    /// Keeps the attempts and flags of a resolved request.
-    pub(super) fn resolve(&mut self, end: &'a ResolveHold) {
-        self.attempts.extend(end.attempts.iter().map(|record| (&end.request_id, record)));
+    /// A hold names its price; the row that it means must be there.
+    pub(super) fn pin(&mut self, price: &'a Arc<PriceRow>) {
+        if !self.prices.iter().any(|known| Arc::ptr_eq(known, price)) {
+            self.prices.push(price);
+        }
+    }
+
+    /// Keeps the row, the attempts and the flags of a resolved request.
+    pub(super) fn resolve(
+        &mut self,
+        end: &'a ResolveHold,
+        state: &'static str,
+        settled: Settled,
+        taken: Taken,
+    ) -> Result<(), DbError> {
+        let claimed = end.claimed.as_ref().map(units_text).transpose()?;
+        self.ends.push(Ended { end, state, settled, taken, claimed });
         let flags = end.claimed.as_ref().map(|claimed| mismatches(&end.counted, claimed)).unwrap_or_default();
         for flag in flags {
             self.flags.push(FlagLine {
-                request_id: &end.request_id,
+                request_id: &end.hold.request_id,
                 provision_id: end.provision_id.as_ref().map(cxmpute_wire::ProvisionId::as_str),
                 unit: flag.unit,
                 counted: stored(flag.counted),
@@ -130,6 +154,7 @@ impl<'a> Book<'a> {
                 at: end.now,
             });
         }
+        Ok(())
     }
 
     /// Writes one account's balance now, for statements that look at it later in the batch.
@@ -174,39 +199,44 @@ impl<'a> Book<'a> {
     }
 
     async fn insert(&self, lane: &mut impl Lane) -> Result<(), DbError> {
-        let rows: Vec<_> = self
-            .holds
-            .iter()
-            .map(|(hold, price, day)| hold_row(hold, &self.prices[*price].1, *day))
-            .collect();
+        for price in &self.prices {
+            record_price(lane, price).await?;
+        }
+        let rows: Vec<_> = self.holds.iter().map(|(hold, day)| hold_row(hold, *day)).collect();
         lane.insert(
-            "INSERT INTO holds (request_id, user_id, key_id, state, amount, price, replica, epoch, spend_day, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            "INSERT INTO holds (request_id, user_id, key_id, amount, spend_day, replica, epoch, route, model, service,
+                streamed, title, referer, price_id, price_version, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
             &rows,
         )
         .await?;
-        let rows: Vec<_> = self.holds.iter().map(|(hold, ..)| request_row(hold)).collect();
+        let rows = self.transactions.iter().map(|(line, postings)| transaction_row(line, postings));
+        let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
         lane.insert(
-            "INSERT INTO requests (id, user_id, key_id, route, model, service, streamed, title, referer, price_id,
-                price_version, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            "INSERT INTO ledger_transactions (id, kind, request_id, attempt, actor, reason, created_at,
+                account_1, amount_1, account_2, amount_2, account_3, amount_3, account_4, amount_4,
+                account_5, amount_5, account_6, amount_6, account_7, amount_7, account_8, amount_8)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+                $22, $23)",
             &rows,
         )
         .await?;
-        let rows: Vec<_> = self.transactions.iter().map(|(line, _)| transaction_row(line)).collect();
+        let rows: Vec<_> = self.ends.iter().map(request_row).collect();
         lane.insert(
-            "INSERT INTO ledger_transactions (id, kind, request_id, attempt, actor, reason, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            "INSERT INTO requests (id, user_id, key_id, state, held, cost, spend_day, day_base, month_base, replica,
+                route, model, service, streamed, title, referer, price_id, price_version, outcome, finish_reason,
+                provision_id, provider, attempts, prompt, completion, embedding, characters, claimed,
+                provider_reward, platform_fee, platform_loss, first_token_ms, latency_ms, created_at, finished_at,
+                only_epoch, only_accept_ms, only_first_token_ms, only_total_ms)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+                $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39)",
             &rows,
         )
         .await?;
-        let postings = self.transactions.iter().flat_map(|(line, postings)| {
-            postings.lines().iter().map(|posting| values![&line.id, posting.account.id(), posting.amount.0])
+        let attempts = self.ends.iter().filter(|ended| only_attempt(ended.end).is_none()).flat_map(|ended| {
+            ended.end.attempts.iter().map(|record| attempt_row(&ended.end.hold.request_id, record))
         });
-        let rows: Vec<_> = postings.collect();
-        lane.insert("INSERT INTO postings (tx, account, amount) VALUES ($1, $2, $3)", &rows).await?;
-        let rows: Vec<_> =
-            self.attempts.iter().map(|(request, record)| attempt_row(request, record)).collect();
+        let rows: Vec<_> = attempts.collect();
         lane.insert(
             "INSERT INTO attempts (request_id, attempt, provision_id, epoch, outcome, code, accept_ms,
                 first_token_ms, total_ms)
@@ -224,26 +254,28 @@ impl<'a> Book<'a> {
     }
 }
 
-fn hold_row<'r>(hold: &'r NewHold, price: &'r str, day: i64) -> [crate::lane::Value<'r>; 10] {
-    values![
-        hold.request_id.as_str(),
-        hold.user_id.as_str(),
-        hold.key_id.as_str(),
-        "held",
-        hold.amount.0,
-        price,
-        &*hold.replica,
-        hold.epoch,
-        day,
-        hold.created_at.0,
-    ]
+/// Writes down a price that a hold refers to, once. A recorded row never changes (a trigger refuses it), so this never
+/// touches one that is known.
+async fn record_price(lane: &mut impl Lane, price: &PriceRow) -> Result<(), DbError> {
+    let text = serde_json::to_string(price).map_err(|e| DbError::impossible("prices", e))?;
+    lane.execute(
+        "INSERT INTO prices (id, version, price, valid_from) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (id, version) DO NOTHING",
+        &values![price.id.as_str(), price.version, text.as_str(), 0],
+    )
+    .await?;
+    Ok(())
 }
 
-fn request_row(hold: &NewHold) -> [crate::lane::Value<'_>; 12] {
+fn hold_row(hold: &NewHold, day: i64) -> [Value<'_>; 16] {
     values![
         hold.request_id.as_str(),
         hold.user_id.as_str(),
         hold.key_id.as_str(),
+        hold.amount.0,
+        day,
+        &*hold.replica,
+        hold.epoch,
         hold.route.as_str(),
         hold.model.as_str(),
         hold.service.as_str(),
@@ -256,8 +288,70 @@ fn request_row(hold: &NewHold) -> [crate::lane::Value<'_>; 12] {
     ]
 }
 
-fn transaction_row(line: &TransactionLine) -> [crate::lane::Value<'_>; 7] {
+/// The attempt that needs no row of its own: there was no other, and it ended as the request did.
+fn only_attempt(end: &ResolveHold) -> Option<&AttemptRecord> {
+    let [only] = &end.attempts[..] else { return None };
+    let alike = only.attempt == 1
+        && only.code.is_none()
+        && only.outcome == end.end
+        && end.provision_id.as_ref() == Some(&only.provision_id);
+    alike.then_some(only)
+}
+
+fn request_row<'r>(ended: &'r Ended<'_>) -> [Value<'r>; 39] {
+    let Ended { end, state, settled, taken, claimed } = ended;
+    let hold = &end.hold;
+    let only = only_attempt(end);
+    let span = |span: Option<Millis>| span.map(|span| stored(span.0));
     values![
+        hold.request_id.as_str(),
+        hold.user_id.as_str(),
+        hold.key_id.as_str(),
+        *state,
+        end.held.0,
+        settled.cost.0,
+        taken.day,
+        taken.day_base,
+        taken.month_base,
+        &*hold.replica,
+        hold.route.as_str(),
+        hold.model.as_str(),
+        hold.service.as_str(),
+        i64::from(hold.streamed),
+        hold.title.as_deref(),
+        hold.referer.as_deref(),
+        hold.price.id.as_str(),
+        hold.price.version,
+        end.end.as_str(),
+        end.finish_reason.as_deref(),
+        end.provision_id.as_ref().map(cxmpute_wire::ProvisionId::as_str),
+        end.provider.as_ref().map(UserId::as_str),
+        stored(end.attempts.len() as u64),
+        stored(end.counted.prompt.0),
+        stored(end.counted.completion.0),
+        stored(end.counted.embedding.0),
+        stored(end.counted.characters),
+        claimed.as_deref(),
+        settled.provider_reward.0,
+        settled.platform_fee.0,
+        settled.platform_loss.0,
+        span(end.first_token),
+        span(end.latency),
+        hold.created_at.0,
+        end.now.0,
+        only.map(|only| only.epoch.0),
+        span(only.and_then(|only| only.accept)),
+        span(only.and_then(|only| only.first_token)),
+        span(only.and_then(|only| only.total)),
+    ]
+}
+
+fn transaction_row<'r>(
+    line: &'r TransactionLine<'_>,
+    postings: &'r Postings,
+) -> Result<[Value<'r>; 7 + 2 * LINES], DbError> {
+    let mut row = [Value::Int(None); 7 + 2 * LINES];
+    row[..7].copy_from_slice(&values![
         line.id.as_str(),
         line.kind,
         line.request_id.as_str(),
@@ -265,10 +359,30 @@ fn transaction_row(line: &TransactionLine) -> [crate::lane::Value<'_>; 7] {
         "gateway",
         line.reason,
         line.at.0,
-    ]
+    ]);
+    row[7..].copy_from_slice(&lines(postings)?);
+    Ok(row)
 }
 
-fn attempt_row<'r>(request: &'r RequestId, record: &'r AttemptRecord) -> [crate::lane::Value<'r>; 9] {
+/// The columns `account_1`, `amount_1` and so on.
+pub(super) fn lines(postings: &Postings) -> Result<[Value<'_>; 2 * LINES], DbError> {
+    let lines = postings.lines();
+    if lines.len() > LINES {
+        return Err(DbError::impossible("ledger_transactions", format!("{} lines", lines.len())));
+    }
+    let mut columns = [Value::Text(None); 2 * LINES];
+    for (at, column) in columns.iter_mut().enumerate() {
+        let line = lines.get(at / 2);
+        *column = if at % 2 == 0 {
+            Value::Text(line.map(|line| line.account.id()))
+        } else {
+            Value::Int(line.map(|line| line.amount.0))
+        };
+    }
+    Ok(columns)
+}
+
+fn attempt_row<'r>(request: &'r RequestId, record: &'r AttemptRecord) -> [Value<'r>; 9] {
     values![
         request.as_str(),
         i64::from(record.attempt),
@@ -282,7 +396,7 @@ fn attempt_row<'r>(request: &'r RequestId, record: &'r AttemptRecord) -> [crate:
     ]
 }
 
-fn flag_row<'r>(line: &'r FlagLine<'_>) -> [crate::lane::Value<'r>; 6] {
+fn flag_row<'r>(line: &'r FlagLine<'_>) -> [Value<'r>; 6] {
     values![line.request_id.as_str(), line.unit, line.provision_id, line.counted, line.claimed, line.at.0,]
 }
 

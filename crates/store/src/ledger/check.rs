@@ -62,11 +62,48 @@ impl LedgerReport {
     }
 }
 
-/// Each rule as a query for the ids that break it.
+/// What the lines of some transactions move on accounts of a kind; an account's id ends with its kind.
+macro_rules! moved {
+    ($kind:literal) => {
+        concat!(
+            "CAST(COALESCE(SUM(",
+            moved!($kind, "1"),
+            " + ",
+            moved!($kind, "2"),
+            " + ",
+            moved!($kind, "3"),
+            " + ",
+            moved!($kind, "4"),
+            " + ",
+            moved!($kind, "5"),
+            " + ",
+            moved!($kind, "6"),
+            " + ",
+            moved!($kind, "7"),
+            " + ",
+            moved!($kind, "8"),
+            "), 0) AS BIGINT)"
+        )
+    };
+    ($kind:literal, $line:literal) => {
+        concat!("CASE WHEN account_", $line, " LIKE '%:", $kind, "' THEN amount_", $line, " ELSE 0 END")
+    };
+}
+
+/// Each rule as a query for the ids that break it. `postings` are the lines of `ledger_transactions`; `reservations` are
+/// open holds and resolved ones, which live on in `requests`.
 const RULES: &[(&str, &str)] = &[
     (
         "the postings of a transaction sum to zero",
         "SELECT tx FROM postings GROUP BY tx HAVING SUM(amount) <> 0 ORDER BY tx",
+    ),
+    (
+        "a posting's account exists",
+        "SELECT DISTINCT account FROM postings EXCEPT SELECT id FROM ledger_accounts",
+    ),
+    (
+        "an account's id names its owner and its kind",
+        "SELECT id FROM ledger_accounts WHERE id <> owner || ':' || kind ORDER BY id",
     ),
     (
         "a balance equals its rebuilt sum",
@@ -79,8 +116,18 @@ const RULES: &[(&str, &str)] = &[
         "held money equals the open holds",
         "SELECT a.id FROM ledger_accounts a
          LEFT JOIN (SELECT user_id, CAST(COALESCE(SUM(amount), 0) AS BIGINT) AS bound
-                    FROM holds WHERE state = 'held' GROUP BY user_id) h ON h.user_id = a.owner
+                    FROM holds GROUP BY user_id) h ON h.user_id = a.owner
          WHERE a.kind = 'user_held' AND a.balance <> COALESCE(h.bound, 0) ORDER BY a.id",
+    ),
+    (
+        "a hold's key exists and is its payer's",
+        "SELECT h.request_id FROM reservations h LEFT JOIN api_keys k ON k.id = h.key_id AND k.user_id = h.user_id
+         WHERE k.id IS NULL ORDER BY h.request_id",
+    ),
+    (
+        "an open hold's price is recorded",
+        "SELECT h.request_id FROM holds h LEFT JOIN prices p ON p.id = h.price_id AND p.version = h.price_version
+         WHERE p.id IS NULL ORDER BY h.request_id",
     ),
     (
         "a key's figures equal its holds",
@@ -88,7 +135,7 @@ const RULES: &[(&str, &str)] = &[
          LEFT JOIN (SELECT key_id,
                       CAST(COALESCE(SUM(CASE WHEN state = 'held' THEN amount ELSE 0 END), 0) AS BIGINT) AS bound,
                       CAST(COALESCE(SUM(posted - refunded), 0) AS BIGINT) AS paid
-                    FROM holds GROUP BY key_id) h ON h.key_id = k.id
+                    FROM reservations GROUP BY key_id) h ON h.key_id = k.id
          WHERE k.held <> COALESCE(h.bound, 0) OR k.spent <> COALESCE(h.paid, 0) ORDER BY k.id",
     ),
     (
@@ -102,73 +149,78 @@ const RULES: &[(&str, &str)] = &[
                       CAST(COALESCE(SUM(CASE WHEN h.state = 'held' THEN h.amount - h.month_base
                                              WHEN h.posted - h.refunded <= h.month_base THEN 0
                                              ELSE h.posted - h.refunded - h.month_base END), 0) AS BIGINT) AS month
-                    FROM holds h JOIN api_keys o ON o.id = h.key_id AND o.spend_day / 100 = h.spend_day / 100
+                    FROM reservations h JOIN api_keys o ON o.id = h.key_id AND o.spend_day / 100 = h.spend_day / 100
                     GROUP BY h.key_id) h ON h.key_id = k.id
          WHERE k.spend_day > 0 AND (k.day_spend <> COALESCE(h.day, 0) OR k.month_spend <> COALESCE(h.month, 0))
          ORDER BY k.id",
     ),
     (
         "every hold has its admission",
-        "SELECT h.request_id FROM holds h
+        "SELECT h.request_id FROM reservations h
          WHERE NOT EXISTS (SELECT 1 FROM ledger_transactions t WHERE t.id = 'hold:' || h.request_id)
          ORDER BY h.request_id",
     ),
     (
         "a resolved hold has exactly one settlement, an open one none",
-        "SELECT h.request_id FROM holds h
+        "SELECT h.request_id FROM reservations h
          LEFT JOIN (SELECT request_id, COUNT(*) AS n FROM ledger_transactions
                     WHERE kind IN ('settle', 'void') GROUP BY request_id) t ON t.request_id = h.request_id
          WHERE COALESCE(t.n, 0) <> CASE WHEN h.state = 'held' THEN 0 ELSE 1 END ORDER BY h.request_id",
     ),
     (
+        "a hold is open or resolved, and resolved once",
+        "SELECT request_id FROM reservations GROUP BY request_id HAVING COUNT(*) <> 1 ORDER BY request_id",
+    ),
+    (
         "every settlement has its request",
-        "SELECT t.id FROM ledger_transactions t LEFT JOIN holds h ON h.request_id = t.request_id
+        "SELECT t.id FROM ledger_transactions t LEFT JOIN reservations h ON h.request_id = t.request_id
          WHERE t.kind IN ('hold', 'extend', 'settle', 'void') AND h.request_id IS NULL ORDER BY t.id",
     ),
     (
         "a request's postings from held money equal its hold",
-        "SELECT h.request_id FROM holds h
-         LEFT JOIN (SELECT t.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT) AS bound
-                    FROM ledger_transactions t JOIN postings p ON p.tx = t.id
-                    JOIN ledger_accounts a ON a.id = p.account
-                    WHERE a.kind = 'user_held' AND t.request_id IS NOT NULL GROUP BY t.request_id) b
-           ON b.request_id = h.request_id
-         WHERE COALESCE(b.bound, 0) <> CASE WHEN h.state = 'held' THEN h.amount ELSE 0 END ORDER BY h.request_id",
+        concat!(
+            "SELECT h.request_id FROM reservations h
+             LEFT JOIN (SELECT request_id, ",
+            moved!("user_held"),
+            " AS bound FROM ledger_transactions WHERE request_id IS NOT NULL GROUP BY request_id) b
+               ON b.request_id = h.request_id
+             WHERE COALESCE(b.bound, 0) <> CASE WHEN h.state = 'held' THEN h.amount ELSE 0 END
+             ORDER BY h.request_id"
+        ),
     ),
     (
         "a hold's amount is what its admission and extensions bound",
-        "SELECT h.request_id FROM holds h
-         LEFT JOIN (SELECT t.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT) AS bound
-                    FROM ledger_transactions t JOIN postings p ON p.tx = t.id
-                    JOIN ledger_accounts a ON a.id = p.account
-                    WHERE a.kind = 'user_held' AND t.kind IN ('hold', 'extend') GROUP BY t.request_id) b
-           ON b.request_id = h.request_id
-         WHERE h.amount <> COALESCE(b.bound, 0) ORDER BY h.request_id",
+        concat!(
+            "SELECT h.request_id FROM reservations h
+             LEFT JOIN (SELECT request_id, ",
+            moved!("user_held"),
+            " AS bound FROM ledger_transactions WHERE kind IN ('hold', 'extend') GROUP BY request_id) b
+               ON b.request_id = h.request_id
+             WHERE h.amount <> COALESCE(b.bound, 0) ORDER BY h.request_id"
+        ),
     ),
     (
         "a request's cost equals what its payer lost",
-        "SELECT h.request_id FROM holds h JOIN requests r ON r.id = h.request_id
-         LEFT JOIN (SELECT t.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT) AS paid
-                    FROM ledger_transactions t JOIN postings p ON p.tx = t.id
-                    JOIN ledger_accounts a ON a.id = p.account
-                    WHERE a.kind IN ('user_available', 'user_held') AND t.kind <> 'refund'
-                      AND t.request_id IS NOT NULL GROUP BY t.request_id) b ON b.request_id = h.request_id
-         WHERE r.cost <> h.posted OR r.cost <> -COALESCE(b.paid, 0) ORDER BY h.request_id",
+        concat!(
+            "SELECT r.id FROM requests r
+             LEFT JOIN (SELECT request_id, ",
+            moved!("user_available"),
+            " + ",
+            moved!("user_held"),
+            " AS paid FROM ledger_transactions WHERE kind <> 'refund' AND request_id IS NOT NULL GROUP BY request_id) b
+               ON b.request_id = r.id
+             WHERE r.cost <> -COALESCE(b.paid, 0) ORDER BY r.id"
+        ),
     ),
     (
         "a request's reward equals its posting",
-        "SELECT r.id FROM requests r
-         LEFT JOIN (SELECT t.request_id, CAST(COALESCE(SUM(p.amount), 0) AS BIGINT) AS earned
-                    FROM ledger_transactions t JOIN postings p ON p.tx = t.id
-                    JOIN ledger_accounts a ON a.id = p.account
-                    WHERE a.kind = 'provider_pending' AND t.kind = 'settle' GROUP BY t.request_id) b
-           ON b.request_id = r.id
-         WHERE r.provider_reward <> COALESCE(b.earned, 0) ORDER BY r.id",
-    ),
-    (
-        "a request is finished exactly when its hold is resolved",
-        "SELECT r.id FROM requests r LEFT JOIN holds h ON h.request_id = r.id
-         WHERE h.request_id IS NULL OR (r.finished_at IS NULL) <> (h.state = 'held') ORDER BY r.id",
+        concat!(
+            "SELECT r.id FROM requests r
+             LEFT JOIN (SELECT request_id, ",
+            moved!("provider_pending"),
+            " AS earned FROM ledger_transactions WHERE kind = 'settle' GROUP BY request_id) b ON b.request_id = r.id
+             WHERE r.provider_reward <> COALESCE(b.earned, 0) ORDER BY r.id"
+        ),
     ),
 ];
 
@@ -182,23 +234,22 @@ impl Db {
         let mut report = LedgerReport {
             transactions: tx.number("SELECT COUNT(*) FROM ledger_transactions").await?,
             sum: tx.number("SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM postings").await?,
-            resolved: tx.number("SELECT COUNT(*) FROM holds WHERE state <> 'held'").await?,
+            resolved: tx.number("SELECT COUNT(*) FROM requests").await?,
             flags: tx.number("SELECT COUNT(*) FROM flags").await?,
-            open_holds: tx
-                .ids("SELECT request_id FROM holds WHERE state = 'held' ORDER BY request_id")
-                .await?,
+            open_holds: tx.ids("SELECT request_id FROM holds ORDER BY request_id").await?,
             ..LedgerReport::default()
         };
-        report.value = i128::from(
-            tx.number("SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM holds WHERE state <> 'held'")
-                .await?,
-        );
+        report.value =
+            i128::from(tx.number("SELECT CAST(COALESCE(SUM(held), 0) AS BIGINT) FROM requests").await?);
         report.value_explained = i128::from(
             tx.number(
-                "SELECT CAST(COALESCE(SUM(h.amount), 0) AS BIGINT) FROM holds h
-                 WHERE h.state <> 'held' AND h.amount = COALESCE((
-                    SELECT CAST(SUM(-p.amount) AS BIGINT) FROM postings p
-                    WHERE p.tx = 'resolve:' || h.request_id AND p.account = h.user_id || ':user_held'), 0)",
+                "SELECT CAST(COALESCE(SUM(r.held), 0) AS BIGINT) FROM requests r
+                 JOIN ledger_transactions t ON t.id = 'resolve:' || r.id
+                 WHERE r.held = CASE r.user_id || ':user_held'
+                    WHEN t.account_1 THEN -t.amount_1 WHEN t.account_2 THEN -t.amount_2
+                    WHEN t.account_3 THEN -t.amount_3 WHEN t.account_4 THEN -t.amount_4
+                    WHEN t.account_5 THEN -t.amount_5 WHEN t.account_6 THEN -t.amount_6
+                    WHEN t.account_7 THEN -t.amount_7 WHEN t.account_8 THEN -t.amount_8 ELSE 0 END",
             )
             .await?,
         );

@@ -119,20 +119,10 @@ pub struct AttemptRecord {
 /// The end of a request: everything that its one settlement writes.
 #[derive(Debug, Clone)]
 pub struct ResolveHold {
-    /// The request.
-    pub request_id: RequestId,
-    /// Who pays.
-    pub user_id: UserId,
-    /// With which key.
-    pub key_id: KeyId,
-    /// Replica that owns the hold.
-    pub replica: Arc<str>,
-    /// Its epoch.
-    pub epoch: i64,
+    /// What was admitted, with the price that is pinned now.
+    pub hold: Arc<NewHold>,
     /// How much is held, extensions included.
     pub held: MicroCredits,
-    /// The pinned price.
-    pub price: Arc<PriceRow>,
     /// How it ended.
     pub end: End,
     /// The gateway's count of what was handed to the client.
@@ -164,9 +154,9 @@ impl ResolveHold {
     /// The price is not usable, or a cost does not fit.
     pub fn bill(&self) -> Result<Bill, PriceError> {
         let resolution = resolve(self.end, &self.counted, self.claimed.as_ref());
-        let same_owner = self.provider.as_ref() == Some(&self.user_id);
+        let same_owner = self.provider.as_ref() == Some(&self.hold.user_id);
         // Without a provider there is nobody to pay: what is posted stays with the platform.
-        bill(&self.price, self.held, &resolution, same_owner || self.provider.is_none())
+        bill(&self.hold.price, self.held, &resolution, same_owner || self.provider.is_none())
     }
 
     /// The state in which the hold ends.
@@ -251,7 +241,7 @@ impl LedgerOp {
             Self::Note(note) => &note.request_id,
             Self::Extend { request_id, .. } => request_id,
             Self::Move(to) => &to.request_id,
-            Self::Resolve(end) => &end.request_id,
+            Self::Resolve(end) => &end.hold.request_id,
             #[cfg(feature = "sabotage")]
             Self::AdmitUnguarded(hold, _) => &hold.request_id,
         }
@@ -264,7 +254,7 @@ impl LedgerOp {
             Self::Note(note) => &note.user_id,
             Self::Extend { user_id, .. } => user_id,
             Self::Move(to) => &to.user_id,
-            Self::Resolve(end) => &end.user_id,
+            Self::Resolve(end) => &end.hold.user_id,
             #[cfg(feature = "sabotage")]
             Self::AdmitUnguarded(hold, _) => &hold.user_id,
         }

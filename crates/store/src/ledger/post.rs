@@ -3,9 +3,10 @@
 use cxmpute_market::ledger::{Account, AccountKind, Postings};
 use cxmpute_wire::{MicroCredits, RequestId, Timestamp, UserId};
 
-use super::book::bounds;
+use super::book::{bounds, lines};
 use crate::db::{Db, Tx, on, read};
 use crate::error::DbError;
+use crate::lane::{Lane, values};
 use crate::limits::REFUND_SQL;
 
 /// Most that one entry may move: a million credits. Keeps every sum far from the ends of i64.
@@ -161,15 +162,17 @@ impl Db {
         }
         let payer: Option<(String, String)> = on!(&mut tx, c =>
             sqlx::query_as(
-                "UPDATE holds SET refunded = refunded + $2
-                 WHERE request_id = $1 AND state = 'posted' AND refunded <= posted - $2 AND $2 > 0
+                "UPDATE requests SET refunded = refunded + $2
+                 WHERE id = $1 AND state = 'posted' AND refunded <= cost - $2 AND $2 > 0
+                   AND user_id = (SELECT a.owner FROM ledger_transactions t
+                                  JOIN ledger_accounts a ON a.id = t.account_1 WHERE t.id = 'hold:' || $1)
                  RETURNING user_id, key_id")
                 .bind(request.as_str())
                 .bind(amount.0)
                 .fetch_optional(c)
                 .await?);
         let Some((user, key)) = payer else { return Ok(Posted::Refused) };
-        let user: UserId = user.parse().map_err(|e| DbError::impossible("holds.user_id", e))?;
+        let user: UserId = user.parse().map_err(|e| DbError::impossible("requests.user_id", e))?;
         let to = Account::of(&user, AccountKind::UserAvailable);
         let Some(postings) = transfer(Account::system(AccountKind::PlatformFee), to, amount) else {
             return Ok(Posted::Refused);
@@ -313,19 +316,28 @@ impl Tx {
     /// The store failed.
     pub async fn post(&mut self, entry: &Entry) -> Result<Posted, DbError> {
         let id = format!("{}:{}", entry.kind.as_str(), entry.key);
-        let done = on!(&mut *self, c =>
-            sqlx::query(
-                "INSERT INTO ledger_transactions (id, kind, request_id, actor, reason, created_at)
-                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO NOTHING")
-                .bind(&id)
-                .bind(entry.kind.as_str())
-                .bind(entry.request_id.as_ref().map(RequestId::as_str))
-                .bind(&entry.actor)
-                .bind(&entry.reason)
-                .bind(entry.at.0)
-                .execute(c)
-                .await?
-                .rows_affected());
+        let columns = lines(&entry.postings)?;
+        let mut values = values![
+            id.as_str(),
+            entry.kind.as_str(),
+            entry.request_id.as_ref().map(RequestId::as_str),
+            entry.actor.as_str(),
+            entry.reason.as_str(),
+            entry.at.0,
+        ]
+        .to_vec();
+        values.extend_from_slice(&columns);
+        let done = self
+            .execute(
+                "INSERT INTO ledger_transactions (id, kind, request_id, actor, reason, created_at,
+                    account_1, amount_1, account_2, amount_2, account_3, amount_3, account_4, amount_4,
+                    account_5, amount_5, account_6, amount_6, account_7, amount_7, account_8, amount_8)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+                    $21, $22)
+                 ON CONFLICT (id) DO NOTHING",
+                &values,
+            )
+            .await?;
         if done == 0 {
             return Ok(Posted::Duplicate);
         }
@@ -333,28 +345,15 @@ impl Tx {
         lines.sort_by(|a, b| a.account.cmp(&b.account));
         for line in lines {
             let (least, most) = bounds(&line.account, line.amount.0);
-            let moved = on!(&mut *self, c =>
-                sqlx::query(
-                    "UPDATE ledger_accounts SET balance = balance + $2
-                     WHERE id = $1 AND balance BETWEEN $3 AND $4")
-                    .bind(line.account.id())
-                    .bind(line.amount.0)
-                    .bind(least)
-                    .bind(most)
-                    .execute(c)
-                    .await?
-                    .rows_affected());
+            let moved = self
+                .execute(
+                    "UPDATE ledger_accounts SET balance = balance + $2 WHERE id = $1 AND balance BETWEEN $3 AND $4",
+                    &values![line.account.id(), line.amount.0, least, most],
+                )
+                .await?;
             if moved != 1 {
                 return Ok(Posted::Refused);
             }
-            on!(&mut *self, c =>
-                sqlx::query("INSERT INTO postings (tx, account, amount) VALUES ($1, $2, $3)")
-                    .bind(&id)
-                    .bind(line.account.id())
-                    .bind(line.amount.0)
-                    .execute(c)
-                    .await?
-                    .rows_affected());
         }
         Ok(Posted::Entered)
     }

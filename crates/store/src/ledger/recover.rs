@@ -8,7 +8,7 @@ use cxmpute_market::price::{PriceRow, Units};
 use cxmpute_wire::{MicroCredits, ProvisionId, RequestId, Timestamp, UserId};
 use sqlx::{AssertSqlSafe, FromRow};
 
-use super::{AttemptRecord, LedgerOp, LedgerReply, ResolveHold};
+use super::{AttemptRecord, LedgerOp, LedgerReply, NewHold, ResolveHold};
 use crate::db::{Db, read};
 use crate::dialect;
 use crate::error::DbError;
@@ -35,6 +35,13 @@ struct RawHold {
     price: String,
     replica: String,
     epoch: i64,
+    route: String,
+    model: String,
+    service: String,
+    streamed: i64,
+    title: Option<String>,
+    referer: Option<String>,
+    created_at: i64,
     attempt: i64,
     provision_id: Option<String>,
     provider: Option<String>,
@@ -44,7 +51,7 @@ struct RawHold {
 impl RawHold {
     fn end(self, expired: bool, now: Timestamp) -> Result<ResolveHold, DbError> {
         let price: PriceRow =
-            serde_json::from_str(&self.price).map_err(|e| DbError::impossible("holds.price", e))?;
+            serde_json::from_str(&self.price).map_err(|e| DbError::impossible("prices.price", e))?;
         let checkpoint: Option<Units> = self
             .checkpoint
             .map(|text| serde_json::from_str(&text).map_err(|e| DbError::impossible("holds.checkpoint", e)))
@@ -61,15 +68,27 @@ impl RawHold {
             first_token: None,
             total: None,
         });
-        Ok(ResolveHold {
-            attempts: attempts.collect(),
+        let attempts = attempts.collect();
+        let hold = NewHold {
             request_id: self.request_id.parse().map_err(|e| DbError::impossible("holds.request_id", e))?,
             user_id: self.user_id.parse().map_err(|e| DbError::impossible("holds.user_id", e))?,
             key_id: self.key_id.parse().map_err(|e| DbError::impossible("holds.key_id", e))?,
+            amount: MicroCredits(self.amount),
+            price: Arc::new(price),
             replica: self.replica.into(),
             epoch: self.epoch,
-            held: MicroCredits(self.amount),
-            price: Arc::new(price),
+            route: self.route,
+            model: self.model,
+            service: self.service.parse().map_err(|e| DbError::impossible("holds.service", e))?,
+            streamed: self.streamed != 0,
+            title: self.title,
+            referer: self.referer,
+            created_at: Timestamp(self.created_at),
+        };
+        Ok(ResolveHold {
+            held: hold.amount,
+            hold: Arc::new(hold),
+            attempts,
             end: End::GatewayDied,
             counted: checkpoint.unwrap_or_default(),
             claimed: None,
@@ -101,12 +120,13 @@ impl Db {
     pub async fn recover(&self, replica: &Replica, now: Timestamp) -> Result<Recovery, DbError> {
         let mut recovery = Recovery::default();
         let sql = format!(
-            "SELECT request_id, user_id, key_id, amount, price, replica, epoch, attempt, provision_id, provider,
-                    checkpoint
-             FROM holds
-             WHERE state = 'held' AND ((replica = $1 AND epoch < $2)
-                OR (replica <> $1 AND replica IN (SELECT r.id FROM replicas r WHERE r.lease_until < {})))
-             ORDER BY user_id, request_id",
+            "SELECT h.request_id, h.user_id, h.key_id, h.amount, COALESCE(p.price, '') AS price, h.replica, h.epoch, h.route, h.model,
+                    h.service, h.streamed, h.title, h.referer, h.created_at, h.attempt, h.provision_id, h.provider,
+                    h.checkpoint
+             FROM holds h LEFT JOIN prices p ON p.id = h.price_id AND p.version = h.price_version
+             WHERE (h.replica = $1 AND h.epoch < $2)
+                OR (h.replica <> $1 AND h.replica IN (SELECT r.id FROM replicas r WHERE r.lease_until < {}))
+             ORDER BY h.user_id, h.request_id",
             dialect::now_ms(self.kind())
         );
         let rows: Vec<RawHold> = read!(self, e =>

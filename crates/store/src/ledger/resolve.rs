@@ -2,10 +2,11 @@
 
 use cxmpute_market::ledger::settle_postings;
 use cxmpute_market::price::Units;
-use cxmpute_wire::{MicroCredits, UserId};
+use cxmpute_wire::MicroCredits;
 
 use super::book::{Book, Taken, TransactionLine};
 use super::{LedgerReply, ResolveHold, Settled};
+use crate::db::DbKind;
 use crate::error::DbError;
 use crate::lane::{Lane, values};
 
@@ -16,102 +17,93 @@ pub(super) async fn resolve<'a>(
 ) -> Result<LedgerReply, DbError> {
     let bill = end.bill().map_err(|e| DbError::impossible("holds.price", e))?;
     let state = end.state();
-    let done = lane
-        .row::<3>(
-            "UPDATE holds SET state = $1, posted = $2, resolved_at = $3
-             WHERE request_id = $4 AND state = 'held' AND replica = $5 AND epoch = $6 AND amount = $7
-             RETURNING spend_day, day_base, month_base",
-            &values![
-                state,
-                bill.posted.0,
-                end.now.0,
-                end.request_id.as_str(),
-                &*end.replica,
-                end.epoch,
-                end.held.0,
-            ],
-        )
-        .await?;
-    let Some(taken) = done else { return resolved_before(lane, end).await };
-    let [day, day_base, month_base] = taken.map(Option::unwrap_or_default);
-    let provider = end.provider.as_ref();
-    let postings = settle_postings(&end.user_id, provider, end.held, &bill)
+    let Some(taken) = take(lane, end).await? else { return resolved_before(lane, end).await };
+    let postings = settle_postings(&end.hold.user_id, end.provider.as_ref(), end.held, &bill)
         .map_err(|e| DbError::impossible("postings", e))?;
     let line = TransactionLine {
-        id: format!("resolve:{}", end.request_id),
+        id: format!("resolve:{}", end.hold.request_id),
         kind: if state == "posted" { "settle" } else { "void" },
-        request_id: end.request_id.clone(),
+        request_id: &end.hold.request_id,
         attempt: end.attempts.last().map(|attempt| attempt.attempt),
         reason: end.end.as_str(),
         at: end.now,
     };
     book.enter(line, postings);
-    book.spend(&end.key_id, end.held, bill.posted, Taken { day, day_base, month_base });
-    finish_request(lane, end, &Settled::from(bill)).await?;
-    book.resolve(end);
+    book.spend(&end.hold.key_id, end.held, bill.posted, taken);
+    book.resolve(end, state, bill.into(), taken)?;
     Ok(LedgerReply::Resolved(bill.into()))
 }
 
-async fn finish_request(lane: &mut impl Lane, end: &ResolveHold, settled: &Settled) -> Result<(), DbError> {
-    let claimed = end.claimed.as_ref().map(units_text).transpose()?;
-    let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    lane.execute(
-        "UPDATE requests SET outcome = $1, finish_reason = $2, provision_id = $3, provider = $4, attempts = $5,
-                prompt = $6, completion = $7, embedding = $8, characters = $9, claimed = $10, cost = $11,
-                provider_reward = $12, platform_fee = $13, platform_loss = $14, first_token_ms = $15,
-                latency_ms = $16, finished_at = $17
-         WHERE id = $18",
-        &values![
-            end.end.as_str(),
-            end.finish_reason.as_deref(),
-            end.provision_id.as_ref().map(cxmpute_wire::ProvisionId::as_str),
-            end.provider.as_ref().map(UserId::as_str),
-            count(end.attempts.len() as u64),
-            count(end.counted.prompt.0),
-            count(end.counted.completion.0),
-            count(end.counted.embedding.0),
-            count(end.counted.characters),
-            claimed.as_deref(),
-            settled.cost.0,
-            settled.provider_reward.0,
-            settled.platform_fee.0,
-            settled.platform_loss.0,
-            end.first_token.map(|span| count(span.0)),
-            end.latency.map(|span| count(span.0)),
-            end.now.0,
-            end.request_id.as_str(),
-        ],
-    )
-    .await?;
-    Ok(())
+/// Takes the open hold away, if it is there as this process believes; its row in `requests` follows in the same
+/// transaction.
+async fn take(lane: &mut impl Lane, end: &ResolveHold) -> Result<Option<Taken>, DbError> {
+    let hold = &end.hold;
+    let values = values![hold.request_id.as_str(), &*hold.replica, hold.epoch, end.held.0];
+    let row = match lane.kind() {
+        DbKind::Postgres => {
+            lane.row::<3>(
+                "DELETE FROM holds WHERE request_id = $1 AND replica = $2 AND epoch = $3 AND amount = $4
+                 RETURNING spend_day, day_base, month_base",
+                &values,
+            )
+            .await?
+        }
+        // RETURNING makes a table of its own there for each run; one writer at a time reads what it will delete.
+        DbKind::Sqlite => {
+            let row = lane
+                .row::<3>(
+                    "SELECT spend_day, day_base, month_base FROM holds WHERE request_id = $1",
+                    &values[..1],
+                )
+                .await?;
+            let done = lane
+                .execute(
+                    "DELETE FROM holds WHERE request_id = $1 AND replica = $2 AND epoch = $3 AND amount = $4",
+                    &values,
+                )
+                .await?;
+            row.filter(|_| done == 1)
+        }
+    };
+    Ok(row.map(|row| {
+        let [day, day_base, month_base] = row.map(Option::unwrap_or_default);
+        Taken { day, day_base, month_base }
+    }))
 }
 
 /// Why a resolution found nothing to do.
 async fn resolved_before(lane: &mut impl Lane, end: &ResolveHold) -> Result<LedgerReply, DbError> {
-    let row = lane
-        .row::<8>(
-            "SELECT CAST(CASE WHEN h.state = 'held' THEN 1 ELSE 0 END AS BIGINT), h.epoch, h.amount, h.posted,
-                    r.cost, r.provider_reward, r.platform_fee, r.platform_loss
-             FROM holds h JOIN requests r ON r.id = h.request_id
-             WHERE h.request_id = $1 AND h.replica = $2",
-            &values![end.request_id.as_str(), &*end.replica],
+    let (request, replica) = (end.hold.request_id.as_str(), &*end.hold.replica);
+    let open = lane
+        .row::<2>(
+            "SELECT epoch, amount FROM holds WHERE request_id = $1 AND replica = $2",
+            &values![request, replica],
         )
         .await?;
-    let Some(row) = row else { return Ok(LedgerReply::NotHeld) };
-    let [open, epoch, held, posted, cost, reward, fee, loss] = row.map(Option::unwrap_or_default);
-    Ok(if open == 0 {
-        LedgerReply::AlreadyResolved(Settled {
-            cost: MicroCredits(cost),
-            refund: MicroCredits(held - posted),
-            provider_reward: MicroCredits(reward),
-            platform_fee: MicroCredits(fee),
-            platform_loss: MicroCredits(loss),
-        })
-    } else if epoch == end.epoch {
-        LedgerReply::HeldDiffers { held: MicroCredits(held) }
-    } else {
-        LedgerReply::NotHeld
-    })
+    if let Some(open) = open {
+        let [epoch, held] = open.map(Option::unwrap_or_default);
+        return Ok(if epoch == end.hold.epoch {
+            LedgerReply::HeldDiffers { held: MicroCredits(held) }
+        } else {
+            LedgerReply::NotHeld
+        });
+    }
+    let ended = lane
+        .row::<5>(
+            "SELECT held, cost, provider_reward, platform_fee, platform_loss FROM requests
+             WHERE id = $1 AND user_id = $2 AND replica = $3",
+            &values![request, end.hold.user_id.as_str(), replica],
+        )
+        .await?;
+    let Some(ended) = ended else { return Ok(LedgerReply::NotHeld) };
+    let [held, cost, reward, fee, loss] = ended.map(|n| MicroCredits(n.unwrap_or_default()));
+    Ok(LedgerReply::AlreadyResolved(Settled {
+        cost,
+        refund: held.saturating_sub(cost),
+        provider_reward: reward,
+        platform_fee: fee,
+        platform_loss: loss,
+    }))
 }
 
 /// Units as they are stored.

@@ -130,8 +130,9 @@ impl Player {
     ) -> Option<Applied> {
         let (user, held, _) = self.holds.get(request)?.clone();
         let mut op = self.market.end(request.trim_start_matches("req_"), held, end, units);
-        op.key_id = Self::key_of(&user);
-        op.user_id = user;
+        let hold = Arc::make_mut(&mut op.hold);
+        hold.key_id = Self::key_of(&user);
+        hold.user_id = user;
         op.provider = provider.cloned();
         Some(match self.market.one(LedgerOp::Resolve(Arc::new(op))).await {
             LedgerReply::Resolved(_) => Applied::Entered,

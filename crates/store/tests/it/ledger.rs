@@ -95,7 +95,7 @@ async fn a_hold_resolves_once_whoever_asks() {
         let foreign = {
             let mut end = market.end("b", 500, End::Finished, chat(100, 0));
             market.one(market.hold("b", 500)).await;
-            end.epoch += 1;
+            Arc::make_mut(&mut end.hold).epoch += 1;
             LedgerOp::Resolve(Arc::new(end))
         };
         assert_eq!(market.one(foreign).await, LedgerReply::NotHeld, "another epoch does not own the hold");
@@ -351,6 +351,44 @@ async fn grants_and_refunds_happen_once_per_key() {
     }
 }
 
+/// Where an attempt is kept depends on what it adds to its request; what is read does not.
+#[tokio::test]
+async fn attempts_are_read_as_they_were_written() {
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let market = Market::new(db, 10_000).await;
+        let (node, span) = (ProvisionId::from_tail("node"), |ms| Some(cxmpute_wire::Millis(ms)));
+        let mut plain = market.end("plain", 100, End::Finished, chat(10, 1));
+        plain.attempts[0].first_token = span(7);
+        plain.attempts[0].total = span(9);
+        let mut failed = market.end("failed", 100, End::Finished, chat(10, 1));
+        failed.attempts[0].outcome = End::ProviderFailed;
+        failed.attempts[0].code = Some("engine_failed".into());
+        let mut second = failed.attempts[0].clone();
+        second.attempt = 2;
+        second.outcome = End::Finished;
+        second.code = None;
+        failed.attempts.push(second);
+        let mut elsewhere = market.end("elsewhere", 100, End::ProviderFailed, chat(0, 0));
+        elsewhere.provision_id = None;
+        for (id, end) in [("plain", plain), ("failed", failed), ("elsewhere", elsewhere)] {
+            market.one(market.hold(id, 100)).await;
+            let attempts = end.attempts.clone();
+            market.resolve(end).await;
+            let id = RequestId::from_tail(id);
+            let rows = db.list_attempts(&id, &market.payer).await.unwrap();
+            assert_eq!(rows.len(), attempts.len(), "{}: {id}", fresh.name);
+            for (row, record) in rows.iter().zip(&attempts) {
+                assert_eq!((row.attempt, &row.provision_id), (i64::from(record.attempt), &node), "{id}");
+                assert_eq!((row.outcome, &row.code), (record.outcome, &record.code), "{id}");
+                assert_eq!((row.first_token, row.total), (record.first_token, record.total), "{id}");
+            }
+            assert!(db.list_attempts(&id, &market.provider).await.unwrap().is_empty(), "{id}");
+        }
+        market.assert_clean(0, fresh.name).await;
+    }
+}
+
 #[tokio::test]
 async fn a_claim_far_from_the_count_is_flagged() {
     for fresh in databases().await {
@@ -372,11 +410,16 @@ async fn postings_cannot_be_changed_and_the_check_names_what_was_tampered_with()
         let market = Market::new(db, 1000).await;
         market.one(market.hold("a", 500)).await;
         market.resolve(market.end("a", 500, End::Finished, chat(400, 0))).await;
+        market.one(market.hold("open", 10)).await;
         for sql in [
             "UPDATE postings SET amount = amount + 1",
             "DELETE FROM postings",
             "UPDATE ledger_transactions SET reason = 'x'",
             "DELETE FROM ledger_transactions",
+            "INSERT INTO ledger_transactions (id, kind, actor, reason, created_at, account_1, amount_1)
+             VALUES ('grant:x', 'grant', 'x', 'x', 0, 'us_payer:user_available', 1)",
+            "UPDATE prices SET price = '{}'",
+            "DELETE FROM prices",
         ] {
             assert!(tamper(db, sql).await.is_err(), "{}: {sql}", fresh.name);
         }
@@ -385,8 +428,9 @@ async fn postings_cannot_be_changed_and_the_check_names_what_was_tampered_with()
                 .await
                 .is_err()
         );
-        assert!(tamper(db, "UPDATE holds SET posted = amount + 1").await.is_err());
-        market.assert_clean(0, fresh.name).await;
+        assert!(tamper(db, "UPDATE requests SET cost = held + 1").await.is_err());
+        assert!(tamper(db, "UPDATE requests SET refunded = cost + 1").await.is_err());
+        market.assert_clean(1, fresh.name).await;
         let frauds = [
             (
                 "ledger_accounts SET balance = balance",
@@ -397,10 +441,13 @@ async fn postings_cannot_be_changed_and_the_check_names_what_was_tampered_with()
             ),
             ("requests SET cost = cost", "- 1", "+ 1", "", "req_a"),
             ("requests SET provider_reward = provider_reward", "+ 1", "- 1", "", "req_a"),
-            ("holds SET amount = amount", "+ 1", "- 1", "", "req_a"),
-            ("holds SET posted = posted", "- 1", "+ 1", "", "req_a"),
+            ("requests SET held = held", "+ 1", "- 1", "", "req_a"),
+            ("requests SET refunded = refunded", "+ 1", "- 1", "", "keypayer"),
+            ("requests SET key_id =", "'nobody'", "'keypayer'", "", "req_a"),
             ("api_keys SET spent = spent", "+ 1", "- 1", "", "keypayer"),
-            ("requests SET finished_at =", "NULL", "1", "", "req_a"),
+            ("holds SET amount = amount", "+ 1", "- 1", "", "req_open"),
+            ("holds SET price_version =", "9", "1", "", "req_open"),
+            ("holds SET request_id =", "'req_a'", "'req_open'", "", "req_a"),
         ];
         for (what, fraud, undo, filter, id) in frauds {
             tamper(db, &format!("UPDATE {what} {fraud} {filter}")).await.unwrap();
@@ -412,7 +459,7 @@ async fn postings_cannot_be_changed_and_the_check_names_what_was_tampered_with()
             );
             assert!(report.explained() < 1.0, "{}: {what}", fresh.name);
             tamper(db, &format!("UPDATE {what} {undo} {filter}")).await.unwrap();
-            market.assert_clean(0, fresh.name).await;
+            market.assert_clean(1, fresh.name).await;
         }
     }
 }

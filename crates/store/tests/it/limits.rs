@@ -137,7 +137,7 @@ async fn a_new_day_begins_at_zero_and_a_hold_gives_back_to_the_day_it_took_from(
         set(&fresh.db, LimitSubject::Key(&market.key), &limits).await;
         assert_eq!(market.one(market.hold("a", 800)).await, LedgerReply::Done);
         // As if that had been yesterday, in the same month: days are only compared, so day 00 of a month will do.
-        for table in ["api_keys", "holds"] {
+        for table in ["api_keys", "holds", "requests"] {
             let yesterday =
                 format!("UPDATE {table} SET spend_day = spend_day / 100 * 100 WHERE spend_day > 0");
             tamper(&fresh.db, &yesterday).await.unwrap();
@@ -160,7 +160,7 @@ async fn a_new_day_begins_at_zero_and_a_hold_gives_back_to_the_day_it_took_from(
         market.assert_clean(0, fresh.name).await;
         // A hold of last month that ends now changes nothing of this month.
         assert_eq!(market.one(market.hold("old", 200)).await, LedgerReply::Done);
-        for table in ["api_keys", "holds"] {
+        for table in ["api_keys", "holds", "requests"] {
             let before = format!("UPDATE {table} SET spend_day = spend_day - 100 WHERE spend_day > 0");
             tamper(&fresh.db, &before).await.unwrap();
         }

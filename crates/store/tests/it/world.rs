@@ -123,7 +123,11 @@ impl Market {
     }
 
     pub fn hold(&self, request: &str, amount: i64) -> LedgerOp {
-        LedgerOp::Admit(Arc::new(NewHold {
+        LedgerOp::Admit(self.admitted(request, amount))
+    }
+
+    pub fn admitted(&self, request: &str, amount: i64) -> Arc<NewHold> {
+        Arc::new(NewHold {
             request_id: RequestId::from_tail(request),
             user_id: self.payer.clone(),
             key_id: self.key.clone(),
@@ -138,18 +142,13 @@ impl Market {
             title: Some("title".into()),
             referer: None,
             created_at: NOW,
-        }))
+        })
     }
 
     pub fn end(&self, request: &str, held: i64, end: End, units: Units) -> ResolveHold {
         ResolveHold {
-            request_id: RequestId::from_tail(request),
-            user_id: self.payer.clone(),
-            key_id: self.key.clone(),
-            replica: self.replica.id.as_str().into(),
-            epoch: self.replica.epoch,
+            hold: self.admitted(request, held),
             held: MicroCredits(held),
-            price: price(),
             end,
             counted: units,
             claimed: None,

@@ -82,8 +82,8 @@ pub async fn get_generation(
         .parse()
         .map_err(|_| ApiError::invalid_parameter("id", "id is not the id of a request."))?;
     let row = app.db.generation(&id, &caller.user_id).await?.ok_or_else(ApiError::not_found)?;
-    let attempts = app.db.list_attempts(&id).await?;
-    let claimed = app.db.claimed_units(&id).await?;
+    let attempts = app.db.list_attempts(&id, &caller.user_id).await?;
+    let claimed = app.db.claimed_units(&id, &caller.user_id).await?;
     Ok(Json(Data { data: view(row, attempts, claimed) }))
 }
 

@@ -172,7 +172,8 @@ async fn a_moved_hold_keeps_its_money_and_is_settled_at_the_new_price() {
         let row = db.generation(&RequestId::from_tail("a"), &market.payer).await.unwrap().unwrap();
         assert_eq!((row.model.as_str(), row.price), ("dear-model", ("dear".to_owned(), 3)));
         let mut end = market.end("a", 3000, End::Finished, chat(100, 5));
-        end.price = dear();
+        let moved = Arc::make_mut(&mut end.hold);
+        (moved.model, moved.price) = ("dear-model".to_owned(), dear());
         let settled = market.resolve(end).await;
         assert_eq!((settled.cost.0, settled.refund.0), (1500, 1500));
         assert_eq!(db.earnings(&market.provider).await.unwrap().pending.0, 1350);

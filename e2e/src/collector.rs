@@ -90,24 +90,26 @@ struct KeyValue {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 enum AnyValue {
-    StringValue(String),
+    #[serde(rename = "stringValue")]
+    Text(String),
     /// The JSON form of protocol buffers prints 64-bit numbers as texts.
-    IntValue(String),
-    BoolValue(bool),
-    ArrayValue {
-        values: Vec<AnyValue>,
-    },
+    #[serde(rename = "intValue")]
+    Number(String),
+    #[serde(rename = "boolValue")]
+    Flag(bool),
+    #[serde(rename = "arrayValue")]
+    List { values: Vec<AnyValue> },
 }
 
 impl AnyValue {
     fn json(&self) -> Result<Value> {
         Ok(match self {
-            Self::StringValue(text) => text.clone().into(),
-            Self::IntValue(number) => number.parse::<i64>()?.into(),
-            Self::BoolValue(flag) => (*flag).into(),
-            Self::ArrayValue { values } => values.iter().map(Self::json).collect::<Result<Vec<_>>>()?.into(),
+            Self::Text(text) => text.clone().into(),
+            Self::Number(number) => number.parse::<i64>()?.into(),
+            Self::Flag(flag) => (*flag).into(),
+            Self::List { values } => values.iter().map(Self::json).collect::<Result<Vec<_>>>()?.into(),
         })
     }
 }

@@ -109,7 +109,7 @@ async fn answered(
     let (mine, others): (Vec<_>, Vec<_>) = notes.iter().partition(|note| note.asked["model"] == second);
     verdict.check(
         "each model's node is asked as often as its part has it",
-        mine.len() == 1 && (why == Why::Refusing) == !others.is_empty(),
+        mine.len() == 1 && (why == Why::Refusing) != others.is_empty(),
         format!("{what}: {notes:?}"),
     );
     let row = got.settled(&account.client).await?;

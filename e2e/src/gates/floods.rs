@@ -203,8 +203,8 @@ async fn shut(world: &World, account: &Account, window: u32) -> Shut {
     }
     let (mut seen, mut at) = (Vec::new(), 0);
     while let Ok(read) = timeout((FREED_WITHIN * 2).saturating_sub(start.elapsed()), async {
-        let mut buffer = [0_u8; 16 * 1024];
-        stream.read(&mut buffer).await.map(|count| buffer[..count].to_vec())
+        let mut came = Vec::with_capacity(16 * 1024);
+        stream.read_buf(&mut came).await.map(|_| came)
     })
     .await
     {

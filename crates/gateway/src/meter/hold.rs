@@ -63,7 +63,21 @@ pub enum MeterError {
 pub(super) struct Progress {
     pub(super) note: Mutex<Note>,
     pub(super) queued: AtomicBool,
+    /// Set when the end of the request is on its way: nothing needs to be noted any more.
+    ended: AtomicBool,
     written: Mutex<(u64, Duration)>,
+}
+
+impl Progress {
+    /// Whether the note says no more than who accepted the request.
+    pub(super) fn can_wait(&self) -> bool {
+        self.note.lock().checkpoint.is_none()
+    }
+
+    /// Whether the end of the request is on its way.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
 }
 
 /// Bound money of one request.
@@ -112,6 +126,7 @@ impl Hold {
             progress: Arc::new(Progress {
                 note: Mutex::new(note),
                 queued: AtomicBool::new(false),
+                ended: AtomicBool::new(false),
                 written: Mutex::new((0, started)),
             }),
             inner,
@@ -318,6 +333,7 @@ impl Hold {
     /// admitted holds.
     fn resolve(&self, end: ResolveHold) -> oneshot::Receiver<Result<LedgerReply, MeterError>> {
         let (reply, answer) = oneshot::channel();
+        self.progress.ended.store(true, Ordering::Release);
         let _ = self.inner.jobs.send(Job::resolve(end, Some(reply)));
         answer
     }
@@ -379,6 +395,7 @@ impl Drop for Hold {
             return;
         }
         tracing::warn!(request_id = %self.terms.hold.request_id, "a hold was dropped without a settlement");
+        self.progress.ended.store(true, Ordering::Release);
         let note = self.progress.note.lock().clone();
         let end = self.resolution(Settlement {
             counted: note.checkpoint.unwrap_or_default(),

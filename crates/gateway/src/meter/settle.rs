@@ -1,7 +1,7 @@
 //! The group-commit writer: one task that makes holds and settlements durable, at once when idle, else with
 //! everything that has queued up meanwhile (D3).
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,10 +24,13 @@ const TRIES: u32 = 3;
 /// After the soft stop the writer ends when nothing has come for this long and no hold is open.
 const IDLE_BEFORE_END: Duration = Duration::from_millis(50);
 
-/// While batches are at least this large, commits keep this distance from begin to begin: what a commit costs besides
-/// its rows is then shared by more of them. A quiet writer commits at once.
-const CROWD: usize = 8;
-const PACE: Duration = Duration::from_millis(1);
+/// While batches are at least so large, commits keep this distance from begin to begin: what a commit costs besides its
+/// rows is then shared by more of them. A quiet writer commits at once.
+const PACES: [(usize, Duration); 2] = [(16, Duration::from_millis(2)), (8, Duration::from_millis(1))];
+
+/// Who accepted a request is written this much later, and not at all when the request has ended by then: most are that
+/// short. Without that note, as with it alone, a request whose gateway dies costs its user nothing.
+const NOTE_LATER: Duration = Duration::from_millis(20);
 
 type Reply = oneshot::Sender<Result<LedgerReply, MeterError>>;
 
@@ -75,6 +78,8 @@ pub(super) struct Writer {
     waiting: Vec<Resolution>,
     /// Resolutions that the last batch made necessary.
     next: Vec<Resolution>,
+    /// Notes to write when their time comes, in its order.
+    later: VecDeque<(Instant, Arc<Progress>)>,
     retry: Duration,
     /// Before when the next commit is too soon.
     paced: Option<Instant>,
@@ -98,6 +103,7 @@ impl Writer {
             queue,
             waiting: Vec::new(),
             next: Vec::new(),
+            later: VecDeque::new(),
             retry: RETRY_FIRST,
             paced: None,
             soft,
@@ -109,7 +115,8 @@ impl Writer {
         while let Some(mut jobs) = self.gather().await {
             jobs.extend(std::mem::take(&mut self.next).into_iter().map(Job::Resolve));
             jobs.extend(std::mem::take(&mut self.waiting).into_iter().map(Job::Resolve));
-            self.paced = (jobs.len() >= CROWD).then(|| Instant::now() + PACE);
+            let pace = PACES.iter().find(|(crowd, _)| jobs.len() >= *crowd);
+            self.paced = pace.map(|(_, pace)| Instant::now() + *pace);
             self.write(jobs).await;
             self.gauges.away.store(!self.waiting.is_empty(), Ordering::Relaxed);
         }
@@ -123,7 +130,7 @@ impl Writer {
             self.take_queued(&mut jobs);
             return Some(jobs);
         }
-        loop {
+        while jobs.is_empty() {
             tokio::select! {
                 biased;
                 () = self.hard.cancelled() => return None,
@@ -131,18 +138,20 @@ impl Writer {
                     if received == 0 {
                         return None;
                     }
-                    break;
+                    jobs = std::mem::take(&mut jobs).into_iter().filter_map(|job| self.sort(job)).collect();
                 }
                 () = tokio::time::sleep(self.retry), if !self.waiting.is_empty() => {
                     self.take_queued(&mut jobs);
                     return Some(jobs);
                 }
+                () = until(self.later.front().map(|(due, _)| *due)), if self.waiting.is_empty() => {}
                 () = idle(&self.soft), if self.waiting.is_empty() => {
                     if self.gauges.open.load(Ordering::Relaxed) <= 0 && self.queue.is_empty() {
                         return None;
                     }
                 }
             }
+            self.take_due(&mut jobs);
         }
         if let Some(paced) = self.paced.take().filter(|_| jobs.len() < self.batch) {
             tokio::select! {
@@ -150,8 +159,34 @@ impl Writer {
                 () = tokio::time::sleep_until(paced) => {}
             }
             self.take_queued(&mut jobs);
+            self.take_due(&mut jobs);
         }
         Some(jobs)
+    }
+
+    /// Puts a note that can wait aside.
+    fn sort(&mut self, job: Job) -> Option<Job> {
+        match job {
+            Job::Note(progress) if progress.can_wait() => {
+                // What changes from now on is queued anew.
+                progress.queued.store(false, Ordering::Release);
+                self.later.push_back((Instant::now() + NOTE_LATER, progress));
+                None
+            }
+            job => Some(job),
+        }
+    }
+
+    /// Notes that have waited and still have something to say.
+    fn take_due(&mut self, jobs: &mut Vec<Job>) {
+        let now = Instant::now();
+        while self.later.front().is_some_and(|(due, _)| *due <= now) {
+            let Some((_, progress)) = self.later.pop_front() else { break };
+            // A checkpoint that came meanwhile has brought all of it.
+            if !progress.has_ended() && progress.can_wait() {
+                jobs.push(Job::Note(progress));
+            }
+        }
     }
 
     /// What has queued up, without waiting.
@@ -159,7 +194,7 @@ impl Writer {
         let room = self.batch.saturating_sub(self.waiting.len() + self.next.len());
         while jobs.len() < room {
             let Ok(job) = self.queue.try_recv() else { break };
-            jobs.push(job);
+            jobs.extend(self.sort(job));
         }
     }
 
@@ -355,10 +390,11 @@ impl Prepared {
 
 /// Takes the newest state of each note, and drops notes of requests that end in the same batch.
 fn coalesce(jobs: Vec<Job>) -> Vec<Prepared> {
+    let noted = jobs.iter().any(|job| matches!(job, Job::Note(_)));
     let ending: HashSet<RequestId> = jobs
         .iter()
         .filter_map(|job| match job {
-            Job::Resolve(resolution) => Some(resolution.end.hold.request_id.clone()),
+            Job::Resolve(resolution) if noted => Some(resolution.end.hold.request_id.clone()),
             _ => None,
         })
         .collect();
@@ -380,6 +416,14 @@ fn coalesce(jobs: Vec<Job>) -> Vec<Prepared> {
             })
         })
         .collect()
+}
+
+/// Ends at that moment, or never.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn idle(soft: &CancellationToken) {

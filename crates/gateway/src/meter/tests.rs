@@ -220,6 +220,29 @@ async fn checkpoints_are_written_by_count_and_only_the_newest() {
     world.end().await;
 }
 
+#[tokio::test]
+async fn who_accepted_a_request_is_written_only_when_it_lasts() {
+    let world = World::new().await;
+    let (node, owner) = (ProvisionId::from_tail("node"), UserId::from_tail("provider"));
+    let short = world.hold("short", 100).await;
+    short.accepted(&node, &owner, 1);
+    short.settle(settlement(End::Finished, chat(10, 0))).await.unwrap();
+    let long = world.hold("long", 100).await;
+    long.accepted(&node, &owner, 1);
+    let (id, payer) = (RequestId::from_tail("long"), UserId::from_tail("payer"));
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while world.db.generation(&id, &payer).await.unwrap().unwrap().provision_id.is_none() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
+    .unwrap();
+    // Two admissions, one settlement and the note of the one that lasts.
+    assert_eq!(world.meter.stats().ops, 4);
+    long.void(End::ProviderLost, Vec::new()).await.unwrap();
+    world.end().await;
+}
+
 /// Gate L1 on one meter: exactly what the account can pay is admitted, everything else gets a refusal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_requests_share_commits_and_never_pass_the_balance() {

@@ -19,14 +19,14 @@ use crate::verdict::Verdict;
 /// The assertion that catches a bound on events that is no bound.
 pub const CAUGHT_BY: &str = "a rogue stream costs at most 256 KiB";
 
-/// Streams at a time.
-const STREAMS: usize = 64;
+/// Streams at a time. The gateway gives a node 64 pieces of work at most, and good work must fit beside these.
+const STREAMS: usize = 48;
 
 /// What a hostile stream may cost (GR section 9); what may be under way on its tunnel, all streams together; and what the
 /// process may take beside, because its allocator gives back pages in large pieces only.
 const PER_STREAM: u64 = 256 * 1024;
 const UNDER_WAY: u64 = 8 << 20;
-const BESIDE: u64 = 8 << 20;
+const BESIDE: u64 = 16 << 20;
 
 /// `max_tokens` of the requests; by it the text of an answer is bounded to 33 KiB.
 const LIMIT: u64 = 256;

@@ -12,9 +12,13 @@ pub struct Emissions {
 }
 
 impl Emissions {
-    /// Forgets everything; from now on there are so many streams.
-    pub fn begin(&self, streams: usize) {
-        *self.streams.lock() = vec![Vec::new(); streams];
+    /// Makes room for so many more streams; gives the number of the first. Senders of former streams may not have noticed
+    /// yet that nobody listens, so their numbers are never used again.
+    pub fn begin(&self, streams: usize) -> usize {
+        let mut all = self.streams.lock();
+        let first = all.len();
+        all.resize_with(first + streams, Vec::new);
+        first
     }
 
     /// The next event of a stream is being sent.

@@ -55,6 +55,7 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
     for case in cases {
         one_of_five(setting, case, &mut verdict).await?;
     }
+    asked_by_name(setting, &mut verdict).await?;
     the_last_one(setting, &mut verdict).await?;
     back_by_trial(setting, &mut verdict).await?;
     Ok(verdict)
@@ -118,6 +119,37 @@ async fn one_of_five(setting: Setting, case: Case, verdict: &mut Verdict) -> Res
     world.finish(verdict).await
 }
 
+/// A node that fails loses work by its score alone; one that clients ask for first is kept away by its breaker.
+async fn asked_by_name(setting: Setting, verdict: &mut Verdict) -> Result<()> {
+    let world = world(setting, OPEN).await?;
+    let account = world.account("asker@example.org", MicroCredits(1_000_000_000_000)).await?;
+    let bad = world.stand_in("bad").await?;
+    let _good = (world.stand_in("good").await?, world.stand_in("other").await?);
+    bad.set_mood(Mood::Failing);
+    let (requests, start) = (setting.counts.pick(40, 400), Instant::now());
+    let mut body = question();
+    body["provider"] = json!({"order": [bad.slug()]});
+    let mut answered = 0;
+    for _ in 0..requests {
+        let reply = account.client.call("POST", "/v1/chat/completions", Some(&body)).await;
+        answered += usize::from(reply.is_ok_and(|reply| reply.status == 200));
+    }
+    verdict.count += requests as u64;
+    verdict.check(
+        "99.9 % succeed before the first byte",
+        answered == requests,
+        format!("by name: {answered} of {requests}"),
+    );
+    let most = 5 + usize::try_from(start.elapsed().as_secs() / OPEN.as_secs())?;
+    let tried = bad.notes().len();
+    verdict.check(
+        CAUGHT_BY,
+        (1..=most).contains(&tried),
+        format!("by name: tried {tried} times, at most {most}"),
+    );
+    world.finish(verdict).await
+}
+
 /// When most fail, at most half are away; when all fail, the last is asked on, and serves the moment it can.
 async fn the_last_one(setting: Setting, verdict: &mut Verdict) -> Result<()> {
     let world = world(setting, OPEN).await?;
@@ -174,6 +206,10 @@ fn attempts(nodes: &[StandIn]) -> usize {
     nodes.iter().map(|node| node.notes().len()).sum()
 }
 
+fn question() -> serde_json::Value {
+    json!({"model": CHAT_MODEL, "max_tokens": 16, "messages": [{"role": "user", "content": "say 8"}]})
+}
+
 /// How many of so many requests are answered with 200.
 async fn ask_many(client: &Client, requests: usize) -> usize {
     let mut tasks = JoinSet::new();
@@ -181,7 +217,7 @@ async fn ask_many(client: &Client, requests: usize) -> usize {
         let client = client.clone();
         let share = requests / CLIENTS + usize::from(number < requests % CLIENTS);
         tasks.spawn(async move {
-            let body = json!({"model": CHAT_MODEL, "max_tokens": 16, "messages": [{"role": "user", "content": "say 8"}]});
+            let body = question();
             let mut answered = 0;
             for _ in 0..share {
                 let reply = client.call("POST", "/v1/chat/completions", Some(&body)).await;

@@ -62,6 +62,8 @@ struct Heard {
 /// What the readers share.
 struct Ear {
     emissions: Arc<Emissions>,
+    /// Number of the first stream among the emissions.
+    first: usize,
     begun: AtomicUsize,
     ended: AtomicUsize,
     listening: AtomicBool,
@@ -114,8 +116,8 @@ pub async fn take(plan: &Plan) -> Result<Taken> {
 async fn trickle(plan: &Plan, stage: &Stage, peer: &Peer, key: &str) -> Result<Trickle> {
     let streams = plan.slow_streams;
     let before = cost::memory(peer.pid)?;
-    stage.emissions.begin(streams);
     let ear = Arc::new(Ear {
+        first: stage.emissions.begin(streams),
         emissions: stage.emissions.clone(),
         begun: AtomicUsize::new(0),
         ended: AtomicUsize::new(0),
@@ -124,7 +126,11 @@ async fn trickle(plan: &Plan, stage: &Stage, peer: &Peer, key: &str) -> Result<T
     });
     let mut readers = JoinSet::new();
     for number in 0..streams {
-        let script = Script { pace_ms: plan.slow_pace_ms, stream: Some(number), ..Script::of(MOST_EVENTS) };
+        let script = Script {
+            pace_ms: plan.slow_pace_ms,
+            stream: Some(ear.first + number),
+            ..Script::of(MOST_EVENTS)
+        };
         let question = Question::chat(peer, key, script, true);
         let ear = ear.clone();
         let wait = RAMP.mul_f64(number as f64 / streams as f64);
@@ -177,7 +183,7 @@ impl Ear {
                     self.begun.fetch_add(1, Ordering::Relaxed);
                 }
                 for event in seen..seen + new as usize {
-                    match self.emissions.age(number, event, now) {
+                    match self.emissions.age(self.first + number, event, now) {
                         Some(age) => self.note(number, age, new),
                         None => lost = Some(event),
                     }

@@ -28,8 +28,12 @@ const PER_STREAM: u64 = 256 * 1024;
 const UNDER_WAY: u64 = 8 << 20;
 const BESIDE: u64 = 16 << 20;
 
-/// `max_tokens` of the requests; by it the text of an answer is bounded to 33 KiB.
+/// `max_tokens` of the requests; by it the text of an answer is bounded to 33 KiB for each of its choices.
 const LIMIT: u64 = 256;
+
+/// Choices of the requests. They raise the bound on the bytes of a whole answer above a mebibyte, so that only the bound on
+/// an event is left to keep a long line small.
+const CHOICES: u64 = 8;
 
 /// How long a part may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -192,6 +196,7 @@ async fn peak_of(process: u32, client: &Client, node: &StandIn, part: &Part) -> 
 async fn ask(client: &Client, prompt: &str) -> Result<Vec<Conversation>> {
     let mut body = Path::ChatStream.body(prompt, LIMIT);
     body["model"] = CHAT_MODEL.into();
+    body["n"] = CHOICES.into();
     let mut conversations = Vec::new();
     for _ in 0..STREAMS {
         conversations.push(client.send("POST", Path::ChatStream.url(), Some(&body)).await?);

@@ -12,6 +12,7 @@ mod bound;
 mod checkpoint;
 mod delivery;
 mod embed;
+mod errand;
 pub mod events;
 mod forward;
 mod job;
@@ -26,7 +27,8 @@ mod so_far;
 mod vectors;
 mod watchdog;
 
-pub use embed::{EmbedJob, run_embeddings};
+pub use embed::Embedding;
+pub use errand::{Errand, Printed, Ticket, run_errand};
 pub use job::{Alternative, Ask, Job};
 pub use respond::run_llm;
 pub use rules::{Format, Rules};

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -14,6 +13,7 @@ use super::admission::{Admitted, admit};
 use super::bound::Bound;
 use super::checkpoint::Checkpoints;
 use super::delivery::{DeliveryBody, delivery};
+use super::errand::Printed;
 use super::job::Job;
 use super::retry::Trail;
 use super::run::{Head, Meta, Run};
@@ -95,7 +95,7 @@ async fn watched_admission(app: &App, caller: &Caller, job: Job) -> ApiResult<(A
 
 /// What the known-bad variant sends to a node: the names of unknown fields, too.
 #[cfg(feature = "sabotage")]
-fn with_extra_body(app: &App, job: &Job, body: Bytes) -> ApiResult<Bytes> {
+fn with_extra_body(app: &App, job: &Job, body: bytes::Bytes) -> ApiResult<bytes::Bytes> {
     if app.sabotage != Some(crate::sabotage::Sabotage::ExtraBody) {
         return Ok(body);
     }
@@ -164,23 +164,23 @@ async fn answer_whole(
     let head = told.await;
     presence.end();
     match head {
-        Ok(Head::Whole(bytes, meta)) => Ok(whole(app, &job.answer_id(), job.arrived, bytes, &meta)),
+        Ok(Head::Whole(printed, meta)) => Ok(whole(app, &job.answer_id(), job.arrived, printed, &meta)),
         Ok(Head::Failed(error)) => Err(error),
         Ok(Head::Stream(_)) | Err(_) => Err(lost_task()),
     }
 }
 
-/// A whole JSON answer.
+/// A whole answer.
 pub(super) fn whole(
     app: &App,
     id: &str,
     arrived: std::time::Duration,
-    bytes: Bytes,
+    printed: Printed,
     meta: &Meta,
 ) -> Response {
-    let mut response = Response::new(Body::from(bytes));
+    let mut response = Response::new(Body::from(printed.bytes));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(printed.content_type));
     describe(headers, app, id, arrived, meta);
     response
 }

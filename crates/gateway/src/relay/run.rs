@@ -18,6 +18,7 @@ use super::answer::Writer;
 use super::bound::Bound;
 use super::checkpoint::Checkpoints;
 use super::delivery::{Outlet, Undelivered};
+use super::errand::Printed;
 use super::job::Job;
 use super::retry::{Fault, Next, Trail};
 use super::select::{NoSeat, Seeker, Until, find_seat};
@@ -35,7 +36,7 @@ pub(super) enum Head {
     /// Content comes: answer 200 and stream.
     Stream(Meta),
     /// The whole answer, settled.
-    Whole(Bytes, Meta),
+    Whole(Printed, Meta),
     /// Nothing was delivered.
     Failed(ApiError),
 }

@@ -12,6 +12,7 @@ use cxmpute_wire::{Code, Millis, Tokens};
 
 use super::answer::{DONE, error_event};
 use super::delivery::{Chunk, Undelivered};
+use super::errand::Printed;
 use super::retry::Fault;
 use super::run::{Ended, Head, Run};
 use crate::error::ApiError;
@@ -95,7 +96,9 @@ impl Run {
                     for (choice, output) in outputs.iter_mut().enumerate() {
                         output.text.insert_str(0, job.repeated(choice).unwrap_or_default());
                     }
-                    let _ = head.send(Head::Whole(writer.whole(outputs, usage), meta));
+                    let printed =
+                        Printed { bytes: writer.whole(outputs, usage), content_type: "application/json" };
+                    let _ = head.send(Head::Whole(printed, meta));
                 }
             }
             Err(error) => {

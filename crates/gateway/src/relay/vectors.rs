@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::retry::Fault;
 
 /// What came back, checked.
-pub(super) struct Vectors {
+pub struct Vectors {
     /// One per text, in order.
     pub vectors: Vec<Vec<f32>>,
     /// The node's claim of tokens.

@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::edge::Edge;
 use crate::error::ApiResult;
-use crate::relay::{EmbedJob, run_embeddings};
+use crate::relay::{Embedding, run_errand};
 
 /// Turns texts into vectors.
 pub async fn create_embedding(
@@ -28,17 +28,9 @@ pub async fn create_embedding(
     manners.ignore(ignored)?;
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Embeddings).await?;
     check_embedding(&request, &model)?;
-    let job = EmbedJob {
-        timeout: manners.timeout,
-        request_id: edge.request_id,
-        watch: edge.watch,
-        arrived: edge.arrived,
-        wishes: wishes(&app, &request.model, request.provider.as_ref())?,
-        request,
-        model,
-        counter,
-        title: manners.title.take(),
-        referer: manners.referer.take(),
-    };
-    Box::pin(run_embeddings(app, caller, job)).await.map(|response| manners.sign(response))
+    let wishes = wishes(&app, &request.model, request.provider.as_ref())?;
+    let total = app.config.relay.embeddings_total();
+    let ticket = manners.ticket(edge, "/embeddings", &request.model, model, wishes, total);
+    let embedding = Embedding::of(request, &ticket, counter);
+    Box::pin(run_errand(app, caller, ticket, embedding)).await.map(|response| manners.sign(response))
 }

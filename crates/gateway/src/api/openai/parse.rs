@@ -18,10 +18,11 @@ use super::place::{below, path_at, wanted};
 use super::validate::output_limit;
 use crate::app::App;
 use crate::body::{RawBody, require_json};
+use crate::edge::Edge;
 use crate::error::{ApiError, ApiResult};
 use crate::json::{self, Ignored};
 use crate::limits;
-use crate::relay::Alternative;
+use crate::relay::{Alternative, Ticket};
 
 const X_IGNORED: HeaderName = HeaderName::from_static("x-cxmpute-ignored");
 
@@ -132,6 +133,31 @@ impl Manners {
         Ok(())
     }
 
+    /// What an errand of this request needs to know of it.
+    pub fn ticket(
+        &mut self,
+        edge: Edge,
+        route: &'static str,
+        name: &str,
+        model: Arc<ModelEntry>,
+        wishes: Arc<Wishes>,
+        total: Duration,
+    ) -> Ticket {
+        Ticket {
+            request_id: edge.request_id,
+            watch: edge.watch,
+            arrived: edge.arrived,
+            route,
+            operation: operation_of(route),
+            model,
+            model_name: name.to_owned(),
+            wishes,
+            title: self.title.take(),
+            referer: self.referer.take(),
+            total: self.timeout.map_or(total, |wanted| wanted.min(total)),
+        }
+    }
+
     /// The dropped fields, for the known-bad variant that sends them on.
     #[cfg(feature = "sabotage")]
     pub fn names(&self) -> Vec<String> {
@@ -148,6 +174,11 @@ impl Manners {
         }
         response
     }
+}
+
+/// The route's name as an operation in traces, after OpenTelemetry's conventions for generative AI.
+fn operation_of(route: &'static str) -> &'static str {
+    route.trim_start_matches('/')
 }
 
 fn timeout(value: &HeaderValue) -> ApiResult<Duration> {

@@ -1,0 +1,347 @@
+//! One errand from its hold to its settlement: select → the node → check → settle → the client. It runs in a task of its
+//! own, not in the client's connection, so that whatever the client does, the money moves exactly once (MR28).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cxmpute_market::ledger::End;
+use cxmpute_market::price::Units;
+use cxmpute_runtime::{CancellationToken, random};
+use cxmpute_store::AttemptRecord;
+use cxmpute_tunnel::{OpenError, WorkHead};
+use cxmpute_wire::{Code, Millis, UserId};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::super::forward;
+use super::super::retry::{Fault, Next, Trail};
+use super::super::run::{Head, Meta, end_attempt};
+use super::super::select::{NoSeat, Seeker, Until, find_seat};
+use super::super::settle::{exhausted_error, settle, store_error};
+use super::{Errand, Job};
+use crate::app::App;
+use crate::error::ApiError;
+use crate::fleet::{RunningRequest, Seat};
+use crate::meter::{Hold, Settlement};
+use crate::rates::Permit;
+use crate::trace::{Key, Open, Phase};
+
+/// One errand on its way.
+pub(super) struct Carry<E> {
+    app: Arc<App>,
+    user: UserId,
+    permit: Option<Arc<Permit>>,
+    job: Arc<Job<E>>,
+    body: Bytes,
+    head: oneshot::Sender<Head>,
+    gone: CancellationToken,
+    total: Instant,
+    trail: Trail,
+    attempts: Vec<AttemptRecord>,
+    node_time: Duration,
+    /// Who accepted the attempt that is running.
+    accepted: std::sync::OnceLock<(cxmpute_wire::ProvisionId, UserId)>,
+    phase: Open,
+    _running: RunningRequest,
+}
+
+enum Stop {
+    Fault(Fault),
+    Gone,
+    Deadline,
+    Draining,
+    Internal(ApiError),
+}
+
+enum Ended<A> {
+    Finished(Seat, A),
+    Gone,
+    Failed(End, ApiError),
+}
+
+impl<E: Errand> Carry<E> {
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request meet here")]
+    pub(super) fn new(
+        app: Arc<App>,
+        user: UserId,
+        permit: Option<Arc<Permit>>,
+        job: Arc<Job<E>>,
+        body: Bytes,
+        head: oneshot::Sender<Head>,
+        gone: CancellationToken,
+        total: Instant,
+    ) -> Self {
+        Self {
+            _running: app.fleet.begin_request(),
+            app,
+            user,
+            permit,
+            job,
+            body,
+            head,
+            gone,
+            total,
+            trail: Trail::default(),
+            attempts: Vec::new(),
+            node_time: Duration::ZERO,
+            accepted: std::sync::OnceLock::new(),
+            phase: Open::default(),
+        }
+    }
+
+    pub(super) async fn run(mut self, hold: Hold, exact: Option<Units>) {
+        let ended = self.work(&hold).await;
+        let latency = self.app.clock.mono().saturating_sub(self.job.ticket.arrived);
+        let watch = self.job.ticket.watch.clone();
+        watch.describe(|fields| fields.set(Key::Attempts, self.attempts.len() as u64));
+        let mut settlement = Settlement {
+            attempts: std::mem::take(&mut self.attempts),
+            latency: Some(Millis::from(latency)),
+            ..Settlement::none(End::Refused)
+        };
+        let (seat, answer) = match ended {
+            Ended::Finished(seat, answer) => (seat, answer),
+            Ended::Gone => return self.abandon(hold, settlement).await,
+            Ended::Failed(end, error) => {
+                settlement.end = end;
+                if let Err(cause) = settle(&watch, hold, settlement).await {
+                    let request_id = &self.job.ticket.request_id;
+                    tracing::error!(%request_id, error = %cause, "a failed request was not settled");
+                }
+                drop(self.permit.take());
+                let _ = self.head.send(Head::Failed(error));
+                return;
+            }
+        };
+        let exact = match exact {
+            Some(units) => units,
+            None => {
+                let job = self.job.clone();
+                tokio::task::spawn_blocking(move || job.errand.count()).await.unwrap_or_default()
+            }
+        };
+        let errand = &self.job.errand;
+        let counted = errand.delivered(exact, &answer);
+        settlement.end = End::Finished;
+        settlement.counted = counted;
+        settlement.claimed = errand.claimed(&answer);
+        settlement.provision_id = Some(seat.provision().clone());
+        settlement.provider = Some(seat.owner().clone());
+        let meta = Meta {
+            provider: Some(seat.slug()),
+            overhead: latency.saturating_sub(self.node_time),
+            #[cfg(feature = "sabotage")]
+            headers: http::HeaderMap::new(),
+        };
+        drop(seat);
+        let tokens = errand.tokens(&counted);
+        if tokens > 0 {
+            watch.describe(|fields| fields.set(Key::InputTokens, tokens));
+        }
+        let settled = settle(&watch, hold, settlement).await;
+        if let Some(permit) = self.permit.take() {
+            permit.use_tokens(tokens);
+        }
+        let answer = match settled {
+            Ok(settled) => Head::Whole(errand.print(&self.job.ticket, answer, &counted, &settled), meta),
+            Err(error) => Head::Failed(store_error(error)),
+        };
+        let _ = self.head.send(answer);
+    }
+
+    /// The client left. What is priced by its input is paid once a node had accepted it; the rest pays only what is
+    /// delivered, and nothing was (MR31).
+    async fn abandon(self, hold: Hold, mut settlement: Settlement) {
+        let input = self.job.errand.abandoned();
+        settlement.end = End::ClientGoneBeforeAccept;
+        if let Some((provision, owner)) = self.accepted.get().filter(|_| input != Units::default()) {
+            settlement.end = End::ClientGone;
+            settlement.counted = input;
+            settlement.provision_id = Some(provision.clone());
+            settlement.provider = Some(owner.clone());
+        }
+        #[cfg(feature = "sabotage")]
+        self.bill_undelivered(&mut settlement);
+        if let Err(error) = settle(&self.job.ticket.watch, hold, settlement).await {
+            let request_id = &self.job.ticket.request_id;
+            tracing::error!(%request_id, %error, "an abandoned request was not settled");
+        }
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn bill_undelivered(&self, settlement: &mut Settlement) {
+        if self.app.sabotage == Some(crate::sabotage::Sabotage::BillUndelivered)
+            && let Some(attempt) = settlement.attempts.last()
+        {
+            settlement.end = End::ClientGone;
+            settlement.counted = self.job.errand.count();
+            settlement.provision_id = Some(attempt.provision_id.clone());
+            settlement.provider = Some(self.user.clone());
+        }
+    }
+
+    async fn work(&mut self, hold: &Hold) -> Ended<E::Answer> {
+        let relay = self.app.config.relay.clone();
+        self.app.fleet.count_request(&self.job.ticket.model.service);
+        loop {
+            let until = (Instant::now() + relay.queue()).min(self.total);
+            let seeker = Seeker::new(&self.job.ticket.model, &self.user, &self.job.ticket.wishes);
+            let hard = self.app.tasks.hard();
+            let until = Until { deadline: until, gone: &self.gone, hard: &hard };
+            let mut phase = self.job.ticket.watch.open(Phase::Queue);
+            let found = find_seat(&self.app.fleet, seeker, &mut self.trail, until).await;
+            if let Err(NoSeat::Nobody(error)) = &found {
+                phase.fail(error.code);
+            }
+            drop(phase);
+            let mut seat = match found {
+                Ok(seat) => seat,
+                Err(NoSeat::Gone) => return Ended::Gone,
+                Err(NoSeat::Draining) => return Ended::Failed(End::Refused, ApiError::draining()),
+                Err(NoSeat::Nobody(error)) => {
+                    return match self.trail.failure(&error) {
+                        Some(fault) => Ended::Failed(End::ProviderFailed, exhausted_error(fault)),
+                        None => Ended::Failed(End::Refused, error),
+                    };
+                }
+            };
+            let began = Instant::now();
+            let number = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
+            self.phase = self.job.ticket.watch.open(Phase::Attempt);
+            self.accepted = std::sync::OnceLock::new();
+            let outcome = Box::pin(self.attempt(&seat, number, hold)).await;
+            self.node_time += began.elapsed();
+            let now = self.app.clock.mono();
+            let fault = match outcome {
+                Ok(answer) => {
+                    seat.first_token(began.elapsed(), now);
+                    seat.succeeded(now);
+                    self.record(&seat, number, End::Finished, None, began);
+                    return Ended::Finished(seat, answer);
+                }
+                Err(Stop::Fault(fault)) => fault,
+                Err(Stop::Gone) => {
+                    self.record(&seat, number, End::ClientGone, Some(Code::ClientClosed), began);
+                    return Ended::Gone;
+                }
+                Err(Stop::Deadline) => {
+                    let error = ApiError::new(Code::DeadlineExceeded, "The request took longer than it may.");
+                    self.record(&seat, number, End::ProviderFailed, Some(Code::DeadlineExceeded), began);
+                    return Ended::Failed(End::ProviderFailed, error);
+                }
+                Err(Stop::Draining) => return Ended::Failed(End::Refused, ApiError::draining()),
+                Err(Stop::Internal(error)) => return Ended::Failed(End::Refused, error),
+            };
+            if fault == Fault::Lost {
+                seat.lost(now);
+            } else if fault.blames_node() {
+                seat.failed(now);
+            } else if fault.is_lack_of_room() {
+                seat.refused_for_room(now);
+            }
+            self.record(&seat, number, fault.end(), Some(fault.code()), began);
+            let chance = u64::from_le_bytes(random::bytes::<8>());
+            let next = self.trail.fail(seat.provision(), seat.epoch(), fault, relay.retries, chance, || {
+                self.app.fleet.take_retry(&self.job.ticket.model.service)
+            });
+            drop(seat);
+            match next {
+                Next::Now => {}
+                Next::After(wait) => tokio::select! {
+                    () = self.gone.cancelled() => return Ended::Gone,
+                    () = tokio::time::sleep(wait) => {}
+                },
+                Next::GiveUp => return Ended::Failed(End::ProviderFailed, exhausted_error(fault)),
+            }
+        }
+    }
+
+    async fn attempt(&self, seat: &Seat, number: u32, hold: &Hold) -> Result<E::Answer, Stop> {
+        let max_bytes = self.job.errand.max_bytes();
+        let head = WorkHead {
+            request_id: self.job.ticket.request_id.clone(),
+            attempt: number,
+            epoch: seat.epoch(),
+            service: seat.service().clone(),
+            generation: seat.generation(),
+            path: self.job.errand.path(),
+            deadline: Millis::from(self.total.saturating_duration_since(Instant::now())),
+            max_tokens: 0,
+            max_bytes,
+        };
+        let mut stream = seat.link().open(&head, self.body.clone()).map_err(|error| match error {
+            OpenError::Closed(_) | OpenError::Draining => Stop::Fault(Fault::Lost),
+            OpenError::Full => Stop::Fault(Fault::Refused(Some(Code::CapacityFull))),
+            OpenError::Head(_) => Stop::Internal(ApiError::internal(error)),
+        })?;
+        let hard = self.app.tasks.hard();
+        let exchange = async {
+            let accepted = match tokio::time::timeout(self.app.config.relay.accept(), stream.accepted()).await
+            {
+                Ok(Ok(accepted)) => accepted,
+                Ok(Err(error)) => return Err(Stop::Fault(forward::before_accept(&error))),
+                Err(_) => {
+                    return Err(Stop::Fault(forward::not_accepted(seat, self.app.config.relay.accept())));
+                }
+            };
+            let ours =
+                accepted.request_id == head.request_id && accepted.epoch == head.epoch && seat.is_current();
+            #[cfg(feature = "sabotage")]
+            let ours = ours || self.app.sabotage == Some(crate::sabotage::Sabotage::NoOwnerCheck);
+            if !ours {
+                tracing::warn!(request_id = %head.request_id, provision = %seat.provision(),
+                    "an acceptance of other work, or of an older tunnel, was dropped");
+                metrics::counter!("cxmpute_foreign_frames_total").increment(1);
+                return Err(Stop::Fault(Fault::Foreign));
+            }
+            hold.accepted(seat.provision(), seat.owner(), number);
+            let _ = self.accepted.set((seat.provision().clone(), seat.owner().clone()));
+            let mut whole = Vec::new();
+            while let Some(chunk) = stream.chunk().await {
+                let chunk = chunk.map_err(|error| Stop::Fault(forward::after_accept(&error)))?;
+                if (whole.len() + chunk.len()) as u64 > max_bytes {
+                    return Err(Stop::Fault(Fault::Protocol));
+                }
+                whole.extend_from_slice(&chunk);
+            }
+            self.read(whole).await
+        };
+        tokio::select! {
+            biased;
+            () = self.gone.cancelled() => Err(Stop::Gone),
+            () = hard.cancelled() => Err(Stop::Draining),
+            () = tokio::time::sleep_until(self.total) => {
+                forward::count_late("total");
+                Err(Stop::Deadline)
+            }
+            outcome = exchange => outcome,
+        }
+    }
+
+    async fn read(&self, body: Vec<u8>) -> Result<E::Answer, Stop> {
+        if !E::IS_HEAVY {
+            return self.job.errand.read(body).map_err(Stop::Fault);
+        }
+        let job = self.job.clone();
+        match tokio::task::spawn_blocking(move || job.errand.read(body)).await {
+            Ok(read) => read.map_err(Stop::Fault),
+            Err(error) => Err(Stop::Internal(ApiError::internal(error))),
+        }
+    }
+
+    fn record(&mut self, seat: &Seat, number: u32, outcome: End, code: Option<Code>, began: Instant) {
+        self.app.telemetry.work.attempt(outcome);
+        end_attempt(&mut self.phase, seat, number, outcome, code);
+        self.attempts.push(AttemptRecord {
+            attempt: number,
+            provision_id: seat.provision().clone(),
+            epoch: seat.epoch(),
+            outcome,
+            code: code.map(|code| code.as_str().to_owned()),
+            accept: None,
+            first_token: None,
+            total: Some(Millis::from(began.elapsed())),
+        });
+    }
+}

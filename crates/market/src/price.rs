@@ -1,7 +1,7 @@
 //! From counted units to money: one price row, one division, rounded up for the payer and down for the provider
 //! (MR2, MR3, MR4).
 
-use cxmpute_wire::{MicroCredits, Tokens};
+use cxmpute_wire::{MicroCredits, Millis, Tokens};
 use serde::{Deserialize, Serialize};
 
 /// Prices are per this many units (MR2).
@@ -30,6 +30,15 @@ pub struct PriceRow {
     /// Per 10^6 characters.
     #[serde(default)]
     pub character: MicroCredits,
+    /// Per 10^6 seconds of audio.
+    #[serde(default)]
+    pub second: MicroCredits,
+    /// Per 10^6 pages with content.
+    #[serde(default)]
+    pub url: MicroCredits,
+    /// Per 10^6 images.
+    #[serde(default)]
+    pub image: MicroCredits,
     /// Least charge of a request that is charged at all.
     #[serde(default)]
     pub minimum: MicroCredits,
@@ -55,6 +64,15 @@ pub struct Units {
     /// Characters.
     #[serde(default)]
     pub characters: u64,
+    /// Seconds of audio, each begun one whole.
+    #[serde(default)]
+    pub seconds: u64,
+    /// Pages that were fetched and had content.
+    #[serde(default)]
+    pub urls: u64,
+    /// Images that were looked at or made.
+    #[serde(default)]
+    pub images: u64,
 }
 
 impl Units {
@@ -70,10 +88,22 @@ impl Units {
         Self { embedding: tokens, ..Self::default() }
     }
 
+    /// Units of audio of this length: a second that was begun counts whole.
+    #[must_use]
+    pub fn audio(length: Millis) -> Self {
+        Self { seconds: length.0.div_ceil(1_000), ..Self::default() }
+    }
+
     /// Whether output was delivered, as opposed to a prompt only.
     #[must_use]
     pub fn delivered(&self) -> bool {
-        self.completion.0 > 0 || self.embedding.0 > 0 || self.characters > 0
+        self.completion.0 > 0 || self.embedding.0 > 0 || self.characters > 0 || self.items() > 0
+    }
+
+    /// Seconds, pages and images together: what is counted by the piece.
+    #[must_use]
+    pub fn items(&self) -> u64 {
+        self.seconds.saturating_add(self.urls).saturating_add(self.images)
     }
 
     /// The smaller of both, unit by unit.
@@ -84,6 +114,9 @@ impl Units {
             completion: self.completion.min(other.completion),
             embedding: self.embedding.min(other.embedding),
             characters: self.characters.min(other.characters),
+            seconds: self.seconds.min(other.seconds),
+            urls: self.urls.min(other.urls),
+            images: self.images.min(other.images),
         }
     }
 }
@@ -150,6 +183,9 @@ impl PriceRow {
             ("completion", self.completion),
             ("embedding", self.embedding),
             ("character", self.character),
+            ("second", self.second),
+            ("url", self.url),
+            ("image", self.image),
             ("minimum", self.minimum),
         ];
         for (field, price) in prices {
@@ -184,8 +220,11 @@ pub fn cost(price: &PriceRow, units: &Units) -> Result<MicroCredits, PriceError>
         (units.completion.0, price.completion),
         (units.embedding.0, price.embedding),
         (units.characters, price.character),
+        (units.seconds, price.second),
+        (units.urls, price.url),
+        (units.images, price.image),
     ];
-    // 4 products of a u64 and a positive i64 stay below 2^129 only when the counts are absurd; check anyway.
+    // 7 products of a u64 and a positive i64 stay below 2^127 unless the counts are absurd; check anyway.
     let overflow = || PriceError::Overflow { id: price.id.clone(), version: price.version };
     let mut sum: i128 = 0;
     for (count, unit_price) in parts {
@@ -206,6 +245,12 @@ pub struct Parts {
     pub completion: i128,
     /// Characters of both.
     pub characters: i128,
+    /// Seconds of audio.
+    pub seconds: i128,
+    /// Pages.
+    pub urls: i128,
+    /// Images.
+    pub images: i128,
     /// What is charged beyond these parts; below zero where a hold did not cover them.
     pub adjustment: i128,
 }
@@ -222,9 +267,13 @@ pub fn parts(price: &PriceRow, units: &Units, charged: MicroCredits) -> Parts {
     let prompt = of(units.prompt.0, price.prompt).saturating_add(of(units.embedding.0, price.embedding));
     let completion = of(units.completion.0, price.completion);
     let characters = of(units.characters, price.character);
-    let sum = prompt.saturating_add(completion).saturating_add(characters);
+    let seconds = of(units.seconds, price.second);
+    let urls = of(units.urls, price.url);
+    let images = of(units.images, price.image);
+    let sum =
+        [prompt, completion, characters, seconds, urls, images].into_iter().fold(0, i128::saturating_add);
     let adjustment = (i128::from(charged.0) * PER_UNITS).saturating_sub(sum);
-    Parts { prompt, completion, characters, adjustment }
+    Parts { prompt, completion, characters, seconds, urls, images, adjustment }
 }
 
 /// So many 10^-12 credits as an exact decimal text, such as `0.0000015`.
@@ -269,6 +318,9 @@ mod tests {
             completion: MicroCredits(completion),
             embedding: MicroCredits(0),
             character: MicroCredits(0),
+            second: MicroCredits(0),
+            url: MicroCredits(0),
+            image: MicroCredits(0),
             minimum: MicroCredits(0),
             share_bp: DEFAULT_SHARE_BP,
             free: false,
@@ -309,6 +361,45 @@ mod tests {
         }
         let free = PriceRow { free: true, ..row(0, 0) };
         assert_eq!(parts(&free, &Units::chat(Tokens(9), Tokens(9)), MicroCredits(0)), Parts::default());
+    }
+
+    #[test]
+    fn seconds_pages_and_images_cost_by_the_piece() {
+        let price = PriceRow {
+            second: MicroCredits(100_000_000),
+            url: MicroCredits(600_000_000),
+            image: MicroCredits(12_000_000_000),
+            ..row(0, 0)
+        };
+        let audio = Units::audio(Millis(1_001));
+        assert_eq!((audio.seconds, Units::audio(Millis(0)).seconds), (2, 0));
+        let pages = Units { urls: 3, ..Units::default() };
+        let images = Units { images: 2, ..Units::default() };
+        for (units, costs) in [(audio, 200), (pages, 1_800), (images, 24_000)] {
+            assert_eq!(cost(&price, &units), Ok(MicroCredits(costs)), "{units:?}");
+            assert!(units.delivered() && units.items() > 0);
+            let of = parts(&price, &units, MicroCredits(costs));
+            assert_eq!(of.seconds + of.urls + of.images, i128::from(costs) * PER_UNITS);
+            assert_eq!(of.adjustment, 0);
+            assert_eq!(units.min(&Units::default()), Units::default());
+        }
+        for (field, bad) in [
+            ("second", PriceRow { second: MicroCredits(-1), ..row(1, 1) }),
+            ("url", PriceRow { url: MicroCredits(-1), ..row(1, 1) }),
+            ("image", PriceRow { image: MicroCredits(-1), ..row(1, 1) }),
+        ] {
+            assert!(matches!(bad.validate(), Err(PriceError::Negative { field: at, .. }) if at == field));
+        }
+    }
+
+    /// Rows and counts that were stored before a unit existed.
+    #[test]
+    fn what_was_stored_before_a_unit_existed_still_reads() {
+        let old = r#"{"id":"m","version":1,"prompt":3,"completion":4,"embedding":0,"character":0,"minimum":1,"share_bp":9000,"free":false}"#;
+        let price: PriceRow = serde_json::from_str(old).unwrap();
+        assert_eq!(price, PriceRow { minimum: MicroCredits(1), ..row(3, 4) });
+        let units: Units = serde_json::from_str(r#"{"prompt":10,"completion":7}"#).unwrap();
+        assert_eq!(units, Units::chat(Tokens(10), Tokens(7)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod m0001_house;
 mod m0002_limits;
 mod m0003_leaner_ledger;
 mod m0004_rows_once;
+mod m0005_units_by_the_piece;
 
 /// One change of the schema.
 pub(crate) struct Migration {
@@ -30,6 +31,7 @@ const MIGRATIONS: &[Migration] = &[
     m0002_limits::MIGRATION,
     m0003_leaner_ledger::MIGRATION,
     m0004_rows_once::MIGRATION,
+    m0005_units_by_the_piece::MIGRATION,
 ];
 
 /// The newest schema version this program knows.

@@ -86,6 +86,9 @@ struct RawGeneration {
     completion: i64,
     embedding: i64,
     characters: i64,
+    seconds: i64,
+    urls: i64,
+    images: i64,
     cost: i64,
     provider_reward: i64,
     price_id: String,
@@ -103,7 +106,8 @@ macro_rules! generations {
             "SELECT request_id AS id, key_id, route, model, streamed, title, referer, CAST(NULL AS TEXT) AS outcome,
                     CAST(NULL AS TEXT) AS finish_reason, provision_id, attempt AS attempts,
                     CAST(0 AS BIGINT) AS prompt, CAST(0 AS BIGINT) AS completion, CAST(0 AS BIGINT) AS embedding,
-                    CAST(0 AS BIGINT) AS characters, CAST(0 AS BIGINT) AS cost,
+                    CAST(0 AS BIGINT) AS characters, CAST(0 AS BIGINT) AS seconds, CAST(0 AS BIGINT) AS urls,
+                    CAST(0 AS BIGINT) AS images, CAST(0 AS BIGINT) AS cost,
                     CAST(0 AS BIGINT) AS provider_reward, price_id, price_version,
                     CAST(NULL AS BIGINT) AS first_token_ms, CAST(NULL AS BIGINT) AS latency_ms, created_at,
                     CAST(NULL AS BIGINT) AS finished_at
@@ -111,8 +115,8 @@ macro_rules! generations {
             $running,
             " UNION ALL
              SELECT id, key_id, route, model, streamed, title, referer, outcome, finish_reason, provision_id, attempts,
-                    prompt, completion, embedding, characters, cost, provider_reward, price_id, price_version,
-                    first_token_ms, latency_ms, created_at, finished_at
+                    prompt, completion, embedding, characters, seconds, urls, images, cost, provider_reward, price_id,
+                    price_version, first_token_ms, latency_ms, created_at, finished_at
              FROM requests WHERE ",
             $finished,
             $rest
@@ -149,6 +153,9 @@ impl TryFrom<RawGeneration> for GenerationRow {
                 completion: Tokens(count(raw.completion)),
                 embedding: Tokens(count(raw.embedding)),
                 characters: count(raw.characters),
+                seconds: count(raw.seconds),
+                urls: count(raw.urls),
+                images: count(raw.images),
             },
             cost: MicroCredits(raw.cost),
             provider_reward: MicroCredits(raw.provider_reward),

@@ -179,7 +179,8 @@ impl Hold {
     /// every 2 s or 256 units, and only its newest value.
     pub fn checkpoint(&self, units: Units) {
         self.progress.note.lock().checkpoint = Some(units);
-        let delivered = units.completion.0.saturating_add(units.embedding.0).saturating_add(units.characters);
+        let delivered = units.completion.0.saturating_add(units.embedding.0);
+        let delivered = delivered.saturating_add(units.characters).saturating_add(units.items());
         let now = self.inner.clock.mono();
         {
             let mut written = self.progress.written.lock();

@@ -227,9 +227,9 @@ impl<'a> Book<'a> {
                 route, model, service, streamed, title, referer, price_id, price_version, outcome, finish_reason,
                 provision_id, provider, attempts, prompt, completion, embedding, characters, claimed,
                 provider_reward, platform_fee, platform_loss, first_token_ms, latency_ms, created_at, finished_at,
-                only_epoch, only_accept_ms, only_first_token_ms, only_total_ms)
+                only_epoch, only_accept_ms, only_first_token_ms, only_total_ms, seconds, urls, images)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39)",
+                $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)",
             &rows,
         )
         .await?;
@@ -298,7 +298,7 @@ fn only_attempt(end: &ResolveHold) -> Option<&AttemptRecord> {
     alike.then_some(only)
 }
 
-fn request_row<'r>(ended: &'r Ended<'_>) -> [Value<'r>; 39] {
+fn request_row<'r>(ended: &'r Ended<'_>) -> [Value<'r>; 42] {
     let Ended { end, state, settled, taken, claimed } = ended;
     let hold = &end.hold;
     let only = only_attempt(end);
@@ -343,6 +343,9 @@ fn request_row<'r>(ended: &'r Ended<'_>) -> [Value<'r>; 39] {
         span(only.and_then(|only| only.accept)),
         span(only.and_then(|only| only.first_token)),
         span(only.and_then(|only| only.total)),
+        stored(end.counted.seconds),
+        stored(end.counted.urls),
+        stored(end.counted.images),
     ]
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cxmpute_market::ledger::End;
-use cxmpute_market::price::PriceRow;
+use cxmpute_market::price::{PriceRow, Units};
 use cxmpute_store::{LedgerOp, LedgerReply, MoveHold, Note, Posted, SpendCap};
 use cxmpute_wire::{MicroCredits, ProvisionId, RequestId, ServiceId, ServiceKind};
 
@@ -29,6 +29,31 @@ async fn the_table_of_postings_is_reproduced() {
         assert_eq!(fresh.db.list_generations(&market.payer, None, 10).await.unwrap().len(), 1);
         let totals = fresh.db.usage_totals(&market.payer, Some(&market.key)).await.unwrap();
         assert_eq!((totals.requests, totals.prompt, totals.cost.0), (1, 2410, 2410));
+        market.assert_clean(0, fresh.name).await;
+    }
+}
+
+/// Seconds, pages and images are charged, and the row of the request has them.
+#[tokio::test]
+async fn what_is_counted_by_the_piece_is_charged_and_kept() {
+    for fresh in databases().await {
+        let market = Market::new(&fresh.db, 100_000).await;
+        let pieces = Arc::new(PriceRow {
+            id: "pieces".into(),
+            second: MicroCredits(100_000_000),
+            url: MicroCredits(600_000_000),
+            image: MicroCredits(12_000_000_000),
+            ..(*price()).clone()
+        });
+        let mut hold = market.admitted("a", 20_000);
+        Arc::make_mut(&mut hold).price = pieces.clone();
+        assert_eq!(market.one(LedgerOp::Admit(hold)).await, LedgerReply::Done);
+        let counted = Units { seconds: 7, urls: 2, images: 1, ..Units::default() };
+        let mut end = market.end("a", 20_000, End::Finished, counted);
+        Arc::make_mut(&mut end.hold).price = pieces;
+        assert_eq!(market.resolve(end).await.cost.0, 700 + 1_200 + 12_000);
+        let row = fresh.db.generation(&RequestId::from_tail("a"), &market.payer).await.unwrap().unwrap();
+        assert_eq!((row.units, row.cost.0), (counted, 13_900), "{}", fresh.name);
         market.assert_clean(0, fresh.name).await;
     }
 }

@@ -17,6 +17,7 @@ use crate::identity::Identity;
 use crate::services::Services;
 use crate::session::{End, Session};
 use crate::supervise::Surroundings;
+use crate::supervise::once::Sandbox;
 use crate::{enrol, identity, place};
 
 /// The first new try after a loss comes within this time, later ones wait longer, up to the cap (NR16).
@@ -109,6 +110,7 @@ impl Node {
             clock: deps.clock.clone(),
             tasks: deps.tasks.clone(),
             changes: Arc::new(watch::Sender::new(0)),
+            sandbox: Sandbox::probe(),
             fake: deps.fake.clone(),
         };
         let view = NodeView {

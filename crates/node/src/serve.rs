@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cxmpute_runtime::{Clock, Tasks};
-use cxmpute_tunnel::{WorkPath, WorkRequest, WorkResponder};
-use cxmpute_wire::Code;
+use cxmpute_tunnel::{WorkHead, WorkPath, WorkRequest, WorkResponder};
+use cxmpute_wire::{Code, form};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::engines::{EngineError, Reply};
+use crate::engines::{EngineError, Question, Reply};
 use crate::events::EventGate;
 use crate::services::Services;
 use crate::supervise::Place;
@@ -42,14 +42,15 @@ pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, task
     let planned = work.head.service.model().unwrap_or_default();
     let body = match place.adapter.renames(planned) {
         None => body,
-        Some(model) => match with_model(&body, model) {
+        Some(model) => match renamed(&work.head, planned, &body, model) {
             Some(body) => body,
             None => return work.refuse(Code::InvalidJson, "the request is no JSON object"),
         },
     };
     let path = work.head.path;
     let adapter = place.adapter.clone();
-    let mut asking = std::pin::pin!(adapter.ask(path.as_str(), body, &tasks));
+    let question = Question { path, request: work.head.request_id.clone(), body };
+    let mut asking = std::pin::pin!(adapter.ask(question, &tasks));
     // Nothing is promised before the engine has had its say: what it refuses costs the user only a redirect.
     let early = tokio::select! {
         answer = &mut asking => Some(answer),
@@ -113,7 +114,7 @@ async fn relay(
     let limit = responder.head.max_bytes;
     let late = tokio::time::sleep_until(deadline);
     let mut late = std::pin::pin!(late);
-    let mut gate = (path != WorkPath::Embeddings).then(EventGate::default);
+    let mut gate = path.is_stream().then(EventGate::default);
     let mut sent = 0u64;
     loop {
         let chunk = tokio::select! {
@@ -160,10 +161,7 @@ async fn relay(
 /// An error after ACCEPT: one event of a stream, or the whole body.
 async fn report(mut responder: WorkResponder, path: WorkPath, code: Code, message: &str) {
     let error = json!({"error": {"code": code, "message": message, "status": code.status()}});
-    let text = match path {
-        WorkPath::ChatCompletions | WorkPath::Completions => format!("data: {error}\n\n"),
-        WorkPath::Embeddings => error.to_string(),
-    };
+    let text = if path.is_stream() { format!("data: {error}\n\n") } else { error.to_string() };
     if responder.send(Bytes::from(text)).await.is_ok() {
         responder.finish();
     }
@@ -205,6 +203,13 @@ const fn refusal_text(code: Code) -> &'static str {
 }
 
 /// The request under the engine's own name of the model.
+fn renamed(head: &WorkHead, planned: &str, body: &[u8], model: &str) -> Option<Bytes> {
+    match head.path {
+        WorkPath::Transcription => form::with_model(&head.request_id, body, planned, model).map(Bytes::from),
+        _ => with_model(body, model),
+    }
+}
+
 fn with_model(body: &[u8], model: &str) -> Option<Bytes> {
     let mut request: Value = serde_json::from_slice(body).ok()?;
     request.as_object_mut()?.insert("model".to_owned(), Value::String(model.to_owned()));

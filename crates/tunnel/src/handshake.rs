@@ -28,7 +28,7 @@ const CX_MAX_BYTES: HeaderName = HeaderName::from_static("cx-max-bytes");
 /// Path of the control stream.
 pub(crate) const CONTROL_PATH: &str = "/control";
 
-/// What the engine is asked to do: the part of the OpenAI path after `/v1`.
+/// What the engine is asked to do: the part of the OpenAI path after `/v1`, or of our own where OpenAI has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WorkPath {
     /// `/chat/completions`
@@ -37,11 +37,27 @@ pub enum WorkPath {
     Completions,
     /// `/embeddings`
     Embeddings,
+    /// `/audio/speech`: JSON to a waveform.
+    Speech,
+    /// `/audio/transcriptions`: a form with a waveform to JSON.
+    Transcription,
+    /// `/read`: a picture to the text in it.
+    Read,
+    /// `/scrape`: addresses to pages.
+    Scrape,
 }
 
 impl WorkPath {
     /// Every path.
-    pub const ALL: [Self; 3] = [Self::ChatCompletions, Self::Completions, Self::Embeddings];
+    pub const ALL: [Self; 7] = [
+        Self::ChatCompletions,
+        Self::Completions,
+        Self::Embeddings,
+        Self::Speech,
+        Self::Transcription,
+        Self::Read,
+        Self::Scrape,
+    ];
 
     /// The path as it stands on the wire.
     pub const fn as_str(self) -> &'static str {
@@ -49,7 +65,17 @@ impl WorkPath {
             Self::ChatCompletions => "/chat/completions",
             Self::Completions => "/completions",
             Self::Embeddings => "/embeddings",
+            Self::Speech => "/audio/speech",
+            Self::Transcription => "/audio/transcriptions",
+            Self::Read => "/read",
+            Self::Scrape => "/scrape",
         }
+    }
+
+    /// Whether the answer is a stream of events; otherwise it is one body.
+    #[must_use]
+    pub const fn is_stream(self) -> bool {
+        matches!(self, Self::ChatCompletions | Self::Completions)
     }
 }
 

@@ -4,9 +4,13 @@
 
 pub mod control;
 pub mod error;
+pub mod form;
 pub mod id;
 pub mod openai;
+pub mod scrape;
+pub mod sight;
 pub mod unit;
+pub mod wave;
 
 pub use error::Code;
 pub use id::{Epoch, Generation, KeyId, ProvisionId, RequestId, ServiceId, ServiceKind, UserId};

@@ -186,13 +186,13 @@ impl EngineLink {
         Ok(Self { sender, authority, base, key, task })
     }
 
-    /// `POST base/path` with a JSON body.
+    /// `POST base/path` with a body of this type.
     ///
     /// # Errors
     /// The engine hung up.
-    pub async fn post(self, path: &str, body: Bytes) -> Result<HttpReply, EngineError> {
+    pub async fn post(self, path: &str, content_type: &str, body: Bytes) -> Result<HttpReply, EngineError> {
         let path = format!("{}{path}", self.base);
-        self.send(Method::POST, &path, body).await
+        self.send(Method::POST, &path, Some(content_type), body).await
     }
 
     /// `GET` of an absolute path.
@@ -200,7 +200,7 @@ impl EngineLink {
     /// # Errors
     /// The engine hung up.
     pub async fn get(self, path: &str) -> Result<HttpReply, EngineError> {
-        self.send(Method::GET, path, Bytes::new()).await
+        self.send(Method::GET, path, None, Bytes::new()).await
     }
 
     /// `GET base/path`.
@@ -209,14 +209,20 @@ impl EngineLink {
     /// The engine hung up.
     pub async fn get_below(self, path: &str) -> Result<super::Reply, EngineError> {
         let path = format!("{}{path}", self.base);
-        self.send(Method::GET, &path, Bytes::new()).await.map(super::Reply::Http)
+        self.send(Method::GET, &path, None, Bytes::new()).await.map(super::Reply::Http)
     }
 
-    async fn send(mut self, method: Method, path: &str, body: Bytes) -> Result<HttpReply, EngineError> {
+    async fn send(
+        mut self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: Bytes,
+    ) -> Result<HttpReply, EngineError> {
         let mut request =
             Request::builder().method(method).uri(path).header(http::header::HOST, &self.authority);
-        if !body.is_empty() {
-            request = request.header(http::header::CONTENT_TYPE, "application/json");
+        if let Some(content_type) = content_type {
+            request = request.header(http::header::CONTENT_TYPE, content_type);
         }
         if let Some(key) = &self.key {
             request = request.header(http::header::AUTHORIZATION, format!("Bearer {}", key.expose()));

@@ -5,10 +5,13 @@ pub mod builtin;
 pub mod endpoint;
 pub mod external;
 pub mod fake;
+pub mod tool;
 
 use bytes::Bytes;
 use cxmpute_runtime::Tasks;
+use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::control::DesiredService;
+use cxmpute_wire::{RequestId, form};
 use http::StatusCode;
 
 pub use endpoint::{Endpoint, EngineError};
@@ -23,10 +26,33 @@ const MODELS_LIMIT_BYTES: usize = 1024 * 1024;
 pub enum Adapter {
     /// Our own engine program, a child process.
     Builtin(builtin::Builtin),
+    /// A program that runs once for each request.
+    Tool(tool::Tool),
     /// A server that the owner runs.
     External(external::ExternalEngine),
     /// A script in place of an engine, for tests; no configuration leads here.
     Fake(fake::Fake),
+}
+
+/// One request for an engine.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// What is asked.
+    pub path: WorkPath,
+    /// The user's request.
+    pub request: RequestId,
+    /// JSON, or for [`WorkPath::Transcription`] a form.
+    pub body: Bytes,
+}
+
+impl Question {
+    /// Type of the body.
+    fn content_type(&self) -> String {
+        match self.path {
+            WorkPath::Transcription => form::content_type(&self.request),
+            _ => "application/json".to_owned(),
+        }
+    }
 }
 
 /// Why no engine of this machine can run a service.
@@ -61,7 +87,11 @@ impl Adapter {
         if desired.engines.iter().any(|engine| engine == "builtin") && builtin::knows(desired.kind) {
             return builtin::Builtin::new(config, desired).map(Self::Builtin);
         }
-        Err(AdapterError::NoEngine(desired.service_id.to_string()))
+        let parallel = std::thread::available_parallelism().map_or(1, usize::from);
+        let slots = config.engine.slots.min(u16::try_from(parallel).unwrap_or(u16::MAX));
+        tool::Tool::choose(desired, &around.sandbox, slots)
+            .map(Self::Tool)
+            .ok_or_else(|| AdapterError::NoEngine(desired.service_id.to_string()))
     }
 
     /// Its name in reports.
@@ -69,6 +99,7 @@ impl Adapter {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Builtin(_) => "builtin",
+            Self::Tool(tool) => tool.name(),
             Self::External(_) => "external",
             Self::Fake(_) => "fake",
         }
@@ -79,7 +110,7 @@ impl Adapter {
     pub const fn process(&self) -> Option<&builtin::Builtin> {
         match self {
             Self::Builtin(engine) => Some(engine),
-            Self::External(_) | Self::Fake(_) => None,
+            Self::Tool(_) | Self::External(_) | Self::Fake(_) => None,
         }
     }
 
@@ -88,6 +119,7 @@ impl Adapter {
     pub fn model(&self) -> &str {
         match self {
             Self::Builtin(engine) => &engine.model,
+            Self::Tool(tool) => tool.model(),
             Self::External(engine) => &engine.model,
             Self::Fake(_) => "",
         }
@@ -104,6 +136,8 @@ impl Adapter {
     pub fn capacity(&self) -> (u32, u32) {
         match self {
             Self::Builtin(engine) => (engine.slots.into(), engine.queue.into()),
+            // What waits here waits for a processor.
+            Self::Tool(tool) => (tool.slots.into(), u32::from(tool.slots) * 4),
             Self::External(engine) => (engine.slots.into(), 0),
             Self::Fake(engine) => (engine.slots, 0),
         }
@@ -123,6 +157,7 @@ impl Adapter {
                 &engine.endpoint
             }
             Self::External(engine) => &engine.endpoint,
+            Self::Tool(tool) => return tool.ready().await.map(|()| None),
             Self::Fake(_) => return Ok(None),
         };
         let reply = endpoint.connect(tasks).await?.get_below("/models").await?;
@@ -143,13 +178,18 @@ impl Adapter {
     ///
     /// # Errors
     /// It cannot be reached or hung up.
-    pub async fn ask(&self, path: &str, body: Bytes, tasks: &Tasks) -> Result<Reply, EngineError> {
+    pub async fn ask(&self, question: Question, tasks: &Tasks) -> Result<Reply, EngineError> {
+        let (path, body) = (question.path.as_str(), &question.body);
         let endpoint = match self {
             Self::Builtin(engine) => &engine.endpoint,
             Self::External(engine) => &engine.endpoint,
-            Self::Fake(engine) => return engine.ask(path, &body).map(Reply::Fake),
+            Self::Tool(tool) => {
+                return tool.ask(question.path, &question.request, body).await.map(Reply::Made);
+            }
+            Self::Fake(engine) => return engine.ask(path, body).map(Reply::Fake),
         };
-        endpoint.connect(tasks).await?.post(path, body).await.map(Reply::Http)
+        let content_type = question.content_type();
+        endpoint.connect(tasks).await?.post(path, &content_type, question.body).await.map(Reply::Http)
     }
 }
 
@@ -158,6 +198,8 @@ impl Adapter {
 pub enum Reply {
     /// Over HTTP.
     Http(endpoint::HttpReply),
+    /// From a program that ran once.
+    Made(tool::Made),
     /// From a script.
     Fake(fake::Play),
 }
@@ -168,6 +210,7 @@ impl Reply {
     pub const fn status(&self) -> StatusCode {
         match self {
             Self::Http(reply) => reply.status(),
+            Self::Made(made) => made.status,
             Self::Fake(play) => play.status(),
         }
     }
@@ -176,6 +219,7 @@ impl Reply {
     pub async fn chunk(&mut self) -> Option<Result<Bytes, EngineError>> {
         match self {
             Self::Http(reply) => reply.chunk().await,
+            Self::Made(made) => made.body.take().map(Ok),
             Self::Fake(play) => play.chunk().await,
         }
     }

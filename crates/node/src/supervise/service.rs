@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use cxmpute_runtime::lifecycle::OwnedTask;
 use cxmpute_runtime::{CancellationToken, Clock, Tasks};
 use cxmpute_wire::control::{DesiredService, ObservedService, ServiceState};
-use cxmpute_wire::{Code, Generation, ServiceKind};
+use cxmpute_wire::{Code, Generation};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use super::once::Sandbox;
+use super::probe;
 use super::process::Process;
 use super::state::{Act, Event, Machine};
 use crate::config::NodeConfig;
 use crate::engines::fake::Fake;
-use crate::engines::{Adapter, AdapterError, EngineError};
+use crate::engines::{Adapter, AdapterError};
 
 /// Time an engine gets to become ready, plus a share for the size of its weights.
 const START_BUDGET: Duration = Duration::from_secs(300);
@@ -27,10 +28,6 @@ const START_BUDGET_PER_GIB: Duration = Duration::from_secs(20);
 const START_BUDGET_CAP: Duration = Duration::from_secs(6 * 3600);
 /// Time for one answer to "are you ready".
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time for one answer of a probe.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Most of a probe's answer that is read.
-const PROBE_ANSWER_BYTES: usize = 256 * 1024;
 /// Time that running requests get when the plan no longer names their service.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -45,6 +42,8 @@ pub struct Surroundings {
     pub tasks: Tasks,
     /// Moves with every change of a service.
     pub changes: Arc<watch::Sender<u64>>,
+    /// What is taken away from programs that run once for a request.
+    pub sandbox: Sandbox,
     /// Takes the place of all engines, in tests.
     pub fake: Option<Fake>,
 }
@@ -262,7 +261,7 @@ impl Keeper {
                 let asking = async {
                     match act {
                         Act::Ask => self.ask(&adapter).await,
-                        _ => (probe(&adapter, self.desired.kind, &self.around.tasks).await, None),
+                        _ => (probe::probe(&adapter, self.desired.kind, &self.around.tasks).await, None),
                     }
                 };
                 let (event, found) = tokio::select! {
@@ -447,35 +446,5 @@ impl Keeper {
         if changed {
             self.around.changes.send_modify(|count| *count += 1);
         }
-    }
-}
-
-/// One real token, or one real vector.
-async fn probe(adapter: &Adapter, kind: ServiceKind, tasks: &Tasks) -> Event {
-    let (path, field, body) = match kind {
-        ServiceKind::Embeddings => {
-            ("/embeddings", "data", serde_json::json!({"model": adapter.model(), "input": "ping"}))
-        }
-        _ => (
-            "/chat/completions",
-            "choices",
-            serde_json::json!({"model": adapter.model(), "max_tokens": 1,
-                "messages": [{"role": "user", "content": "Hello"}]}),
-        ),
-    };
-    let ask = async {
-        let reply = adapter.ask(path, Bytes::from(body.to_string()), tasks).await?;
-        let status = reply.status().as_u16();
-        let body = reply.whole(PROBE_ANSWER_BYTES).await?;
-        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        Ok::<_, EngineError>(match status {
-            429 => Event::ProbeBusy,
-            200 if answer[field].as_array().is_some_and(|items| !items.is_empty()) => Event::ProbeGood,
-            _ => Event::ProbeBad,
-        })
-    };
-    match tokio::time::timeout(PROBE_TIMEOUT, ask).await {
-        Ok(Ok(event)) => event,
-        Ok(Err(_)) | Err(_) => Event::ProbeBad,
     }
 }

@@ -2,7 +2,9 @@
 //! types read the same names, and a test holds this table to them.
 
 use self::Inner::{Free, List, Object};
-use super::{ChatRequest, CompletionRequest, EmbeddingRequest};
+use super::{ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, SpeechRequest, TtsRequest};
+use crate::scrape::ScrapeRequest;
+use crate::sight::SightRequest;
 
 /// The fields of one object, each with what stands in it.
 #[derive(Debug)]
@@ -43,6 +45,26 @@ impl Closed for CompletionRequest {
 
 impl Closed for EmbeddingRequest {
     const FIELDS: &'static Fields = &EMBEDDING;
+}
+
+impl Closed for SpeechRequest {
+    const FIELDS: &'static Fields = &SPEECH;
+}
+
+impl Closed for TtsRequest {
+    const FIELDS: &'static Fields = &TTS;
+}
+
+impl Closed for RerankRequest {
+    const FIELDS: &'static Fields = &RERANK;
+}
+
+impl Closed for SightRequest {
+    const FIELDS: &'static Fields = &SIGHT;
+}
+
+impl Closed for ScrapeRequest {
+    const FIELDS: &'static Fields = &SCRAPE;
 }
 
 static CHAT: Fields = Fields(&[
@@ -116,6 +138,59 @@ static EMBEDDING: Fields = Fields(&[
     ("truncate", Free),
     ("keep_alive", Free),
     ("user", Free),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static SPEECH: Fields = Fields(&[
+    ("model", Free),
+    ("input", Free),
+    ("voice", Object(&VOICE)),
+    ("response_format", Free),
+    ("speed", Free),
+    ("instructions", Free),
+    ("stream_format", Free),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static VOICE: Fields = Fields(&[("id", Free)]);
+
+static TTS: Fields = Fields(&[
+    ("text", Free),
+    ("voice", Free),
+    ("model", Free),
+    ("speed", Free),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static RERANK: Fields = Fields(&[
+    ("model", Free),
+    ("query", Free),
+    ("documents", List(&DOCUMENT)),
+    ("top_n", Free),
+    ("return_documents", Free),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static DOCUMENT: Fields = Fields(&[("text", Free)]);
+
+static SIGHT: Fields = Fields(&[
+    ("imageUrl", Free),
+    ("imageBase64", Free),
+    ("imageUint8", Free),
+    ("length", Free),
+    ("question", Free),
+    ("target", Free),
+    ("model", Free),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static SCRAPE: Fields = Fields(&[
+    ("urls", Free),
+    ("format", Free),
+    ("main_content", Free),
+    ("render", Free),
+    ("respect_robots", Free),
+    ("model", Free),
     ("provider", Object(&PROVIDER)),
 ]);
 
@@ -233,7 +308,12 @@ mod tests {
 
     #[test]
     fn the_table_names_what_the_types_read() {
-        let table: [(&Fields, Vec<&str>); 20] = [
+        let table: [(&Fields, Vec<&str>); 25] = [
+            (&SPEECH, read_by::<SpeechRequest>()),
+            (&TTS, read_by::<TtsRequest>()),
+            (&RERANK, read_by::<RerankRequest>()),
+            (&SIGHT, read_by::<SightRequest>()),
+            (&SCRAPE, read_by::<ScrapeRequest>()),
             (&CHAT, read_by::<ChatRequest>()),
             (&COMPLETION, read_by::<CompletionRequest>()),
             (&EMBEDDING, read_by::<EmbeddingRequest>()),

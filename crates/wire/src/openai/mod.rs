@@ -2,6 +2,7 @@
 //! belongs to them, and the rest is never passed on (GR2). Answers are always built from these types, never copied
 //! from a provider (GR15).
 
+mod audio;
 mod chat;
 mod chat_answer;
 mod completion;
@@ -12,10 +13,15 @@ mod logprobs;
 mod message;
 mod model;
 mod provider;
+mod rerank;
 mod tool;
 mod tool_choice;
 mod usage;
 
+pub use audio::{
+    AudioFormat, DurationUsage, Heard, HeardSegment, Segment, SpeechRequest, StreamFormat, TranscriptFormat,
+    Transcription, TtsRequest, VerboseTranscription, Voice, Word,
+};
 pub use chat::{ChatRequest, JsonSchemaFormat, ResponseFormat};
 pub use chat_answer::{
     ChatChoice, ChatChunk, ChatResponse, ChunkChoice, Delta, FinishReason, FunctionDelta, ResponseMessage,
@@ -33,6 +39,7 @@ pub use provider::{
     DataCollection, LatencyBound, MaxPrice, OwnNodes, Percentiles, ProviderPreferences, Sort, SortBy,
     SortOrder,
 };
+pub use rerank::{RerankDocument, RerankRequest, RerankResponse, RerankResult, RerankText};
 pub use tool::{FunctionCall, FunctionSpec, Tool, ToolCall};
 pub use tool_choice::{FunctionChoice, NamedFunction, NamedTool, ToolChoice, ToolMode};
 pub use usage::{CompletionDetails, CostDetails, PromptDetails, StreamOptions, Usage, UsageOptions};

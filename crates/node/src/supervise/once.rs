@@ -1,0 +1,326 @@
+//! A program that runs once for one request: no shell, an empty environment, no network and no rights where the system
+//! lets us take them away, its own process group, bounded memory, time and output. Whatever happens, nothing of it stays.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Gid, Pid, Uid};
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+/// Address space of a tool, in bytes.
+const MEMORY: u64 = 2 * 1024 * 1024 * 1024;
+/// Largest file that it may write, in bytes.
+const FILE: u64 = 64 * 1024 * 1024;
+/// Files that it may have open.
+const FILES: u64 = 64;
+/// The user that nobody is.
+const NOBODY: u32 = 65_534;
+/// Most of its complaints that are kept.
+const COMPLAINT_BYTES: u64 = 2 * 1024;
+/// Where the sandbox's own programs are looked for.
+const PLACES: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
+
+/// What is taken away from a program before it starts, as far as this system can.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    front: Vec<String>,
+}
+
+impl Sandbox {
+    /// Finds out what this system can take away, by trying. Takes some milliseconds.
+    #[must_use]
+    pub fn probe() -> Self {
+        let mut front = Vec::new();
+        if let Some(unshare) = find("unshare") {
+            for network in [vec!["--net"], vec!["--user", "--map-current-user", "--net"]] {
+                let mut line = vec![unshare.clone()];
+                line.extend(network.iter().map(|&word| word.to_owned()));
+                line.push("--".to_owned());
+                if works(&line) {
+                    front = line;
+                    break;
+                }
+            }
+        }
+        if let Some(setpriv) = find("setpriv") {
+            let mut plain = front.clone();
+            plain.extend([setpriv, "--no-new-privs".to_owned()]);
+            let mut nobody = plain.clone();
+            let id = NOBODY.to_string();
+            for word in ["--reuid", &id, "--regid", &id, "--clear-groups", "--bounding-set=-all", "--"] {
+                nobody.push(word.to_owned());
+            }
+            plain.push("--".to_owned());
+            front = [nobody, plain].into_iter().find(|line| works(line)).unwrap_or(front);
+        }
+        if let Some(prlimit) = find("prlimit") {
+            let mut line = front.clone();
+            line.push(prlimit);
+            for limit in [format!("--as={MEMORY}"), format!("--fsize={FILE}"), format!("--nofile={FILES}")] {
+                line.push(limit);
+            }
+            line.extend(["--core=0".to_owned(), "--".to_owned()]);
+            if works(&line) {
+                front = line;
+            }
+        }
+        Self { front }
+    }
+
+    /// A file with these bytes that nobody but the program behind this sandbox, and we, can read. It is gone when it is
+    /// dropped.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn lend(&self, bytes: &[u8]) -> std::io::Result<NamedTempFile> {
+        let mut file = tempfile::Builder::new().prefix("cxmpute-").tempfile()?;
+        std::io::Write::write_all(&mut file, bytes)?;
+        if self.becomes_nobody() {
+            nix::unistd::fchown(file.as_file(), Some(Uid::from_raw(NOBODY)), Some(Gid::from_raw(NOBODY)))?;
+        }
+        Ok(file)
+    }
+
+    fn becomes_nobody(&self) -> bool {
+        self.front.iter().any(|word| word == "--reuid")
+    }
+
+    /// Whether the network is out of reach.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.front.iter().any(|word| word == "--net")
+    }
+}
+
+fn find(program: &str) -> Option<String> {
+    let path = PLACES.iter().map(|place| Path::new(place).join(program)).find(|path| path.is_file())?;
+    path.to_str().map(str::to_owned)
+}
+
+/// Whether a program starts behind this line.
+fn works(line: &[String]) -> bool {
+    let [program, arguments @ ..] = line else { return false };
+    let status = std::process::Command::new(program)
+        .args(arguments)
+        .arg("true")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// What to run.
+#[derive(Debug)]
+pub struct Once<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// Its arguments; never anything of a user.
+    pub arguments: &'a [String],
+    /// Its variables.
+    pub environment: &'a [(&'a str, &'a str)],
+    /// What it reads.
+    pub input: &'a [u8],
+    /// Most bytes it may print.
+    pub output_limit: usize,
+    /// Longest it may run.
+    pub time: Duration,
+}
+
+/// Why it gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum OnceError {
+    /// It cannot be started.
+    #[error("{} cannot be started: {error}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It ended with an error.
+    #[error("it ended with {status}: {complaint}")]
+    Ended {
+        /// How.
+        status: String,
+        /// What it said last.
+        complaint: String,
+    },
+    /// It ran too long.
+    #[error("it ran longer than {} s", .0.as_secs())]
+    Late(Duration),
+    /// It printed too much.
+    #[error("it printed more than {0} bytes")]
+    TooLong(usize),
+}
+
+/// Ends a process group when it is dropped.
+struct Group(Option<i32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            // An error means that the group is gone already.
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+impl Once<'_> {
+    /// Runs it to its end and gives what it printed. Dropping this ends it and all it started.
+    ///
+    /// # Errors
+    /// It gave nothing that counts.
+    pub async fn run(&self, sandbox: &Sandbox) -> Result<Vec<u8>, OnceError> {
+        let mut command = match sandbox.front.split_first() {
+            None => Command::new(self.program),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(self.program);
+                command
+            }
+        };
+        command.args(self.arguments).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent");
+        command.envs(self.environment.iter().copied()).process_group(0).kill_on_drop(true).current_dir("/");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let start = |error| OnceError::Start { program: self.program.to_owned(), error };
+        let mut child = command.spawn().map_err(start)?;
+        let _group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()));
+        let (input, output, complaints) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let feed = async {
+            if let Some(mut input) = input {
+                // A program that has read enough closes its end.
+                let _ = input.write_all(self.input).await;
+                let _ = input.shutdown().await;
+            }
+        };
+        let read = async {
+            let mut printed = BytesMut::new();
+            if let Some(mut output) = output {
+                while output.read_buf(&mut printed).await.is_ok_and(|read| read > 0) {
+                    if printed.len() > self.output_limit {
+                        return Err(OnceError::TooLong(self.output_limit));
+                    }
+                }
+            }
+            Ok(Vec::from(printed))
+        };
+        let listen = async {
+            let mut said = Vec::new();
+            if let Some(complaints) = complaints {
+                let mut complaints = complaints;
+                let _ = (&mut complaints).take(COMPLAINT_BYTES).read_to_end(&mut said).await;
+                let _ = tokio::io::copy(&mut complaints, &mut tokio::io::sink()).await;
+            }
+            String::from_utf8_lossy(&said).trim().to_owned()
+        };
+        let whole = async {
+            let ((), printed, complaint) = tokio::join!(feed, read, listen);
+            let printed = printed?;
+            match child.wait().await {
+                Ok(status) if status.success() => Ok(printed),
+                Ok(status) => Err(OnceError::Ended { status: status.to_string(), complaint }),
+                Err(error) => Err(OnceError::Ended { status: error.to_string(), complaint }),
+            }
+        };
+        tokio::time::timeout(self.time, whole).await.unwrap_or(Err(OnceError::Late(self.time)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn shell(
+        script: &str,
+        input: &[u8],
+        sandbox: &Sandbox,
+        time: Duration,
+    ) -> Result<String, OnceError> {
+        let arguments = ["-c".to_owned(), script.to_owned()];
+        let once = Once {
+            program: Path::new("/bin/sh"),
+            arguments: &arguments,
+            environment: &[("MARK", "set")],
+            input,
+            output_limit: 10_000,
+            time,
+        };
+        once.run(sandbox).await.map(|printed| String::from_utf8_lossy(&printed).into_owned())
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn it_reads_prints_and_says_why_it_failed() {
+        let none = Sandbox::default();
+        assert_eq!(shell("tr a-z A-Z; echo $MARK", b"abc", &none, LONG).await.unwrap(), "ABCset\n");
+        let failed = shell("echo because >&2; exit 3", b"", &none, LONG).await.unwrap_err().to_string();
+        assert!(failed.contains('3') && failed.contains("because"), "{failed}");
+        let much = shell("head -c 20000 /dev/zero", b"", &none, LONG).await;
+        assert!(matches!(much, Err(OnceError::TooLong(10_000))), "{much:?}");
+        // Input that nobody reads does not hold it up.
+        assert_eq!(shell("exec <&-; echo done", &[b'x'; 1 << 20], &none, LONG).await.unwrap(), "done\n");
+        let nothing = Once {
+            program: Path::new("/nonexistent"),
+            arguments: &[],
+            environment: &[],
+            input: b"",
+            output_limit: 1,
+            time: LONG,
+        };
+        assert!(matches!(nothing.run(&none).await, Err(OnceError::Start { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_runs_too_long_ends_with_all_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("child");
+        let script = format!("sleep 1000 & echo $! > {}; wait", file.display());
+        let none = Sandbox::default();
+        let late = shell(&script, b"", &none, Duration::from_millis(300)).await;
+        assert!(matches!(late, Err(OnceError::Late(_))), "{late:?}");
+        let child = std::fs::read_to_string(&file).unwrap().trim().to_owned();
+        let gone = async {
+            let stat = || std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            while !stat().is_empty() && !stat().contains(") Z ") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_sandbox_takes_away_what_the_system_lets_us() {
+        let sandbox = Sandbox::probe();
+        let script = "grep -c -v -e lo: -e '|' /proc/net/dev; id -u; cat /proc/self/status; ulimit -v";
+        let printed = shell(script, b"", &sandbox, LONG).await.unwrap();
+        if sandbox.is_offline() {
+            assert!(
+                printed.starts_with(
+                    "0
+"
+                ),
+                "{printed}"
+            );
+        }
+        if sandbox.front.iter().any(|word| word == "--no-new-privs") {
+            assert!(printed.contains("NoNewPrivs:\t1"), "{printed}");
+        }
+        if sandbox.becomes_nobody() {
+            let lent = sandbox.lend(b"mine").unwrap();
+            let script = format!("cat {}", lent.path().display());
+            assert_eq!(shell(&script, b"", &sandbox, LONG).await.unwrap(), "mine");
+            assert!(printed.lines().any(|line| line == NOBODY.to_string()), "{printed}");
+        }
+        if sandbox.front.iter().any(|word| word.starts_with("--as=")) {
+            assert!(printed.lines().any(|line| line == (MEMORY / 1024).to_string()), "{printed}");
+        }
+    }
+}

@@ -13,7 +13,6 @@ use cxmpute_wire::{RequestId, Tokens};
 use serde_json::Value;
 
 use crate::house::models_dir;
-use crate::settings::repository;
 
 /// An open ledger, a price table, and the tokenizer of the tiny model.
 #[derive(Clone, Debug)]
@@ -32,8 +31,7 @@ impl Money {
     /// # Errors
     /// The database, the catalogue or the model file cannot be read.
     pub async fn open(address: &str) -> Result<Self> {
-        let path = repository().join("catalogue/models.toml");
-        let catalogue = Catalogue::parse(&std::fs::read_to_string(&path)?, &path.to_string_lossy())?;
+        let catalogue = Catalogue::shipped()?;
         Self::new(Db::open(address).await?, Arc::new(catalogue), &models_dir())
     }
 

@@ -28,10 +28,6 @@ use crate::telemetry::Telemetry;
 use crate::trace::Traces;
 use crate::work;
 
-/// The catalogue that ships with the program.
-const SHIPPED_CATALOGUE: &str = include_str!("../../../catalogue/models.toml");
-const SHIPPED_CATALOGUE_NAME: &str = "catalogue/models.toml";
-
 /// After the connections are gone, what is still queued for the store gets this long.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 
@@ -112,7 +108,7 @@ impl App {
             config
         };
         let tls = listen::load_tls(&config.server)?;
-        let catalogue = Arc::new(load_catalogue(config.catalogue.path.as_deref())?);
+        let catalogue = Arc::new(crate::catalogue::load(&config.catalogue)?);
         let models_dir = config.catalogue.models_dir.clone();
         if let Some(directory) = models_dir.as_ref().filter(|directory| !directory.is_dir()) {
             return Err(ExitError::new(
@@ -298,22 +294,4 @@ fn unusable(error: DbError) -> ExitError {
         }
     };
     ExitError::caused(code, message, error)
-}
-
-fn load_catalogue(path: Option<&Path>) -> anyhow::Result<Catalogue> {
-    let Some(path) = path else {
-        return Ok(Catalogue::parse(SHIPPED_CATALOGUE, SHIPPED_CATALOGUE_NAME)?);
-    };
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        ExitError::caused(
-            exit::MODEL_MISSING,
-            format!(
-                "The catalogue {} (catalogue.path) cannot be read; correct the key or leave it out.",
-                path.display()
-            ),
-            error,
-        )
-    })?;
-    let parsed = Catalogue::parse(&text, &path.display().to_string());
-    Ok(parsed.map_err(|error| ExitError::new(exit::CONFIG, error.to_string()))?)
 }

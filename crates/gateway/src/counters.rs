@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use cxmpute_market::catalogue::{Catalogue, ModelEntry};
 use cxmpute_tokens::TokenCounter;
+use cxmpute_wire::ServiceKind;
 use parking_lot::RwLock;
 
 /// The counters of the catalogue's models. Clones share them.
@@ -28,12 +29,15 @@ impl Counters {
         Self { inner: Arc::new(Inner { directory, loaded: RwLock::default() }) }
     }
 
-    /// The ids of the catalogue's models for which the directory holds no tokenizer; they are priced per character, or
-    /// not served where they have no such price. The others are read when the first node offers them: each takes
+    /// The ids of the catalogue's models with a pinned tokenizer that the directory does not hold; they are priced per
+    /// character, or not served where they have no such price. The others are read when the first node offers them: each takes
     /// megabytes, and a start should not wait for models that nobody serves.
     #[must_use]
     pub fn missing(&self, catalogue: &Catalogue) -> Vec<String> {
-        let missing = catalogue.entries().iter().filter(|entry| self.source(entry).is_none());
+        let pinned = |entry: &&Arc<ModelEntry>| {
+            matches!(entry.kind, ServiceKind::Llm | ServiceKind::Embeddings) && !entry.files.is_empty()
+        };
+        let missing = catalogue.entries().iter().filter(pinned).filter(|entry| self.source(entry).is_none());
         missing.map(|entry| entry.id.clone()).collect()
     }
 

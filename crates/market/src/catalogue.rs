@@ -1,19 +1,26 @@
 //! The list of models and services the network offers, read from TOML and checked as a whole: a catalogue that
 //! loads has usable prices, unique names and complete files (MR4).
 
-use std::collections::HashMap;
-use std::ops::Range;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use cxmpute_wire::{Bytes, MicroCredits, Millis, ServiceId, ServiceKind, Tokens};
-use serde::Deserialize;
-use toml::Spanned;
+use cxmpute_wire::{Bytes, Millis, ServiceId, ServiceKind, Tokens};
 
-use crate::price::{DEFAULT_SHARE_BP, PriceRow};
+use crate::price::PriceRow;
 
+mod capability;
+mod engine;
+mod entry;
 mod parameter;
+mod raw;
+mod shipped;
 
+pub use capability::Capability;
+pub use engine::{Engine, EngineSet};
 pub use parameter::Parameter;
+pub use shipped::SHIPPED;
+
+use raw::{RawCatalogue, RawModel, Source};
 
 /// One model.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,9 +50,17 @@ pub struct ModelEntry {
     /// Files a node needs.
     pub files: Vec<ModelFile>,
     /// Engines that can run it, in order of preference.
-    pub engines: Vec<String>,
-    /// Memory one engine needs.
+    pub engines: Vec<Engine>,
+    /// Where an engine may fetch it, when no files are pinned.
+    pub hub: Option<HubReference>,
+    /// Its name in Ollama's library.
+    pub ollama: Option<String>,
+    /// Memory of the machine that one engine needs; beside `vram` where it uses an accelerator.
     pub memory: Bytes,
+    /// Memory of accelerators that one engine needs; 0 where it runs on the processor.
+    pub vram: Bytes,
+    /// Memory of the machine that one engine needs without an accelerator; `None` where it makes no sense without.
+    pub cpu_memory: Option<Bytes>,
     /// Disk the files need.
     pub disk: Bytes,
     /// Price.
@@ -59,6 +74,23 @@ pub struct ModelEntry {
     pub first_token: Option<(Millis, Millis)>,
     /// Fields of requests that have an effect.
     pub supported_parameters: Vec<Parameter>,
+    /// What it can do beyond the usual of its kind.
+    pub capabilities: Vec<Capability>,
+    /// Names of voices that are accepted, and what the engine calls them; speech only.
+    pub voices: BTreeMap<String, String>,
+    /// Languages it understands, such as `en-US`; recognition of speech only.
+    pub languages: Vec<String>,
+}
+
+/// How a node gets what an entry needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Files with pinned hashes.
+    Pinned,
+    /// The engine has the model, or fetches it from a hub or library by name; nobody pins what it gets.
+    Library,
+    /// The engine's program is all it needs.
+    Program,
 }
 
 impl ModelEntry {
@@ -67,6 +99,84 @@ impl ModelEntry {
     pub fn supports(&self, parameter: Parameter) -> bool {
         self.supported_parameters.contains(&parameter)
     }
+
+    /// Whether it can do something beyond the usual of its kind.
+    #[must_use]
+    pub fn can(&self, capability: Capability) -> bool {
+        self.capabilities.contains(&capability)
+    }
+
+    /// How a node gets it.
+    #[must_use]
+    pub fn delivery(&self) -> Delivery {
+        match (self.files.is_empty(), self.hub.is_some() || self.ollama.is_some()) {
+            (false, _) => Delivery::Pinned,
+            (true, true) => Delivery::Library,
+            (true, false) => Delivery::Program,
+        }
+    }
+
+    /// Whether a node that has an engine can serve it there: `has_model` says whether the engine holds the model
+    /// already, `downloads` whether the operator lets engines fetch what nobody pinned. A model without pinned files is
+    /// served by owners whose engines have it, and by nobody else.
+    #[must_use]
+    pub fn is_servable(&self, engine: Engine, has_model: bool, downloads: bool) -> bool {
+        servable(self.delivery(), engine, has_model, downloads)
+    }
+
+    /// What a request may hold: `text`, `image`, `audio`, `url`.
+    #[must_use]
+    pub fn input_modalities(&self) -> Vec<&'static str> {
+        match self.kind {
+            ServiceKind::Llm if self.can(Capability::Vision) => vec!["text", "image"],
+            ServiceKind::Llm | ServiceKind::Embeddings | ServiceKind::Tts => vec!["text"],
+            ServiceKind::Stt => vec!["audio"],
+            ServiceKind::Vision => vec!["image"],
+            ServiceKind::Scrape => vec!["url"],
+        }
+    }
+
+    /// What an answer holds: `text`, `embedding`, `audio`.
+    #[must_use]
+    pub fn output_modalities(&self) -> Vec<&'static str> {
+        match self.kind {
+            ServiceKind::Embeddings => vec!["embedding"],
+            ServiceKind::Tts => vec!["audio"],
+            ServiceKind::Llm | ServiceKind::Stt | ServiceKind::Vision | ServiceKind::Scrape => vec!["text"],
+        }
+    }
+
+    /// What the engine calls the model: the name in its own library, else the id.
+    #[must_use]
+    pub fn name_for(&self, engine: Engine) -> &str {
+        let library = match engine {
+            Engine::Ollama => self.ollama.as_deref(),
+            Engine::Vllm => self.hub.as_ref().map(|hub| &*hub.repository),
+            _ => None,
+        };
+        library.unwrap_or(&self.id)
+    }
+}
+
+/// See [`ModelEntry::is_servable`].
+pub(crate) fn servable(delivery: Delivery, engine: Engine, has_model: bool, downloads: bool) -> bool {
+    match delivery {
+        _ if has_model => true,
+        _ if engine.keeps_own_models() => false,
+        Delivery::Pinned | Delivery::Program => true,
+        Delivery::Library => downloads,
+    }
+}
+
+/// A repository on a hub in Hugging Face's layout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubReference {
+    /// `OWNER/NAME`.
+    pub repository: String,
+    /// Commit or tag; the newest when absent.
+    pub revision: Option<String>,
+    /// One file of it; all that the engine wants when absent.
+    pub file: Option<String>,
 }
 
 /// One file of a model.
@@ -101,99 +211,7 @@ pub struct CatalogueError {
 pub struct Catalogue {
     entries: Vec<Arc<ModelEntry>>,
     names: HashMap<String, usize>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCatalogue {
-    #[serde(default)]
-    model: Vec<Spanned<RawModel>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawModel {
-    id: Spanned<String>,
-    #[serde(default)]
-    aliases: Vec<Spanned<String>>,
-    name: Option<String>,
-    #[serde(default)]
-    description: String,
-    kind: Spanned<String>,
-    #[serde(default)]
-    created: i64,
-    #[serde(default)]
-    owned_by: String,
-    context_length: Option<Spanned<i64>>,
-    max_completion_tokens: Option<Spanned<i64>>,
-    dimensions: Option<Spanned<i64>>,
-    #[serde(default)]
-    file: Vec<Spanned<RawFile>>,
-    #[serde(default)]
-    engines: Vec<String>,
-    #[serde(default)]
-    memory_mb: u32,
-    #[serde(default)]
-    disk_mb: u32,
-    price: Spanned<RawPrice>,
-    #[serde(default = "one")]
-    target: u32,
-    quantization: Option<Spanned<String>>,
-    first_token_ms: Option<Spanned<i64>>,
-    #[serde(default)]
-    first_token_ms_per_1k: Option<Spanned<i64>>,
-    supported_parameters: Option<Vec<Spanned<String>>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawFile {
-    role: String,
-    name: String,
-    sha256: Spanned<String>,
-    size: Spanned<i64>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPrice {
-    version: Spanned<i64>,
-    prompt: Option<Spanned<i64>>,
-    completion: Option<Spanned<i64>>,
-    embedding: Option<Spanned<i64>>,
-    character: Option<Spanned<i64>>,
-    second: Option<Spanned<i64>>,
-    url: Option<Spanned<i64>>,
-    image: Option<Spanned<i64>>,
-    minimum: Option<Spanned<i64>>,
-    share_bp: Option<Spanned<i64>>,
-    #[serde(default)]
-    free: bool,
-}
-
-const fn one() -> u32 {
-    1
-}
-
-/// Where an error is: file and text, to turn byte positions into lines.
-struct Source<'a> {
-    file: &'a str,
-    text: &'a str,
-}
-
-impl Source<'_> {
-    fn error(&self, span: Range<usize>, key: impl Into<String>, reason: impl Into<String>) -> CatalogueError {
-        let end = span.start.min(self.text.len());
-        let line = self.text.as_bytes()[..end].iter().filter(|byte| **byte == b'\n').count() + 1;
-        CatalogueError { file: self.file.to_owned(), line, key: key.into(), reason: reason.into() }
-    }
-
-    /// A whole number of at least `least`.
-    fn number(&self, value: &Spanned<i64>, key: &str, least: i64) -> Result<u64, CatalogueError> {
-        let number = *value.get_ref();
-        let checked = u64::try_from(number).ok().filter(|_| number >= least);
-        checked.ok_or_else(|| self.error(value.span(), key, format!("{number} is below {least}")))
-    }
+    services: HashMap<ServiceId, usize>,
 }
 
 impl Catalogue {
@@ -202,15 +220,36 @@ impl Catalogue {
     /// # Errors
     /// The first thing that is wrong, with file, line and key.
     pub fn parse(text: &str, file: &str) -> Result<Self, CatalogueError> {
+        let mut catalogue = Self::default();
+        catalogue.read(text, file)?;
+        Ok(catalogue)
+    }
+
+    /// The catalogue that ships with the program.
+    ///
+    /// # Errors
+    /// Never in a program that was tested: the shipped files are part of it.
+    pub fn shipped() -> Result<Self, CatalogueError> {
+        let mut catalogue = Self::default();
+        for (file, text) in SHIPPED {
+            catalogue.read(text, file)?;
+        }
+        Ok(catalogue)
+    }
+
+    /// Adds the entries of one more file. A file with a fault adds those before it; drop the catalogue then.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with file, line and key; a name that an earlier file has given away is one.
+    pub fn read(&mut self, text: &str, file: &str) -> Result<(), CatalogueError> {
         let source = Source { file, text };
         let raw: RawCatalogue = toml::from_str(text)
             .map_err(|e| source.error(e.span().unwrap_or(0..0), "syntax", e.message().to_owned()))?;
-        let mut catalogue = Self::default();
         for model in &raw.model {
-            let entry = entry(&source, model.get_ref(), model.span())?;
-            catalogue.add(&source, model.get_ref(), entry)?;
+            let entry = entry::check(&source, model.get_ref(), model.span())?;
+            self.add(&source, model.get_ref(), entry)?;
         }
-        Ok(catalogue)
+        Ok(())
     }
 
     fn add(&mut self, source: &Source<'_>, raw: &RawModel, entry: ModelEntry) -> Result<(), CatalogueError> {
@@ -225,11 +264,13 @@ impl Catalogue {
                 let reason = format!("`{}` is not 1 to 150 visible ASCII characters", name.get_ref());
                 return Err(source.error(name.span(), key, reason));
             }
-            if self.names.insert(name.get_ref().clone(), position).is_some() {
-                let reason = format!("`{}` names another model already", name.get_ref());
+            if let Some(other) = self.names.insert(name.get_ref().clone(), position) {
+                let other = self.entries.get(other).map_or("this one", |entry| &entry.id);
+                let reason = format!("`{}` names another model already ({other})", name.get_ref());
                 return Err(source.error(name.span(), key, reason));
             }
         }
+        self.services.insert(entry.service.clone(), position);
         self.entries.push(Arc::new(entry));
         Ok(())
     }
@@ -243,165 +284,14 @@ impl Catalogue {
     /// The model that this service serves.
     #[must_use]
     pub fn by_service(&self, service: &ServiceId) -> Option<&Arc<ModelEntry>> {
-        self.entries.iter().find(|entry| entry.service == *service)
+        self.services.get(service).and_then(|position| self.entries.get(*position))
     }
 
-    /// All models in the order of the file.
+    /// All models in the order of the files.
     #[must_use]
     pub fn entries(&self) -> &[Arc<ModelEntry>] {
         &self.entries
     }
-}
-
-fn entry(source: &Source<'_>, raw: &RawModel, span: Range<usize>) -> Result<ModelEntry, CatalogueError> {
-    let kind = ServiceKind::from_name(raw.kind.get_ref()).ok_or_else(|| {
-        let reason =
-            format!("`{}` is not one of llm, embeddings, tts, stt, vision, scrape", raw.kind.get_ref());
-        source.error(raw.kind.span(), "model.kind", reason)
-    })?;
-    let required = |value: &Option<Spanned<i64>>, key: &str, needed: bool| match value {
-        Some(value) => source.number(value, key, 1).map(Some),
-        None if needed => Err(source.error(span.clone(), key, format!("is required for kind `{kind}`"))),
-        None => Ok(None),
-    };
-    let tokens = matches!(kind, ServiceKind::Llm | ServiceKind::Embeddings);
-    let context = required(&raw.context_length, "model.context_length", tokens)?.unwrap_or(0);
-    let output =
-        required(&raw.max_completion_tokens, "model.max_completion_tokens", kind == ServiceKind::Llm)?
-            .unwrap_or(0);
-    if output > context {
-        let at = raw.max_completion_tokens.as_ref().map_or_else(|| span.clone(), Spanned::span);
-        let reason = format!("{output} is above context_length {context}");
-        return Err(source.error(at, "model.max_completion_tokens", reason));
-    }
-    let dimensions = required(&raw.dimensions, "model.dimensions", kind == ServiceKind::Embeddings)?;
-    let files = raw.file.iter().map(|file| model_file(source, file)).collect::<Result<Vec<_>, _>>()?;
-    let id = raw.id.get_ref().clone();
-    Ok(ModelEntry {
-        service: ServiceId::new(kind, &id),
-        aliases: raw.aliases.iter().map(|alias| alias.get_ref().clone()).collect(),
-        name: raw.name.clone().unwrap_or_else(|| id.clone()),
-        description: raw.description.clone(),
-        kind,
-        created: raw.created,
-        owned_by: raw.owned_by.clone(),
-        context_length: Tokens(context),
-        max_completion_tokens: Tokens(output),
-        dimensions,
-        files,
-        engines: raw.engines.clone(),
-        memory: Bytes(u64::from(raw.memory_mb) << 20),
-        disk: Bytes(u64::from(raw.disk_mb) << 20),
-        price: Arc::new(price(source, raw, kind, &id)?),
-        target: raw.target,
-        quantization: raw.quantization.as_ref().map(|name| quantization(source, name)).transpose()?,
-        first_token: first_token(source, raw)?,
-        id,
-        supported_parameters: supported_parameters(source, raw, kind)?,
-    })
-}
-
-fn supported_parameters(
-    source: &Source<'_>,
-    raw: &RawModel,
-    kind: ServiceKind,
-) -> Result<Vec<Parameter>, CatalogueError> {
-    let Some(names) = &raw.supported_parameters else { return Ok(Parameter::usual(kind)) };
-    let parameter = |name: &Spanned<String>| {
-        Parameter::from_name(name.get_ref()).ok_or_else(|| {
-            let known: Vec<&str> = Parameter::ALL.iter().map(|parameter| parameter.name()).collect();
-            let reason = format!("`{}` is not one of {}", name.get_ref(), known.join(", "));
-            source.error(name.span(), "model.supported_parameters", reason)
-        })
-    };
-    names.iter().map(parameter).collect()
-}
-
-fn quantization(source: &Source<'_>, name: &Spanned<String>) -> Result<String, CatalogueError> {
-    let text = name.get_ref();
-    let valid = (1..=16).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-    if !valid {
-        let reason = format!("`{text}` is not a name such as `q8_0`, `int4` or `bf16`");
-        return Err(source.error(name.span(), "model.quantization", reason));
-    }
-    Ok(text.clone())
-}
-
-fn first_token(source: &Source<'_>, raw: &RawModel) -> Result<Option<(Millis, Millis)>, CatalogueError> {
-    let of = |value: &Option<Spanned<i64>>, key: &str| {
-        value.as_ref().map(|value| source.number(value, key, 1)).transpose()
-    };
-    let base = of(&raw.first_token_ms, "model.first_token_ms")?;
-    let more = of(&raw.first_token_ms_per_1k, "model.first_token_ms_per_1k")?;
-    Ok((base.is_some() || more.is_some())
-        .then(|| (Millis(base.unwrap_or_default()), Millis(more.unwrap_or_default()))))
-}
-
-fn model_file(source: &Source<'_>, file: &Spanned<RawFile>) -> Result<ModelFile, CatalogueError> {
-    let raw = file.get_ref();
-    let digest = raw.sha256.get_ref();
-    if digest.len() != 64 || !digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-        let reason = format!("`{digest}` is not 64 lower-case hexadecimal digits");
-        return Err(source.error(raw.sha256.span(), "model.file.sha256", reason));
-    }
-    let inside = !raw.name.is_empty()
-        && !raw.name.starts_with('/')
-        && !raw.name.contains('\\')
-        && raw.name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
-    if !inside {
-        let reason = format!("`{}` is not a path below the model directory", raw.name);
-        return Err(source.error(file.span(), "model.file.name", reason));
-    }
-    let size = Bytes(source.number(&raw.size, "model.file.size", 1)?);
-    Ok(ModelFile { role: raw.role.clone(), name: raw.name.clone(), sha256: digest.clone(), size })
-}
-
-fn price(
-    source: &Source<'_>,
-    raw: &RawModel,
-    kind: ServiceKind,
-    id: &str,
-) -> Result<PriceRow, CatalogueError> {
-    let price = raw.price.get_ref();
-    let amount =
-        |value: &Option<Spanned<i64>>, key: &str, needed: bool| -> Result<MicroCredits, CatalogueError> {
-            let key = format!("model.price.{key}");
-            match value {
-                // A needed price of zero is a slip unless the row says that it is free.
-                Some(value) if needed && !price.free && *value.get_ref() <= 0 => {
-                    let reason = format!("{} is not above 0 (or set `free = true`)", value.get_ref());
-                    Err(source.error(value.span(), key, reason))
-                }
-                Some(value) => {
-                    source.number(value, &key, 0)?;
-                    Ok(MicroCredits(*value.get_ref()))
-                }
-                None if needed && !price.free => {
-                    let reason = format!("is required for kind `{kind}` (or set `free = true`)");
-                    Err(source.error(raw.price.span(), key, reason))
-                }
-                None => Ok(MicroCredits::ZERO),
-            }
-        };
-    let llm = kind == ServiceKind::Llm;
-    source.number(&price.version, "model.price.version", 1)?;
-    let row = PriceRow {
-        id: id.to_owned(),
-        version: *price.version.get_ref(),
-        prompt: amount(&price.prompt, "prompt", llm)?,
-        completion: amount(&price.completion, "completion", llm)?,
-        embedding: amount(&price.embedding, "embedding", kind == ServiceKind::Embeddings)?,
-        character: amount(&price.character, "character", kind == ServiceKind::Tts)?,
-        second: amount(&price.second, "second", kind == ServiceKind::Stt)?,
-        url: amount(&price.url, "url", kind == ServiceKind::Scrape)?,
-        image: amount(&price.image, "image", kind == ServiceKind::Vision)?,
-        minimum: amount(&price.minimum, "minimum", false)?,
-        share_bp: price.share_bp.as_ref().map_or(DEFAULT_SHARE_BP, |share| *share.get_ref()),
-        free: price.free,
-    };
-    row.validate().map_err(|e| source.error(raw.price.span(), "model.price", e.to_string()))?;
-    Ok(row)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod account;
 mod admin;
+mod catalogue;
 mod dev;
 mod keys;
 mod limits;
@@ -58,6 +59,9 @@ enum Command {
     /// API keys and provider keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// Models, services and prices.
+    #[command(subcommand)]
+    Catalogue(catalogue::CatalogueCommand),
 }
 
 /// Flags of `serve`.
@@ -112,6 +116,10 @@ impl Cli {
             Command::Keys(command) => {
                 let config = quiet(self.shared.config, flags)?;
                 in_one_thread(keys::run(&config, command, &output))
+            }
+            Command::Catalogue(command) => {
+                let config = quiet(self.shared.config, flags)?;
+                catalogue::run(&config.catalogue, command, &output)
             }
         }
     }

@@ -8,8 +8,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CatalogueConfig {
-    /// The TOML file with models and prices; by default the one that ships with the program.
+    /// The TOML file with models and prices that takes the place of what ships with the program.
     pub path: Option<PathBuf>,
+    /// Files with further entries, and folders with such files (`*.toml`).
+    pub files: Vec<PathBuf>,
+    /// Whether engines of nodes may fetch models whose files nobody pins, by their name on a hub or in a library.
+    pub hub_downloads: bool,
     /// Directory with model files, from which tokenizers and chat templates are read for counting. A model whose
     /// files are not here is counted by what its node's model file says, or priced per character.
     pub models_dir: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cxmpute_market::assign::{Need, Offer, plan};
-use cxmpute_market::catalogue::{Catalogue, ModelEntry};
+use cxmpute_market::catalogue::{Catalogue, Engine, ModelEntry};
 use cxmpute_store::{DbError, ProvisionRow, ProvisionState};
 use cxmpute_wire::control::{Desired, DesiredFile, DesiredService, Diagnostics, Policy};
 use cxmpute_wire::{Bytes, ProvisionId, ServiceId};
@@ -74,7 +74,7 @@ fn need(entry: &ModelEntry) -> Need {
         service: entry.service.clone(),
         memory: entry.memory,
         disk: entry.disk,
-        wanted: entry.target > 0 && !entry.engines.is_empty(),
+        wanted: entry.target > 0 && entry.engines.contains(&Engine::Builtin),
     }
 }
 
@@ -89,7 +89,7 @@ fn desired(entry: &ModelEntry) -> DesiredService {
         service_id: entry.service.clone(),
         kind: entry.kind,
         model: entry.id.clone(),
-        engines: entry.engines.clone(),
+        engines: entry.engines.iter().map(|engine| engine.name().to_owned()).collect(),
         files: entry.files.iter().map(file).collect(),
         context_length: Some(entry.context_length.0).filter(|context| *context > 0),
         slots: 0,

@@ -74,6 +74,44 @@ fn a_gateway_that_cannot_start_says_why_and_what_to_do() {
 }
 
 #[test]
+fn the_catalogue_is_checked_listed_and_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = directory.path();
+    let run = |args: &[&str]| {
+        let output = cxmpute(here, args);
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    };
+    let (code, said, _) = run(&["catalogue", "check"]);
+    assert!(code == 0 && said.starts_with("77 entries are good"), "{said}");
+
+    let own = "[[model]]\nid = \"own\"\nkind = \"stt\"\nengines = [\"whisper\"]\nprice = { version = 1, second = 5 }\n";
+    std::fs::write(here.join("own.toml"), own).unwrap();
+    let (code, said, _) = run(&["catalogue", "check", "own.toml"]);
+    assert!(code == 0 && said.starts_with("78 entries are good"), "{said}");
+    std::fs::write(here.join("bad.toml"), own.replace("second = 5", "second = 0")).unwrap();
+    let (code, _, said) = run(&["catalogue", "check", "own.toml", "bad.toml"]);
+    assert_eq!(code, i32::from(exit::CONFIG), "{said}");
+    assert!(said.contains("bad.toml:5: model.price.second: 0 is not above 0"), "{said}");
+
+    std::fs::write(here.join("cxmpute.toml"), "[catalogue]\nfiles = [\"own.toml\"]\n").unwrap();
+    let (code, said, _) = run(&["--config", "cxmpute.toml", "catalogue", "list"]);
+    assert!(code == 0 && said.lines().count() == 78 && said.lines().all(|line| line.len() <= 80), "{said}");
+    let (_, said, _) = run(&["catalogue", "list", "--json"]);
+    let ids: Vec<String> = said
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert!(ids.len() == 77 && ids.contains(&"qwen2.5vl:72b".to_owned()));
+    let (code, said, _) = run(&["catalogue", "show", "tts-1"]);
+    assert!(code == 0 && said.contains("espeak-ng") && said.contains("18.75 /1M char"), "{said}");
+    let (code, _, said) = run(&["catalogue", "show", "gpt-9"]);
+    assert!(code == 1 && said.contains("`gpt-9`"), "{said}");
+}
+
+#[test]
 fn a_database_of_a_newer_program_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     // Only a table `schema_version` with the row 9999: what every later program's database has too.

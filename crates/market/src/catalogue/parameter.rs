@@ -2,6 +2,8 @@
 
 use cxmpute_wire::ServiceKind;
 
+use super::Capability;
+
 macro_rules! parameters {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
         /// A field of requests that a model may lack.
@@ -79,6 +81,25 @@ impl Parameter {
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|parameter| parameter.name() == name)
+    }
+
+    /// Whether models with these capabilities know it; a field that belongs to no capability is known to all.
+    #[must_use]
+    pub fn is_of(self, capabilities: &[Capability]) -> bool {
+        let needs = match self {
+            Self::Tools | Self::ToolChoice | Self::ParallelToolCalls => Capability::Tools,
+            Self::StructuredOutputs => Capability::JsonSchema,
+            Self::Logprobs | Self::TopLogprobs => Capability::Logprobs,
+            Self::ReasoningEffort => Capability::Reasoning,
+            _ => return true,
+        };
+        capabilities.contains(&needs)
+    }
+
+    /// Whether Ollama's OpenAI-compatible routes ignore it.
+    #[must_use]
+    pub const fn is_unknown_to_ollama(self) -> bool {
+        matches!(self, Self::TopK | Self::MinP | Self::RepetitionPenalty | Self::LogitBias | Self::N)
     }
 
     /// What a model of a kind can do when the catalogue does not say: what every engine does. No model thinks before

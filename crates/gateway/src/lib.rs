@@ -20,6 +20,7 @@ pub mod framing;
 pub mod json;
 pub mod limits;
 pub mod listen;
+pub mod media;
 pub mod meter;
 pub mod openapi;
 pub mod rates;

@@ -25,6 +25,8 @@ pub const PARTS: usize = 64;
 pub const IMAGES: usize = 16;
 /// Bytes of an image, after decoding.
 pub const IMAGE_BYTES: usize = 10 * 1024 * 1024;
+/// Pixels of an image.
+pub const IMAGE_PIXELS: u64 = 40_000_000;
 /// Declared tools.
 pub const TOOLS: usize = 128;
 /// Bytes of the name of a tool, a function or a schema.

@@ -17,8 +17,8 @@ use crate::identity::Identity;
 use crate::services::Services;
 use crate::session::{End, Session};
 use crate::supervise::Surroundings;
-use crate::supervise::once::Sandbox;
 use crate::{enrol, identity, place};
+use cxmpute_runtime::once::Sandbox;
 
 /// The first new try after a loss comes within this time, later ones wait longer, up to the cap (NR16).
 const FIRST_RECONNECT: Duration = Duration::from_secs(2);

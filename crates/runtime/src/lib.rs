@@ -1,4 +1,5 @@
-//! What any of our processes needs to live: time, chance, tasks with owners, configuration, logs, exit codes.
+//! What any of our processes needs to live: time, chance, tasks with owners, configuration, logs, exit codes, and
+//! programs of others that run for a moment.
 //!
 //! Everything that reaches for the outside of the program (clock, operating system randomness, environment
 //! variables, spawning, ending the process) goes through this crate, so that the rest stays testable. `clippy.toml`
@@ -10,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod exit;
 pub mod lifecycle;
+pub mod once;
 pub mod random;
 pub mod secret;
 pub mod telemetry;

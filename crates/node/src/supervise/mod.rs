@@ -1,8 +1,7 @@
 //! Keeping engines running: the rules are pure ([`state`], [`restart`]), the process is in [`process`], its output in
-//! [`log`]; [`service`] carries the rules out and publishes what it sees. [`once`] runs programs that are no servers.
+//! [`log`]; [`service`] carries the rules out and publishes what it sees.
 
 pub mod log;
-pub mod once;
 mod probe;
 pub mod process;
 pub mod restart;

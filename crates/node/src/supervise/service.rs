@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use cxmpute_runtime::lifecycle::OwnedTask;
+use cxmpute_runtime::once::Sandbox;
 use cxmpute_runtime::{CancellationToken, Clock, Tasks};
 use cxmpute_wire::control::{DesiredService, ObservedService, ServiceState};
 use cxmpute_wire::{Code, Generation};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::once::Sandbox;
 use super::probe;
 use super::process::Process;
 use super::state::{Act, Event, Machine};

@@ -5,7 +5,7 @@ use cxmpute_wire::openai::SpeechRequest;
 use cxmpute_wire::wave::Wave;
 
 use super::{Failed, Tool, words};
-use crate::supervise::once::OnceError;
+use cxmpute_runtime::once::OnceError;
 
 /// Words per minute at speed 1.
 const RATE: f64 = 160.0;

@@ -15,7 +15,7 @@ use cxmpute_wire::{Code, RequestId, ServiceKind};
 use http::StatusCode;
 
 use super::EngineError;
-use crate::supervise::once::{Once, OnceError, Sandbox};
+use cxmpute_runtime::once::{Once, OnceError, Sandbox};
 
 /// Longest that one run may take; the gateway's own deadline is usually shorter.
 const TIME: Duration = Duration::from_secs(120);

@@ -8,7 +8,7 @@ use cxmpute_wire::wave::Wave;
 use tempfile::NamedTempFile;
 
 use super::{Failed, Tool, words};
-use crate::supervise::once::OnceError;
+use cxmpute_runtime::once::OnceError;
 
 /// What it has to be given: its acoustic model was made of such sound.
 const RATE: u32 = 16_000;

@@ -1,0 +1,162 @@
+//! Speech out, in the packing that the client asked for. Waveforms and bare samples are made here; what needs an encoder
+//! is made by ffmpeg, where the operator has it, from samples that were checked before, in a process without network and
+//! rights.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cxmpute_runtime::once::{Once, OnceError, Sandbox};
+use cxmpute_wire::openai::AudioFormat;
+use cxmpute_wire::wave::Wave;
+
+use super::resample;
+
+/// Samples per second of [`AudioFormat::Pcm`], as OpenAI has it.
+const PCM_RATE: u32 = 24_000;
+/// Longest that encoding may take.
+const TIME: Duration = Duration::from_secs(60);
+/// Most bytes of a packed answer.
+const OUTPUT: usize = 64 * 1024 * 1024;
+/// Where ffmpeg is looked for.
+const PLACES: [&str; 3] = ["/usr/local/bin/ffmpeg", "/usr/bin/ffmpeg", "/opt/homebrew/bin/ffmpeg"];
+
+/// What packs speech.
+#[derive(Debug, Clone, Default)]
+pub struct Packer {
+    ffmpeg: Option<PathBuf>,
+    sandbox: Sandbox,
+}
+
+/// Why an answer was not packed.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// The encoder failed.
+    #[error("ffmpeg: {0}")]
+    Encoder(#[from] OnceError),
+    /// The samples could not be turned into another rate.
+    #[error("the samples have a rate that cannot be turned into {PCM_RATE}")]
+    Rate,
+    /// The format needs an encoder that is not there.
+    #[error("no encoder makes {}", .0.as_str())]
+    NoEncoder(AudioFormat),
+}
+
+impl Packer {
+    /// Looks for ffmpeg: where the configuration says, else in the usual places.
+    #[must_use]
+    pub fn find(configured: Option<&Path>) -> Self {
+        let ffmpeg = match configured {
+            Some(path) if path.as_os_str().is_empty() => None,
+            Some(path) => Some(path.to_owned()),
+            None => PLACES.iter().map(PathBuf::from).find(|path| path.is_file()),
+        };
+        let sandbox = if ffmpeg.is_some() { Sandbox::probe() } else { Sandbox::default() };
+        Self { ffmpeg, sandbox }
+    }
+
+    /// Whether it can make this.
+    #[must_use]
+    pub fn makes(&self, format: AudioFormat) -> bool {
+        matches!(format, AudioFormat::Wav | AudioFormat::Pcm) || self.ffmpeg.is_some()
+    }
+
+    /// What is made when the client does not say: OpenAI's `mp3` where there is an encoder.
+    #[must_use]
+    pub fn usual(&self) -> AudioFormat {
+        if self.makes(AudioFormat::Mp3) { AudioFormat::Mp3 } else { AudioFormat::Wav }
+    }
+
+    /// Packs a waveform that was checked.
+    ///
+    /// # Errors
+    /// The encoder failed, or there is none.
+    pub async fn pack(&self, wave: Bytes, format: AudioFormat) -> Result<Bytes, PackError> {
+        match format {
+            AudioFormat::Wav => return Ok(wave),
+            AudioFormat::Pcm => {
+                let made = tokio::task::spawn_blocking(move || {
+                    let wave = Wave::read(&wave).ok()?;
+                    resample(&wave, PCM_RATE).ok()
+                });
+                return made.await.ok().flatten().map(Bytes::from).ok_or(PackError::Rate);
+            }
+            AudioFormat::Mp3 | AudioFormat::Opus | AudioFormat::Aac | AudioFormat::Flac => {}
+        }
+        let Some(ffmpeg) = &self.ffmpeg else { return Err(PackError::NoEncoder(format)) };
+        let codec: &[&str] = match format {
+            AudioFormat::Mp3 => &["-c:a", "libmp3lame", "-b:a", "96k", "-f", "mp3"],
+            AudioFormat::Opus => &["-c:a", "libopus", "-b:a", "48k", "-f", "ogg"],
+            AudioFormat::Aac => &["-c:a", "aac", "-b:a", "96k", "-f", "adts"],
+            _ => &["-c:a", "flac", "-f", "flac"],
+        };
+        let front =
+            ["-hide_banner", "-loglevel", "error", "-nostdin", "-threads", "1", "-f", "wav", "-i", "pipe:0"];
+        // Nothing of a request is an argument, and no tag says who made the file.
+        let line = front.iter().chain(&["-map_metadata", "-1", "-vn"]).chain(codec).chain(&["pipe:1"]);
+        let arguments: Vec<String> = line.map(|&word| word.to_owned()).collect();
+        let once = Once {
+            program: ffmpeg,
+            arguments: &arguments,
+            environment: &[],
+            input: &wave,
+            output_limit: OUTPUT,
+            time: TIME,
+        };
+        Ok(once.run(&self.sandbox).await?.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::Sound;
+
+    fn wave() -> Bytes {
+        let samples: Vec<u8> = (0..22_050_u32)
+            .flat_map(|at| {
+                ((f64::from(at) * 0.1).sin() * 9_000.0)
+                    .round()
+                    .to_string()
+                    .parse::<i16>()
+                    .unwrap()
+                    .to_le_bytes()
+            })
+            .collect();
+        Wave { rate: 22_050, channels: 1, samples: &samples }.pack().into()
+    }
+
+    #[tokio::test]
+    async fn without_an_encoder_there_are_waveforms_and_samples() {
+        let packer = Packer::find(Some(Path::new("")));
+        assert_eq!(packer.usual(), AudioFormat::Wav);
+        assert_eq!(packer.pack(wave(), AudioFormat::Wav).await.unwrap(), wave());
+        assert_eq!(packer.pack(wave(), AudioFormat::Pcm).await.unwrap().len(), 48_000);
+        assert!(!packer.makes(AudioFormat::Mp3));
+        assert!(matches!(packer.pack(wave(), AudioFormat::Mp3).await, Err(PackError::NoEncoder(_))));
+    }
+
+    #[tokio::test]
+    async fn what_ffmpeg_packs_is_as_long_as_what_it_was_given() {
+        let packer = Packer::find(None);
+        if !packer.makes(AudioFormat::Mp3) {
+            crate::media::skipped("ffmpeg is not installed");
+            return;
+        }
+        for (format, magic) in [
+            (AudioFormat::Mp3, &b"ID3"[..]),
+            (AudioFormat::Opus, b"OggS"),
+            (AudioFormat::Aac, &[0xff, 0xf1]),
+            (AudioFormat::Flac, b"fLaC"),
+        ] {
+            let packed = packer.pack(wave(), format).await.unwrap();
+            let known = packed.starts_with(magic) || (format == AudioFormat::Mp3 && packed[0] == 0xff);
+            assert!(known, "{format:?} {:?}", &packed[..4]);
+            // Opus has no decoder here, and bare AAC frames no container.
+            if matches!(format, AudioFormat::Mp3 | AudioFormat::Flac) {
+                let length = Sound::decode(packed, Duration::from_secs(9)).unwrap().length().0;
+                assert!((950..1_150).contains(&length), "{format:?} {length}");
+            }
+        }
+    }
+}

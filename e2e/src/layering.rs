@@ -9,11 +9,12 @@ use serde_json::Value;
 use crate::settings;
 
 /// Each crate and the only crates of ours it may name.
-const DOORS: [(&str, &[&str]); 10] = [
+const DOORS: [(&str, &[&str]); 11] = [
     ("wire", &[]),
     ("runtime", &["wire"]),
     ("market", &["wire"]),
     ("tunnel", &["wire", "runtime"]),
+    ("egress", &["runtime"]),
     ("store", &["wire", "market"]),
     ("tokens", &["wire"]),
     ("engine", &["wire", "runtime", "tokens"]),

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::fleet::{Fleet, FleetParts};
 use crate::listen;
+use crate::media::Desk;
 use crate::meter::{Meter, MeterConfig};
 use crate::rates::RateTable;
 use crate::router::RouteIndex;
@@ -45,6 +46,8 @@ pub struct App {
     pub catalogue: Arc<Catalogue>,
     /// Tokenizers.
     pub counters: Counters,
+    /// Takes sound and pictures apart.
+    pub media: Desk,
     /// Time.
     pub clock: Clock,
     /// Owner of connections and of all tasks that end with them.
@@ -162,6 +165,7 @@ impl App {
             traces,
             routes: RouteIndex::new(),
             salt_key: random::bytes(),
+            media: Desk::new(&config, &clock),
             #[cfg(feature = "sabotage")]
             sabotage: parts.sabotage,
             config,

@@ -56,6 +56,14 @@ pub struct Ignored {
 }
 
 impl Ignored {
+    /// Notes a field of a form.
+    pub fn add(&mut self, name: &str) {
+        if self.names.len() < limits::IGNORED && !self.names.iter().any(|known| known == name) {
+            self.first.get_or_insert_with(|| name.to_owned());
+            self.names.push(name.to_owned());
+        }
+    }
+
     fn note(&mut self, place: &Place<'_>, name: &str) {
         if self.names.len() >= limits::IGNORED {
             return;

@@ -27,6 +27,8 @@ pub const IMAGES: usize = 16;
 pub const IMAGE_BYTES: usize = 10 * 1024 * 1024;
 /// Pixels of an image.
 pub const IMAGE_PIXELS: u64 = 40_000_000;
+/// Bytes of a page that is fetched.
+pub const PAGE_BYTES: usize = 5 * 1024 * 1024;
 /// Declared tools.
 pub const TOOLS: usize = 128;
 /// Bytes of the name of a tool, a function or a schema.
@@ -71,6 +73,18 @@ pub const FALLBACKS: usize = 8;
 pub const INPUTS: usize = 2_048;
 /// Tokens of all inputs of a request for embeddings.
 pub const INPUT_TOKENS: u64 = 300_000;
+/// Bytes of a body that carries sound or a picture.
+pub const MEDIA_BODY: usize = 26 * 1024 * 1024;
+/// Bytes of a recording.
+pub const SOUND_BYTES: usize = 25 * 1024 * 1024;
+/// Seconds of a recording: as a plain waveform it then fits the body that a node takes.
+pub const SOUND_SECONDS: u64 = 600;
+/// Characters of a text to say.
+pub const SPEECH_CHARACTERS: usize = 10_000;
+/// Characters of a question about a picture, or of what to look for in it.
+pub const QUESTION_CHARACTERS: usize = 2_000;
+/// Pages of one request.
+pub const PAGES: usize = 20;
 /// Names in `X-Cxmpute-Ignored`.
 pub const IGNORED: usize = 32;
 /// Bytes of the text of one token that a node names.

@@ -4,6 +4,7 @@
 
 mod account;
 mod inference;
+mod media;
 pub mod operation;
 mod provider;
 mod table;
@@ -65,6 +66,14 @@ pub enum Meter {
     Text,
     /// Tokens that were embedded.
     Embedding,
+    /// Characters that were said.
+    Characters,
+    /// Seconds that were heard.
+    Seconds,
+    /// Pictures that were looked at.
+    Images,
+    /// Pages with content.
+    Pages,
 }
 
 /// One row of the table.

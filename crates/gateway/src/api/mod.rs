@@ -5,3 +5,4 @@ pub mod docs;
 pub mod health;
 pub mod openai;
 pub mod provider;
+pub mod services;

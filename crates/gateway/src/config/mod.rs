@@ -6,6 +6,7 @@
 mod catalogue;
 mod limits;
 mod log;
+mod media;
 mod metrics;
 mod relay;
 mod server;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use catalogue::CatalogueConfig;
 pub use limits::LimitsConfig;
 pub use log::LogConfig;
+pub use media::MediaConfig;
 pub use metrics::MetricsConfig;
 pub use relay::RelayConfig;
 pub use server::{ForwardedHeader, Network, Origin, ServerConfig, Tls};
@@ -46,6 +48,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// Models and prices.
     pub catalogue: CatalogueConfig,
+    /// Sound and pictures of clients.
+    pub media: MediaConfig,
     /// Logs.
     pub log: LogConfig,
     /// Traces.

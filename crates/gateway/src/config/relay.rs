@@ -24,6 +24,14 @@ pub struct RelayConfig {
     pub total_ms: u64,
     /// An embedding request as a whole.
     pub embeddings_total_ms: u64,
+    /// Speech as a whole.
+    pub speech_total_ms: u64,
+    /// A transcript as a whole.
+    pub transcription_total_ms: u64,
+    /// A look at a picture as a whole.
+    pub sight_total_ms: u64,
+    /// Pages as a whole.
+    pub scrape_total_ms: u64,
     /// Response headers are held back for the first token at most this long; also the rhythm of `: waiting`.
     pub headers_held_ms: u64,
     /// Retries before the first content byte, after the first attempt.
@@ -64,6 +72,10 @@ impl Default for RelayConfig {
             gap_ms: 30_000,
             total_ms: 600_000,
             embeddings_total_ms: 60_000,
+            speech_total_ms: 120_000,
+            transcription_total_ms: 300_000,
+            sight_total_ms: 60_000,
+            scrape_total_ms: 60_000,
             headers_held_ms: 10_000,
             retries: 2,
             retry_budget_percent: 20,
@@ -91,6 +103,10 @@ impl RelayConfig {
             ("gap_ms", self.gap_ms),
             ("total_ms", self.total_ms),
             ("embeddings_total_ms", self.embeddings_total_ms),
+            ("speech_total_ms", self.speech_total_ms),
+            ("transcription_total_ms", self.transcription_total_ms),
+            ("sight_total_ms", self.sight_total_ms),
+            ("scrape_total_ms", self.scrape_total_ms),
             ("headers_held_ms", self.headers_held_ms),
             ("ping_ms", self.ping_ms),
             ("dead_ms", self.dead_ms),
@@ -158,6 +174,30 @@ impl RelayConfig {
     #[must_use]
     pub const fn total(&self) -> Duration {
         Duration::from_millis(self.total_ms)
+    }
+
+    /// [`Self::speech_total_ms`] as a span.
+    #[must_use]
+    pub const fn speech_total(&self) -> Duration {
+        Duration::from_millis(self.speech_total_ms)
+    }
+
+    /// [`Self::transcription_total_ms`] as a span.
+    #[must_use]
+    pub const fn transcription_total(&self) -> Duration {
+        Duration::from_millis(self.transcription_total_ms)
+    }
+
+    /// [`Self::sight_total_ms`] as a span.
+    #[must_use]
+    pub const fn sight_total(&self) -> Duration {
+        Duration::from_millis(self.sight_total_ms)
+    }
+
+    /// [`Self::scrape_total_ms`] as a span.
+    #[must_use]
+    pub const fn scrape_total(&self) -> Duration {
+        Duration::from_millis(self.scrape_total_ms)
     }
 
     /// [`Self::embeddings_total_ms`] as a span.

@@ -5,13 +5,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
 use bytes::Bytes;
+use cxmpute_egress::judge::Class;
 use cxmpute_market::catalogue::ModelEntry;
 use cxmpute_runtime::random;
 use cxmpute_tunnel::{WorkHead, WorkPath};
 use cxmpute_wire::control::ServiceState;
-use cxmpute_wire::openai::{ChatRequest, EmbeddingList, EmbeddingValue};
-use cxmpute_wire::{Millis, RequestId, ServiceKind};
+use cxmpute_wire::openai::{ChatRequest, EmbeddingList, EmbeddingValue, Heard};
+use cxmpute_wire::scrape::ScrapeResponse;
+use cxmpute_wire::sight::ReadText;
+use cxmpute_wire::wave::Wave;
+use cxmpute_wire::{Millis, RequestId, ServiceKind, form};
 
 use super::node::{Check, Member};
 use super::registry::Fleet;
@@ -26,6 +31,18 @@ const BYTES: usize = 256 * 1024;
 /// Questions by turns: a small model may answer one of them with nothing.
 const QUESTIONS: [&str; 4] =
     ["Say hello.", "What is your name?", "Tell me a short story.", "Count to three."];
+
+/// A recording of the words that [`SAID`] writes, and a picture with the text [`WRITTEN`]; made by `tools/fixtures/canary.sh`.
+const DIGITS: &[u8] = include_bytes!("canary/digits.wav");
+const PAGE: &[u8] = include_bytes!("canary/page.png");
+/// What is said in [`DIGITS`].
+const SAID: &str = "four seven one one";
+/// What is written in [`PAGE`].
+const WRITTEN: &str = "Page 4711 of 9";
+/// An address that no guard lets out.
+const PRIVATE: &str = "http://127.0.0.1/";
+/// The code by which a guard says so.
+const REFUSED: &str = Class::Loopback.code();
 
 /// Why a check failed; the text is for the log.
 #[derive(Debug, thiserror::Error)]
@@ -112,19 +129,14 @@ fn retry_later(fleet: &Fleet, member: &Arc<Member>, wait: Duration) {
 async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed> {
     let entry = fleet.entry(&member.service).ok_or_else(|| Failed::new("no catalogue entry"))?;
     let question = QUESTIONS[tries as usize % QUESTIONS.len()];
-    let (path, body) = match entry.kind {
-        ServiceKind::Llm => (WorkPath::ChatCompletions, chat_body(&entry, question)),
-        ServiceKind::Embeddings => {
-            (WorkPath::Embeddings, serde_json::json!({"model": entry.id, "input": [question]}))
-        }
-        kind => return Err(Failed::new(format!("no check for {kind}"))),
-    };
     let id = uuid::Builder::from_unix_timestamp_millis(
         u64::try_from(fleet.parts().clock.now().0).unwrap_or(0),
         &random::bytes::<10>(),
     );
+    let request_id = RequestId::from_tail(&id.into_uuid().simple().to_string());
+    let (path, body) = task(&entry, question, &request_id);
     let head = WorkHead {
-        request_id: RequestId::from_tail(&id.into_uuid().simple().to_string()),
+        request_id,
         attempt: 1,
         epoch: member.node.session.epoch,
         service: member.service.clone(),
@@ -134,7 +146,7 @@ async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed>
         max_tokens: TOKENS,
         max_bytes: BYTES as u64,
     };
-    let mut stream = member.node.link.open(&head, Bytes::from(body.to_string())).map_err(Failed::new)?;
+    let mut stream = member.node.link.open(&head, body).map_err(Failed::new)?;
     let accepted = stream.accepted().await.map_err(Failed::new)?;
     if accepted.request_id != head.request_id || accepted.epoch != head.epoch {
         return Err(Failed::new("the acceptance names other work"));
@@ -160,7 +172,7 @@ async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed>
             let prompt = exact_prompt(fleet, &entry, question).await;
             judge_chat(pieces, prompt)
         }
-        _ => {
+        kind => {
             let mut whole = Vec::new();
             while let Some(chunk) = stream.chunk().await {
                 whole.extend_from_slice(&chunk.map_err(Failed::new)?);
@@ -168,9 +180,41 @@ async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed>
                     return Err(Failed::new("the answer is too long"));
                 }
             }
-            judge_embedding(&whole, entry.dimensions)
+            match kind {
+                ServiceKind::Tts => judge_speech(&whole),
+                ServiceKind::Stt => judge_transcript(&whole),
+                ServiceKind::Vision => judge_reading(&whole),
+                ServiceKind::Scrape => judge_guard(&whole),
+                ServiceKind::Embeddings | ServiceKind::Llm => judge_embedding(&whole, entry.dimensions),
+            }
         }
     }
+}
+
+/// What the node is asked to do.
+fn task(entry: &ModelEntry, question: &str, request: &RequestId) -> (WorkPath, Bytes) {
+    let (path, body) = match entry.kind {
+        ServiceKind::Llm => (WorkPath::ChatCompletions, chat_body(entry, question)),
+        ServiceKind::Embeddings => {
+            (WorkPath::Embeddings, serde_json::json!({"model": entry.id, "input": [question]}))
+        }
+        ServiceKind::Tts => {
+            let voice = entry.voices.values().next().map_or("alloy", String::as_str);
+            let body = serde_json::json!({"model": entry.id, "input": question, "voice": voice, "response_format": "wav"});
+            (WorkPath::Speech, body)
+        }
+        ServiceKind::Stt => {
+            let fields = [("response_format", "verbose_json".to_owned())];
+            return (WorkPath::Transcription, form::compose(request, &entry.id, &fields, DIGITS).into());
+        }
+        ServiceKind::Vision => {
+            let image = base64::engine::general_purpose::STANDARD.encode(PAGE);
+            (WorkPath::Read, serde_json::json!({"model": entry.id, "image": image}))
+        }
+        // What a fetcher must never do is what is checked: nothing leaves the node's machine.
+        ServiceKind::Scrape => (WorkPath::Scrape, serde_json::json!({"urls": [PRIVATE]})),
+    };
+    (path, body.to_string().into())
 }
 
 fn chat_body(entry: &ModelEntry, question: &str) -> serde_json::Value {
@@ -240,6 +284,46 @@ fn judge_embedding(body: &[u8], dimensions: Option<u64>) -> Result<(), Failed> {
     Ok(())
 }
 
+/// A text of a few words takes from a fifth of a second to half a minute.
+fn judge_speech(body: &[u8]) -> Result<(), Failed> {
+    let wave = Wave::read(body).map_err(Failed::new)?;
+    match wave.millis() {
+        _ if wave.is_silent() => Err(Failed::new("the speech is silence")),
+        200..=30_000 => Ok(()),
+        millis => Err(Failed(format!("the speech takes {millis} ms"))),
+    }
+}
+
+/// Small models hear other words; a model that hears digits must hear these.
+fn judge_transcript(body: &[u8]) -> Result<(), Failed> {
+    let heard: Heard = serde_json::from_slice(body).map_err(|_| Failed::new("no transcript"))?;
+    let words: Vec<String> = heard.text.split_whitespace().map(str::to_lowercase).collect();
+    let digits = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
+    let only_digits = words.iter().all(|word| digits.contains(&word.as_str()));
+    if words.is_empty() || (only_digits && words.join(" ") != SAID) {
+        return Err(Failed::new("the transcript is not what was said"));
+    }
+    Ok(())
+}
+
+fn judge_reading(body: &[u8]) -> Result<(), Failed> {
+    let read: ReadText = serde_json::from_slice(body).map_err(|_| Failed::new("no reading"))?;
+    if read.text.trim() == WRITTEN && !read.words.is_empty() {
+        return Ok(());
+    }
+    Err(Failed::new("the text is not what is written"))
+}
+
+fn judge_guard(body: &[u8]) -> Result<(), Failed> {
+    let answer: ScrapeResponse = serde_json::from_slice(body).map_err(|_| Failed::new("no results"))?;
+    let [result] = answer.results.as_slice() else { return Err(Failed::new("not one result")) };
+    let refused = result.error.as_ref().is_some_and(|error| error.code == REFUSED);
+    if refused && !result.success && result.data.is_none() {
+        return Ok(());
+    }
+    Err(Failed::new("an address of the node's own machine was not refused"))
+}
+
 #[cfg(test)]
 mod tests {
     use cxmpute_wire::openai::FinishReason;
@@ -272,6 +356,37 @@ mod tests {
         let mut failed = answer("Hello", None);
         failed.push_front(Piece::Failed { code: None });
         assert!(judge_chat(failed, None).is_err());
+    }
+
+    #[test]
+    fn speech_is_heard_and_has_a_length() {
+        let of = |samples: &[u8]| judge_speech(&Wave { rate: 16_000, channels: 1, samples }.pack());
+        assert!(judge_speech(DIGITS).is_ok());
+        assert!(of(&[0; 32_000]).is_err(), "silence");
+        assert!(of(&[1; 320]).is_err(), "too short");
+        assert!(judge_speech(b"RIFF").is_err());
+    }
+
+    #[test]
+    fn a_transcript_has_words_and_digits_are_the_right_ones() {
+        let of = |text: &str| judge_transcript(serde_json::json!({"text": text}).to_string().as_bytes());
+        assert!(of("four seven one one").is_ok() && of("for seven one on").is_ok());
+        assert!(of("").is_err() && of("one two three").is_err() && judge_transcript(b"[]").is_err());
+    }
+
+    #[test]
+    fn a_reading_is_exact_and_a_guard_refuses() {
+        let read = |text: &str| {
+            let word = serde_json::json!({"text": "Page", "box": [0, 0, 1, 1], "confidence": 1.0});
+            judge_reading(serde_json::json!({"text": text, "words": [word]}).to_string().as_bytes())
+        };
+        assert!(read(WRITTEN).is_ok() && read("Page 4712 of 9").is_err());
+        let scraped = |result: serde_json::Value| {
+            judge_guard(serde_json::json!({"results": [result]}).to_string().as_bytes())
+        };
+        let refused = serde_json::json!({"url": PRIVATE, "success": false, "error": {"code": REFUSED, "message": "no"}});
+        assert!(scraped(refused).is_ok());
+        assert!(scraped(serde_json::json!({"url": PRIVATE, "success": true, "data": "secret"})).is_err());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The bounds as a table for people; the reference page shows it.
 
 use super::{
-    BIASES, BODY, CHOICES, FIELDS, HEAD, IMAGE_BYTES, IMAGES, INPUT_TOKENS, INPUTS, JSON_DEPTH, MESSAGES,
-    METADATA, METADATA_KEY, METADATA_VALUE, N, PARTS, PROVIDER_BODY, SCHEMA, SCHEMA_DEPTH, STOP_BYTES, STOPS,
-    TIMEOUT_MS, TOOLS, URI,
+    BIASES, BODY, CHOICES, FIELDS, HEAD, IMAGE_BYTES, IMAGE_PIXELS, IMAGES, INPUT_TOKENS, INPUTS, JSON_DEPTH,
+    MEDIA_BODY, MESSAGES, METADATA, METADATA_KEY, METADATA_VALUE, N, PAGE_BYTES, PAGES, PARTS, PROVIDER_BODY,
+    SCHEMA, SCHEMA_DEPTH, SOUND_BYTES, SOUND_SECONDS, SPEECH_CHARACTERS, STOP_BYTES, STOPS, TIMEOUT_MS,
+    TOOLS, URI,
 };
 
 /// One bound.
@@ -54,6 +55,19 @@ pub fn rows() -> Vec<Row> {
             PARAMETER,
         ),
         row("Embedded texts", format!("{INPUTS} texts, {INPUT_TOKENS} tokens in all"), PARAMETER),
+        row("Body with sound or a picture", size(MEDIA_BODY), "413 `body_too_large`"),
+        row("Recording", format!("{}, {SOUND_SECONDS} s", size(SOUND_BYTES)), PARAMETER),
+        row("Text to say", format!("{SPEECH_CHARACTERS} characters"), PARAMETER),
+        row(
+            "Picture",
+            format!("{}, {} million pixels", size(IMAGE_BYTES), IMAGE_PIXELS / 1_000_000),
+            PARAMETER,
+        ),
+        row(
+            "Pages",
+            format!("{PAGES} addresses, {} each", size(PAGE_BYTES)),
+            "400, or an error of that page",
+        ),
         row("X-Cxmpute-Timeout-Ms", format!("{TIMEOUT_MS} ms"), PARAMETER),
     ]
 }

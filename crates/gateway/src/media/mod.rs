@@ -1,10 +1,12 @@
 //! Sound and pictures of clients: taken apart here, by libraries in safe Rust, bounded in bytes, length and pixels, and
 //! handed to nodes in one plain form each. Sound of nodes is checked here and packed as the client asked.
 
+mod desk;
 mod pack;
 mod picture;
 mod sound;
 
+pub use desk::{Desk, NoPicture};
 pub use pack::Packer;
 pub use picture::{Picture, PictureError};
 pub use sound::{SPEECH_RATE, Sound, SoundError, resample};

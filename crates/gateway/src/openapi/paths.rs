@@ -49,6 +49,10 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         described["x-meter"] = match meter {
             Meter::Text => "text".into(),
             Meter::Embedding => "embedding".into(),
+            Meter::Characters => "characters".into(),
+            Meter::Seconds => "seconds".into(),
+            Meter::Images => "images".into(),
+            Meter::Pages => "pages".into(),
         };
     }
     let parameters: Vec<Value> = of.parameters.iter().map(|each| parameter(each, route)).collect();
@@ -59,7 +63,7 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         described["requestBody"] = json!({
             "required": true,
             "description": format!("At most {} bytes.", route.body_limit),
-            "content": {"application/json": {"schema": schemas.read(body.schema), "example": json_of(body.example)}},
+            "content": {body.media_type(): {"schema": schemas.read(body.schema), "example": json_of(body.example)}},
         });
     }
     described["responses"] = responses(of, schemas);
@@ -113,6 +117,8 @@ fn content(answer: &Answer, schemas: &mut Schemas) -> Option<Value> {
             "example": json_of(chunk.example),
         }),
         Content::Document => json!({"schema": {"type": "object", "required": ["openapi", "info", "paths"]}}),
+        Content::Bytes(_) => json!({"schema": {"type": "string", "format": "binary"}}),
+        Content::Text(_) => json!({"schema": {"type": "string"}}),
         Content::Page => json!({"schema": {"type": "string"}}),
         Content::Empty => return None,
     })

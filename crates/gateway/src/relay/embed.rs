@@ -8,10 +8,10 @@ use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::Tokens;
 use cxmpute_wire::openai::{EmbeddingInput, EmbeddingRequest, EncodingFormat};
 
-use super::errand::{Errand, Printed, Ticket};
-use super::retry::Fault;
+use super::errand::{Errand, Misread, Printed, Ticket};
 use super::settle::usage;
 use super::vectors::{Vectors, print, read};
+use crate::app::App;
 use crate::error::{ApiError, ApiResult};
 use crate::limits::INPUT_TOKENS;
 
@@ -128,8 +128,8 @@ impl Errand for Embedding {
         ENVELOPE + self.texts.len() as u64 * self.dimensions.unwrap_or(DIMENSIONS) * PER_NUMBER
     }
 
-    fn read(&self, body: Vec<u8>) -> Result<Vectors, Fault> {
-        read(&body, self.texts.len(), self.dimensions)
+    async fn read(&self, _app: &App, body: Vec<u8>) -> Result<Vectors, Misread> {
+        Ok(read(&body, self.texts.len(), self.dimensions)?)
     }
 
     fn claimed(&self, answer: &Vectors) -> Option<Units> {

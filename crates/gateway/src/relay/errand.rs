@@ -16,7 +16,7 @@ use cxmpute_market::wish::Wishes;
 use cxmpute_runtime::CancellationToken;
 use cxmpute_store::Settled;
 use cxmpute_tunnel::WorkPath;
-use cxmpute_wire::{RequestId, UserId};
+use cxmpute_wire::{Code, RequestId, UserId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -75,14 +75,9 @@ pub trait Errand: Debug + Send + Sync + Sized + 'static {
     /// Most bytes of a good answer.
     fn max_bytes(&self) -> u64;
 
-    /// Checks the whole answer of a node; blocking work when [`Errand::IS_HEAVY`].
-    ///
-    /// # Errors
-    /// What the node did wrong.
-    fn read(&self, body: Vec<u8>) -> Result<Self::Answer, Fault>;
-
-    /// Whether [`Errand::read`] takes so long that it must not run on the async threads.
-    const IS_HEAVY: bool = false;
+    /// Checks the whole answer of a node, and makes of it what the client asked for; what takes long runs off the async
+    /// threads.
+    fn read(&self, app: &App, body: Vec<u8>) -> impl Future<Output = Result<Self::Answer, Misread>> + Send;
 
     /// What is paid for a good answer, of what was counted.
     fn delivered(&self, exact: Units, _answer: &Self::Answer) -> Units {
@@ -102,6 +97,42 @@ pub trait Errand: Debug + Send + Sync + Sized + 'static {
 
     /// The answer for the client, settled.
     fn print(&self, ticket: &Ticket, answer: Self::Answer, units: &Units, settled: &Settled) -> Printed;
+}
+
+/// Why nothing was made of a node's answer.
+#[derive(Debug)]
+pub enum Misread {
+    /// The node did something wrong.
+    Node(Fault),
+    /// We failed; no node is to blame.
+    Ours(ApiError),
+}
+
+impl From<Fault> for Misread {
+    fn from(fault: Fault) -> Self {
+        Self::Node(fault)
+    }
+}
+
+/// The failure that a node reports as the body, where it reports one. An answer begins otherwise: no good answer has a
+/// field `error` at its top.
+pub(super) fn failure(body: &[u8]) -> Option<Fault> {
+    #[derive(serde::Deserialize)]
+    struct Report {
+        error: NodeError,
+    }
+    #[derive(serde::Deserialize)]
+    struct NodeError {
+        #[serde(default)]
+        code: Option<serde_json::Value>,
+    }
+    if body.first() != Some(&b'{') {
+        return None;
+    }
+    let report: Report = serde_json::from_slice(body).ok()?;
+    let code = report.error.code.as_ref().and_then(serde_json::Value::as_str);
+    let code = code.and_then(|code| code.parse::<Code>().ok());
+    Some(code.filter(|code| code.status() == 400).map_or(Fault::Engine, Fault::BadRequest))
 }
 
 /// An answer as the client gets it.

@@ -1,10 +1,10 @@
 //! The vectors of an answer: checked number by number as they come, printed as they were asked for.
 
 use bytes::Bytes;
-use cxmpute_wire::Code;
 use cxmpute_wire::openai::{EmbeddingItem, EmbeddingList, EmbeddingValue, Usage};
 use serde::Deserialize;
 
+use super::errand::failure;
 use super::retry::Fault;
 
 /// What came back, checked.
@@ -21,14 +21,6 @@ struct NodeAnswer {
     data: Vec<NodeVector>,
     #[serde(default)]
     usage: Option<serde_json::Value>,
-    #[serde(default)]
-    error: Option<NodeError>,
-}
-
-#[derive(Deserialize)]
-struct NodeError {
-    #[serde(default)]
-    code: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -39,15 +31,10 @@ struct NodeVector {
 
 /// Every text has exactly one vector of the right length with finite numbers.
 pub(super) fn read(body: &[u8], texts: usize, dimensions: Option<u64>) -> Result<Vectors, Fault> {
-    let answer: NodeAnswer = serde_json::from_slice(body).map_err(|_| Fault::Protocol)?;
-    if let Some(error) = answer.error {
-        let code = error
-            .code
-            .as_ref()
-            .and_then(serde_json::Value::as_str)
-            .and_then(|code| code.parse::<Code>().ok());
-        return Err(code.filter(|code| code.status() == 400).map_or(Fault::Engine, Fault::BadRequest));
+    if let Some(fault) = failure(body) {
+        return Err(fault);
     }
+    let answer: NodeAnswer = serde_json::from_slice(body).map_err(|_| Fault::Protocol)?;
     let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); texts];
     let mut length = dimensions;
     for item in answer.data {

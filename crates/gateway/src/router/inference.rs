@@ -10,7 +10,7 @@ use super::operation::{
     Answer, BODY, Content, Group, Header, KEY, Operation, Parameter, Payload, Place, Refusals, UNREAD, WORK,
 };
 
-const STRICT: Parameter = Parameter {
+pub(super) const STRICT: Parameter = Parameter {
     name: "X-Cxmpute-Strict",
     place: Place::Header,
     required: false,
@@ -20,7 +20,7 @@ const STRICT: Parameter = Parameter {
     example: "1",
 };
 
-const TITLE: Parameter = Parameter {
+pub(super) const TITLE: Parameter = Parameter {
     name: "X-Title",
     place: Place::Header,
     required: false,
@@ -29,7 +29,7 @@ const TITLE: Parameter = Parameter {
     example: "my-app",
 };
 
-const REFERER: Parameter = Parameter {
+pub(super) const REFERER: Parameter = Parameter {
     name: "HTTP-Referer",
     place: Place::Header,
     required: false,
@@ -38,7 +38,7 @@ const REFERER: Parameter = Parameter {
     example: "https://example.org",
 };
 
-const TIMEOUT: Parameter = Parameter {
+pub(super) const TIMEOUT: Parameter = Parameter {
     name: "X-Cxmpute-Timeout-Ms",
     place: Place::Header,
     required: false,
@@ -48,7 +48,7 @@ const TIMEOUT: Parameter = Parameter {
     example: "30000",
 };
 
-const WORK_HEADERS: &[Header] = &[
+pub(super) const WORK_HEADERS: &[Header] = &[
     Header {
         name: "X-Generation-Id",
         detail: "The id by which `GET /generation` finds the receipt.",
@@ -217,7 +217,7 @@ pub(super) const MODEL: Operation = Operation {
         status: 200,
         detail: "The model.",
         content: Content::Json(Payload::of::<ModelObject>(
-            r#"{"id":"cxm-tiny","object":"model","created":1790000000,"owned_by":"cxmpute","name":"Tiny","description":"A small model.","aliases":[],"kind":"llm","context_length":1024,"max_completion_tokens":512,"architecture":{"modality":"text->text","input_modalities":["text"],"output_modalities":["text"],"tokenizer":null},"pricing":{"prompt":"0.000001","completion":"0.000002","embedding":"0"},"pricing_micro":{"prompt":1000000,"completion":2000000,"embedding":0,"minimum":0,"share_bp":8000,"version":1},"availability":{"status":"ready","nodes":3,"regions":["DE"]},"quantizations":["q8_0"],"stats":{"ttft_ms_p50":41.5,"ttft_ms_p95":120.0,"tokens_per_s_p50":88.1,"uptime_30m":1.0},"supported_parameters":["temperature"],"digest":null}"#,
+            r#"{"id":"cxm-tiny","object":"model","created":1790000000,"owned_by":"cxmpute","name":"Tiny","description":"A small model.","aliases":[],"kind":"llm","context_length":1024,"max_completion_tokens":512,"architecture":{"modality":"text->text","input_modalities":["text"],"output_modalities":["text"],"tokenizer":null},"pricing":{"prompt":"0.000001","completion":"0.000002","embedding":"0","character":"0","second":"0","image":"0","url":"0"},"pricing_micro":{"prompt":1000000,"completion":2000000,"embedding":0,"character":0,"second":0,"image":0,"url":0,"minimum":0,"share_bp":8000,"version":1},"availability":{"status":"ready","nodes":3,"regions":["DE"]},"quantizations":["q8_0"],"stats":{"ttft_ms_p50":41.5,"ttft_ms_p95":120.0,"tokens_per_s_p50":88.1,"uptime_30m":1.0},"supported_parameters":["temperature"],"digest":null}"#,
         )),
         headers: CACHED,
     }],

@@ -136,20 +136,34 @@ pub struct Parameter {
 /// Makes the schema of a type.
 pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
-/// A JSON body.
+/// A body: JSON, or a form whose fields the schema describes.
 #[derive(Debug, Clone, Copy)]
 pub struct Payload {
     /// Its schema.
     pub schema: SchemaOf,
     /// A good body, as JSON text.
     pub example: &'static str,
+    /// Whether it is sent as `multipart/form-data`.
+    pub form: bool,
 }
 
 impl Payload {
     /// The body that a type describes.
     #[must_use]
     pub const fn of<T: JsonSchema>(example: &'static str) -> Self {
-        Self { schema: SchemaGenerator::subschema_for::<T>, example }
+        Self { schema: SchemaGenerator::subschema_for::<T>, example, form: false }
+    }
+
+    /// The form whose fields a type describes.
+    #[must_use]
+    pub const fn form<T: JsonSchema>(example: &'static str) -> Self {
+        Self { schema: SchemaGenerator::subschema_for::<T>, example, form: true }
+    }
+
+    /// Its content type.
+    #[must_use]
+    pub const fn media_type(&self) -> &'static str {
+        if self.form { "multipart/form-data" } else { "application/json" }
     }
 }
 
@@ -173,6 +187,10 @@ pub enum Content {
     Json(Payload),
     /// Server-sent events; the schema is that of one event's data, `data: [DONE]` ends a good stream.
     Events(Payload),
+    /// Bytes of this type.
+    Bytes(&'static str),
+    /// Text of this type.
+    Text(&'static str),
     /// The OpenAPI document.
     Document,
     /// A page.
@@ -188,6 +206,7 @@ impl Content {
         match self {
             Self::Json(_) | Self::Document => Some("application/json"),
             Self::Events(_) => Some("text/event-stream"),
+            Self::Bytes(media) | Self::Text(media) => Some(media),
             Self::Page => Some("text/html"),
             Self::Empty => None,
         }

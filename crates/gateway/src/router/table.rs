@@ -4,9 +4,10 @@ use axum::routing::{delete, get, post, put};
 use http::Method;
 
 use super::{
-    Access, Cost, Handler, Meter, Operation, RateClass, Route, account as about, inference, provider as node,
+    Access, Cost, Handler, Meter, Operation, RateClass, Route, account as about, inference, media,
+    provider as node,
 };
-use crate::api::{account, docs, health, openai, provider};
+use crate::api::{account, docs, health, openai, provider, services};
 use crate::limits;
 
 /// Paid work: a key, a meter, all limits.
@@ -23,6 +24,13 @@ const fn work(path: &'static str, meter: Meter, operation: &'static Operation, h
         operation,
         handler,
     }
+}
+
+/// Paid work on sound or pictures.
+const fn large(path: &'static str, meter: Meter, operation: &'static Operation, handler: Handler) -> Route {
+    let mut route = work(path, meter, operation, handler);
+    route.body_limit = limits::MEDIA_BODY;
+    route
 }
 
 /// Something that a user reads.
@@ -93,6 +101,19 @@ pub static ROUTES: &[Route] = &[
     work("/embeddings", Meter::Embedding, &inference::EMBEDDING, || {
         post(openai::embedding::create_embedding)
     }),
+    work("/rerank", Meter::Embedding, &media::RERANK, || post(openai::rerank::create_rerank)),
+    work("/audio/speech", Meter::Characters, &media::SPEECH, || post(openai::speech::create_speech)),
+    large("/audio/transcriptions", Meter::Seconds, &media::TRANSCRIPTION, || {
+        post(openai::transcription::create_transcription)
+    }),
+    // For users: the first seed's shapes.
+    work("/tts", Meter::Characters, &media::TTS, || post(openai::speech::create_tts)),
+    large("/m/caption", Meter::Images, &media::CAPTION, || post(services::sight::create_caption)),
+    large("/m/query", Meter::Images, &media::QUERY, || post(services::sight::create_answer)),
+    large("/m/detect", Meter::Images, &media::DETECT, || post(services::sight::create_detection)),
+    large("/m/point", Meter::Images, &media::POINT, || post(services::sight::create_pointing)),
+    work("/scrape", Meter::Pages, &media::SCRAPE, || post(services::scrape::create_scrape)),
+    // What can be asked for.
     read("/models", Access::Public, Cost::Cheap, &inference::MODELS, || get(openai::model::list_models)),
     read("/models/{*id}", Access::Public, Cost::Cheap, &inference::MODEL, || get(openai::model::get_model)),
     // For users: what it cost.

@@ -150,6 +150,10 @@ impl RouteView {
             meter: route.meter.map(|meter| match meter {
                 Meter::Text => "Paid per token",
                 Meter::Embedding => "Paid per embedded token",
+                Meter::Characters => "Paid per character",
+                Meter::Seconds => "Paid per second of sound",
+                Meter::Images => "Paid per picture",
+                Meter::Pages => "Paid per page with content",
             }),
             body_limit: (route.body_limit > 0).then(|| limits::size(route.body_limit)),
             parameters: described["parameters"].as_array().into_iter().flatten().map(parameter).collect(),

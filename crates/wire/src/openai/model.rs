@@ -78,6 +78,14 @@ pub struct Pricing {
     pub completion: String,
     /// Per embedded token.
     pub embedding: String,
+    /// Per character.
+    pub character: String,
+    /// Per second of sound.
+    pub second: String,
+    /// Per picture.
+    pub image: String,
+    /// Per page with content.
+    pub url: String,
 }
 
 /// Micro-credits per 10^6 units.
@@ -89,6 +97,14 @@ pub struct PricingMicro {
     pub completion: i64,
     /// Per 10^6 embedded tokens.
     pub embedding: i64,
+    /// Per 10^6 characters.
+    pub character: i64,
+    /// Per 10^6 seconds of sound.
+    pub second: i64,
+    /// Per 10^6 pictures.
+    pub image: i64,
+    /// Per 10^6 pages with content.
+    pub url: i64,
     /// Least charge of a request.
     pub minimum: i64,
     /// The provider's share in basis points.

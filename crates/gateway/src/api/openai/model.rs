@@ -69,6 +69,10 @@ fn describe(app: &App, entry: &ModelEntry) -> ModelObject {
             prompt: entry.price.prompt.0,
             completion: entry.price.completion.0,
             embedding: entry.price.embedding.0,
+            character: entry.price.character.0,
+            second: entry.price.second.0,
+            image: entry.price.image.0,
+            url: entry.price.url.0,
             minimum: entry.price.minimum.0,
             share_bp: entry.price.share_bp,
             version: entry.price.version,
@@ -126,5 +130,9 @@ fn pricing(price: &PriceRow) -> Pricing {
         prompt: per_unit(price.prompt),
         completion: per_unit(price.completion),
         embedding: per_unit(price.embedding),
+        character: per_unit(price.character),
+        second: per_unit(price.second),
+        image: per_unit(price.image),
+        url: per_unit(price.url),
     }
 }

@@ -8,9 +8,9 @@ use axum::response::Response;
 use cxmpute_market::catalogue::{Catalogue, ModelEntry};
 use cxmpute_market::wish::Wishes;
 use cxmpute_tokens::TokenCounter;
-use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::fields::Closed;
 use cxmpute_wire::openai::{ProviderPreferences, SortBy};
+use cxmpute_wire::{Code, ServiceKind};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::de::DeserializeOwned;
 
@@ -243,6 +243,33 @@ pub async fn resolve_model(
         );
     }
     Ok((entry, counter))
+}
+
+/// The model of a service that is counted by the piece: the named one, or where none is named the first that is able,
+/// nodes that serve it now counting more than the order of the catalogue.
+///
+/// # Errors
+/// There is none.
+pub fn resolve_service(
+    app: &App,
+    name: Option<&str>,
+    kind: ServiceKind,
+    able: impl Fn(&ModelEntry) -> bool,
+) -> ApiResult<Arc<ModelEntry>> {
+    if let Some(name) = name {
+        let (model, _) = split_suffix(&app.catalogue, name);
+        let entry = app.catalogue.resolve(model).filter(|entry| entry.kind == kind);
+        return entry.cloned().ok_or_else(|| ApiError::model_not_found(name));
+    }
+    let able = || app.catalogue.entries().iter().filter(|entry| entry.kind == kind && able(entry));
+    let served = able().find(|entry| app.fleet.state(&entry.service).routable > 0);
+    served.or_else(|| able().next()).cloned().ok_or_else(|| {
+        ApiError::new(
+            Code::ModelNotFound,
+            format!("The catalogue has no model of the kind {kind} that can do this."),
+        )
+        .param("model")
+    })
 }
 
 /// The models that may answer when the first has no node, each with the bound on its output.

@@ -13,7 +13,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::limits;
 use crate::schema::{Schema, Use};
 
-pub(super) fn refuse<T>(param: &str, message: impl Into<Cow<'static, str>>) -> ApiResult<T> {
+pub fn refuse<T>(param: &str, message: impl Into<Cow<'static, str>>) -> ApiResult<T> {
     Err(ApiError::invalid_parameter(param, message))
 }
 

@@ -19,7 +19,7 @@ use super::super::retry::{Fault, Next, Trail};
 use super::super::run::{Head, Meta, end_attempt};
 use super::super::select::{NoSeat, Seeker, Until, find_seat};
 use super::super::settle::{exhausted_error, settle, store_error};
-use super::{Errand, Job};
+use super::{Errand, Job, Misread};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::fleet::{RunningRequest, Seat};
@@ -305,7 +305,10 @@ impl<E: Errand> Carry<E> {
                 }
                 whole.extend_from_slice(&chunk);
             }
-            self.read(whole).await
+            self.job.errand.read(&self.app, whole).await.map_err(|misread| match misread {
+                Misread::Node(fault) => Stop::Fault(fault),
+                Misread::Ours(error) => Stop::Internal(error),
+            })
         };
         tokio::select! {
             biased;
@@ -316,17 +319,6 @@ impl<E: Errand> Carry<E> {
                 Err(Stop::Deadline)
             }
             outcome = exchange => outcome,
-        }
-    }
-
-    async fn read(&self, body: Vec<u8>) -> Result<E::Answer, Stop> {
-        if !E::IS_HEAVY {
-            return self.job.errand.read(body).map_err(Stop::Fault);
-        }
-        let job = self.job.clone();
-        match tokio::task::spawn_blocking(move || job.errand.read(body)).await {
-            Ok(read) => read.map_err(Stop::Fault),
-            Err(error) => Err(Stop::Internal(ApiError::internal(error))),
         }
     }
 

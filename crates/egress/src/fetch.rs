@@ -144,7 +144,7 @@ impl Fetcher {
                 // Boxed because the rules are fetched by this same function.
                 Box::pin(self.robots.ask(self, &target, &self.clock)).await?;
             }
-            self.wait_for_turn(&target).await?;
+            self.take_turn(&target).await?;
             let headers = self.headers(wanted, target.same_origin(&first), &first);
             let begun = Instant::now();
             let exchange = exchange::exchange(&self.connector, &target, headers, wanted, &self.limits);
@@ -202,8 +202,16 @@ impl Fetcher {
         headers
     }
 
+    /// Takes a turn at the host of a URL and waits for it, for a request that somebody else will make.
+    ///
+    /// # Errors
+    /// The URL may not be asked, or too many wait for its host.
+    pub async fn wait_for_turn(&self, url: &str) -> Result<(), FetchError> {
+        self.take_turn(&self.connector.target(url)?).await
+    }
+
     /// Waits until the host may be asked again.
-    async fn wait_for_turn(&self, target: &Target) -> Result<(), FetchError> {
+    async fn take_turn(&self, target: &Target) -> Result<(), FetchError> {
         let Some(pacer) = &self.pacer else { return Ok(()) };
         let host = target.host().to_string();
         let wait = pacer.lock().reserve(&host, self.clock.mono()).ok_or(FetchError::Busy { host })?;

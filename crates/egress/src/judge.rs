@@ -5,12 +5,14 @@
 //! (decimal, octal, short, circled digits, percent-encoded …) is judged as the address it means.
 
 mod address;
+mod domains;
 mod network;
 mod policy;
 mod refusal;
 mod target;
 
 pub use address::{Class, classify};
+pub use domains::Domains;
 pub use network::{Network, Permission};
 pub use policy::{Judged, Policy};
 pub use refusal::Refusal;

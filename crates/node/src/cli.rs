@@ -1,5 +1,6 @@
 //! The command line of `cxmpute-provider`.
 
+mod engine;
 mod show;
 
 use std::io::Read;
@@ -76,6 +77,12 @@ enum Command {
     Status,
     /// The services of the running node.
     Services,
+    /// The engines that this program itself is. The node starts them.
+    #[command(hide = true)]
+    Engine {
+        #[command(subcommand)]
+        engine: engine::Engine,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -128,6 +135,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
+    if let Command::Engine { engine } = cli.command {
+        return engine::run(engine);
+    }
     let output = if cli.global.json { Output::Json } else { Output::Human };
     let config = NodeConfig::read(cli.global.config.clone(), flags(&cli.global))?;
     telemetry::init(&config.log).map_err(|error| ExitError::new(exit::CONFIG, error.to_string()))?;
@@ -138,6 +148,8 @@ fn run(cli: Cli) -> Result<()> {
             Command::Enrol { grant, alias } => enrol_node(&config, &grant, alias, output).await,
             Command::Start { grant } => start(config, &grant, output).await,
             Command::Stop => stop(&config, output).await,
+            // Ran above, without the owner's configuration.
+            Command::Engine { .. } => Ok(()),
             Command::Status => status(&config, output).await,
             Command::Services => {
                 let answer = local::ask(&config.data_dir, Question::Status).await?;

@@ -9,6 +9,8 @@ use cxmpute_runtime::telemetry::LogConfig;
 use cxmpute_wire::ServiceId;
 use serde::{Deserialize, Serialize};
 
+use crate::scrape::ScrapeSection;
+
 /// Everything an owner can set.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -27,6 +29,8 @@ pub struct NodeConfig {
     pub engine: EngineSection,
     /// What the owner lets the node serve.
     pub services: ServicesSection,
+    /// Fetching pages for others; off by default.
+    pub scrape: ScrapeSection,
     /// Servers the owner already runs.
     pub external: Vec<External>,
     /// Logs.
@@ -134,6 +138,7 @@ impl Default for NodeConfig {
             models: ModelsSection::default(),
             engine: EngineSection::default(),
             services: ServicesSection::default(),
+            scrape: ScrapeSection::default(),
             external: Vec::new(),
             log: LogConfig::default(),
         }
@@ -192,6 +197,19 @@ impl NodeConfig {
         } else {
             self.name.clone()
         }
+    }
+
+    /// This program itself, which is also the engine that fetches pages.
+    #[must_use]
+    pub fn own_program() -> PathBuf {
+        let own = std::env::current_exe().unwrap_or_default();
+        let named = |path: &Path| path.file_name().is_some_and(|name| name == "cxmpute-provider");
+        if named(&own) {
+            return own;
+        }
+        // Embedded in another program: beside it, as the engine program is.
+        let beside = own.parent().map(|dir| dir.join("cxmpute-provider")).filter(|path| path.exists());
+        beside.unwrap_or_else(|| PathBuf::from("cxmpute-provider"))
     }
 
     /// The engine program: as configured, else beside this program, else on the path.

@@ -3,7 +3,7 @@
 //!
 //! Rooms: [`identity`] (the key), [`enrol`], [`diagnose`] (the machine), [`agent`] (dialling again and again),
 //! [`session`] (one tunnel: plans in, heartbeats out), [`serve`] (work), [`services`] with [`reconcile`] (plan against
-//! reality, pure), [`supervise`] and [`engines`] (processes), [`standing`] (why it does not earn, pure), [`local`] (the
+//! reality, pure), [`scrape`] (the engine that fetches pages), [`supervise`] and [`engines`] (processes), [`standing`] (why it does not earn, pure), [`local`] (the
 //! socket that `status` and `stop` talk to), [`cli`].
 //!
 //! Embedding: `Node::build(config, Deps::new(clock, tasks))?`, then `node.run().await`; the soft stop of `tasks` drains it.
@@ -21,6 +21,7 @@ pub mod local;
 pub mod output;
 pub mod place;
 pub mod reconcile;
+pub mod scrape;
 pub mod serve;
 pub mod services;
 pub mod session;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Class, Network, Permission, Refusal, classify};
+use super::{Class, Domains, Network, Permission, Refusal, classify};
 
 /// Ports that are fetched by default (NR52).
 const PORTS: [u16; 2] = [80, 443];
@@ -18,11 +18,19 @@ pub struct Policy {
     pub refused: Vec<Network>,
     /// Where this program listens; never asked. An unspecified address stands for this machine on that port.
     pub own: Vec<SocketAddr>,
+    /// Which names are wanted.
+    pub domains: Domains,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { ports: PORTS.to_vec(), allowed: Vec::new(), refused: Vec::new(), own: Vec::new() }
+        Self {
+            ports: PORTS.to_vec(),
+            allowed: Vec::new(),
+            refused: Vec::new(),
+            own: Vec::new(),
+            domains: Domains::default(),
+        }
     }
 }
 

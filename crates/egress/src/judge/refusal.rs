@@ -34,6 +34,9 @@ pub enum Refusal {
     /// A name that only means something in a local network.
     #[error("The host `{0}` is a name of a local network.")]
     LocalName(String),
+    /// A host that the owner does not want to be asked.
+    #[error("The host `{0}` is not among those that may be asked from here.")]
+    Domain(String),
     /// An address in a refused range.
     #[error("The address {address} is refused: it is {}.", class.sentence())]
     Address {
@@ -57,6 +60,7 @@ impl Refusal {
             Self::Port(_) => "port_refused",
             Self::Host(_) => "host_invalid",
             Self::LocalName(_) => "host_local",
+            Self::Domain(_) => "domain_refused",
             Self::Address { class, .. } => class.code(),
         }
     }

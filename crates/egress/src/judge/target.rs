@@ -152,6 +152,7 @@ impl Policy {
             Some(url::Host::Ipv6(address)) => Host::Address(address.into()),
             Some(url::Host::Domain(name)) => Host::Name(self.name(name)?),
         };
+        self.domains.judge(&host)?;
         match &host {
             Host::Address(address) => {
                 self.address(SocketAddr::new(*address, port))?;

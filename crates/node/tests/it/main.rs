@@ -4,4 +4,5 @@
 mod engines;
 mod gateway;
 mod life;
+mod scrape;
 mod work;

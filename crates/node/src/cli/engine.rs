@@ -1,0 +1,119 @@
+//! `cxmpute-provider engine …`: this program as an engine of the node, in a process of its own.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use cxmpute_runtime::exit::ExitError;
+use cxmpute_runtime::telemetry::LogConfig;
+use cxmpute_runtime::{Clock, Tasks, lifecycle, telemetry};
+
+use crate::config::NodeConfig;
+use crate::scrape::browser::Browser;
+use crate::scrape::cage::{self, Inmate};
+use crate::scrape::quota::Quota;
+use crate::scrape::server::{Engine as ScrapeEngine, Listener};
+use crate::scrape::settings::ScrapeSection;
+use crate::scrape::work::Scraper;
+
+/// Time that running requests get at the end.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// An engine that this program is.
+#[derive(Debug, Subcommand)]
+pub enum Engine {
+    /// Fetches pages.
+    Scrape {
+        /// Where it listens.
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
+        /// The section `[scrape]` of the node, as JSON.
+        #[arg(long, value_name = "JSON")]
+        settings: String,
+        /// The file of the daily count.
+        #[arg(long, value_name = "FILE")]
+        count: PathBuf,
+        /// The name of the service's model.
+        #[arg(long, default_value = "scrape")]
+        model: String,
+        /// End when standard input does.
+        #[arg(long)]
+        while_stdin_open: bool,
+    },
+    /// Runs a program in a network namespace with one door.
+    Cage {
+        /// The socket behind the door.
+        #[arg(long, value_name = "PATH", required_unless_present = "check")]
+        socket: Option<PathBuf>,
+        /// Whom it runs as when we are root.
+        #[arg(long, default_value = "nobody")]
+        user: String,
+        /// Only say whether it can be done.
+        #[arg(long)]
+        check: bool,
+        /// The program and its arguments.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+}
+
+/// Runs the engine to its end.
+pub(super) fn run(engine: Engine) -> Result<()> {
+    telemetry::init(&LogConfig::default())?;
+    // A namespace is made by a process of one thread, so before any runtime.
+    if let Engine::Cage { .. } = &engine {
+        cage::enter().map_err(|error| ExitError::new(cage::NO_CAGE, format!("{error:#}")))?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let tasks = Tasks::new();
+        match engine {
+            Engine::Cage { check: true, .. } => Ok(()),
+            Engine::Cage { socket, user, command, .. } => {
+                let socket = socket.context("--socket is missing")?;
+                let code = cage::hold(Inmate { socket, user, command }, &tasks).await?;
+                match code {
+                    0 => Ok(()),
+                    code => Err(ExitError::new(code, "the program in the cage failed").into()),
+                }
+            }
+            Engine::Scrape { socket, settings, count, model, while_stdin_open } => {
+                let settings: ScrapeSection =
+                    serde_json::from_str(&settings).context("--settings is no section [scrape]")?;
+                lifecycle::signals(&tasks)?;
+                if while_stdin_open {
+                    stop_with_stdin(&tasks)?;
+                }
+                let clock = Clock::system();
+                let browser = Browser::find(&settings, NodeConfig::own_program(), &tasks).await;
+                let fetcher = settings.fetcher(clock.clone());
+                let quota = Quota::open(count, settings.daily_urls, clock);
+                let scraper = Arc::new(Scraper::new(fetcher, quota, browser));
+                tracing::info!(render = scraper.renders(), socket = %socket.display(), "the scrape engine listens");
+                Listener::bind(&socket)?.serve(ScrapeEngine { model, scraper }, &tasks).await;
+                tasks.stop(GRACE).await;
+                Ok(())
+            }
+        }
+    })
+}
+
+/// Begins the stop when standard input ends. The thread is never joined; it dies with the process.
+fn stop_with_stdin(tasks: &Tasks) -> std::io::Result<()> {
+    let soft = tasks.soft();
+    std::thread::Builder::new().name("stdin".into()).spawn(move || {
+        let (mut block, mut input) = ([0; 256], std::io::stdin().lock());
+        loop {
+            match input.read(&mut block) {
+                Ok(size) if size > 0 => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                _ => break,
+            }
+        }
+        soft.cancel();
+    })?;
+    Ok(())
+}

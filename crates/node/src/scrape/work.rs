@@ -1,0 +1,205 @@
+//! One request, URL by URL: judged, counted, fetched, made ready. Every URL gets its own answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cxmpute_egress::{FetchError, Fetcher, Page, Wanted};
+use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::browser::Browser;
+use super::charset;
+use super::content::{self, Made, Unmade};
+use super::quota::Quota;
+use super::request::{Format, Outcome, ScrapeAnswer, ScrapeRequest};
+
+/// URLs of one request that are worked on at a time.
+const AT_A_TIME: usize = 4;
+/// Time for a whole request; the gateway waits 60 s (gateway.md section 6).
+const REQUEST_TIME: Duration = Duration::from_secs(55);
+/// Pages that are converted at a time: it is work for a core, on a machine that has other work.
+const CONVERSIONS: usize = 2;
+/// Data of one answer. What does not fit is said so, URL by URL.
+const ANSWER_LIMIT_BYTES: usize = 16 * 1024 * 1024;
+/// What hosts are told we can read.
+const ACCEPT: &str = "text/html,application/xhtml+xml,text/plain;q=0.9,application/xml;q=0.8,*/*;q=0.1";
+/// Types that are converted as HTML.
+const HTML_TYPES: [&str; 2] = ["text/html", "application/xhtml+xml"];
+/// Types that are handed on as the text they are.
+const TEXT_TYPES: [&str; 9] = [
+    "text/plain",
+    "text/markdown",
+    "text/csv",
+    "text/xml",
+    "application/xml",
+    "application/rss+xml",
+    "application/atom+xml",
+    "application/json",
+    "application/ld+json",
+];
+
+/// What all requests share.
+#[derive(Debug)]
+pub struct Scraper {
+    fetcher: Fetcher,
+    quota: Quota,
+    browser: Option<Browser>,
+    conversions: Semaphore,
+}
+
+impl Scraper {
+    /// A scraper; without a browser it renders nothing.
+    #[must_use]
+    pub const fn new(fetcher: Fetcher, quota: Quota, browser: Option<Browser>) -> Self {
+        Self { fetcher, quota, browser, conversions: Semaphore::const_new(CONVERSIONS) }
+    }
+
+    /// Whether pages can be rendered.
+    #[must_use]
+    pub const fn renders(&self) -> bool {
+        self.browser.is_some()
+    }
+
+    /// URLs of today, and the owner's limit.
+    #[must_use]
+    pub fn today(&self) -> (u64, u64) {
+        self.quota.today()
+    }
+
+    /// Carries a request out. Dropping the future ends everything it began.
+    pub async fn run(self: &Arc<Self>, request: ScrapeRequest) -> ScrapeAnswer {
+        let deadline = Instant::now() + REQUEST_TIME;
+        // What may not be asked costs the owner's day nothing.
+        let judged: Vec<_> = request.urls.iter().map(|url| self.fetcher.connector().target(url)).collect();
+        let mut left = self.quota.take(judged.iter().filter(|target| target.is_ok()).count());
+        let jobs = request.urls.iter().zip(judged).map(|(url, target)| match target {
+            Err(refusal) => Job::Done(Outcome::failed(url, refusal.code(), refusal.to_string())),
+            Ok(_) if left == 0 => {
+                let message = "The owner of this machine lets it fetch no more today.";
+                Job::Done(Outcome::failed(url, "daily_limit", message))
+            }
+            Ok(_) => {
+                left -= 1;
+                Job::Fetch(url)
+            }
+        });
+        let carried: Vec<_> = jobs.map(|job| self.carry_out(job, &request, deadline)).collect();
+        let outcomes = futures_util::stream::iter(carried).buffered(AT_A_TIME).collect::<Vec<_>>().await;
+        ScrapeAnswer { results: fit(outcomes) }
+    }
+
+    async fn carry_out(&self, job: Job<'_>, request: &ScrapeRequest, deadline: Instant) -> Outcome {
+        let url = match job {
+            Job::Done(outcome) => return outcome,
+            Job::Fetch(url) => url,
+        };
+        let late = || Outcome::failed(url, "timed_out", "The time for this request was used up.");
+        if Instant::now() >= deadline {
+            return late();
+        }
+        let scraping = Box::pin(self.scrape(url, request));
+        tokio::time::timeout_at(deadline, scraping).await.unwrap_or_else(|_| late())
+    }
+
+    async fn scrape(&self, url: &str, request: &ScrapeRequest) -> Outcome {
+        if request.render && self.browser.is_none() {
+            let message = "This machine has no browser to render pages with.";
+            return Outcome::failed(url, "render_unavailable", message);
+        }
+        let wanted = Wanted {
+            accept: ACCEPT.into(),
+            types: HTML_TYPES.iter().chain(&TEXT_TYPES).map(|name| (*name).to_owned()).collect(),
+            robots: request.respect_robots,
+            ..Wanted::default()
+        };
+        let page = match self.fetcher.get(url, &wanted).await {
+            Ok(page) => page,
+            Err(error) => return Outcome::failed(url, error.code(), error.to_string()),
+        };
+        let mut outcome = Outcome {
+            url: url.to_owned(),
+            final_url: Some(page.url.to_string()),
+            status: Some(page.status.as_u16()),
+            content_type: page.content_type.clone(),
+            ..Outcome::default()
+        };
+        if !page.status.is_success() {
+            let message = format!("The page answered with status {}.", page.status.as_u16());
+            let failed = Outcome::failed(url, "http_status", message);
+            return Outcome { error: failed.error, ..outcome };
+        }
+        match self.make(page, request).await {
+            Ok(made) => {
+                outcome.success = true;
+                outcome.data = Some(made.data);
+                outcome.metadata = Some(made.metadata);
+                outcome
+            }
+            Err((code, message)) => Outcome { error: Outcome::failed(url, code, message).error, ..outcome },
+        }
+    }
+
+    async fn make(&self, page: Page, request: &ScrapeRequest) -> Result<Made, Unmade> {
+        let html = page.media_type().is_some_and(|media_type| HTML_TYPES.contains(&media_type.as_str()));
+        let text = charset::decode(&page.body, page.content_type.as_deref());
+        if !html {
+            return Ok(Made { data: text, metadata: super::request::Metadata::default() });
+        }
+        let text = match &self.browser {
+            Some(browser) if request.render => {
+                // The browser's visit is a request to the host like any other.
+                let told = |error: FetchError| (error.code(), error.to_string());
+                self.fetcher.wait_for_turn(page.url.as_str()).await.map_err(told)?;
+                browser.render(&page.url, self.fetcher.connector()).await?
+            }
+            _ => text,
+        };
+        self.convert(text, page.url, request.format, request.main_content).await
+    }
+
+    /// Off the thread that serves, which has other callers.
+    async fn convert(&self, html: String, url: url::Url, format: Format, main: bool) -> Result<Made, Unmade> {
+        let unreadable = || ("page_unreadable", "The page could not be converted.".to_owned());
+        let _permit = self.conversions.acquire().await.map_err(|_| unreadable())?;
+        let converting = tokio::task::spawn_blocking(move || content::make(html, &url, format, main));
+        converting.await.unwrap_or_else(|_| Err(unreadable()))
+    }
+}
+
+enum Job<'a> {
+    Done(Outcome),
+    Fetch(&'a str),
+}
+
+/// Takes data away where the whole would be too much for one answer.
+fn fit(outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    let mut left = ANSWER_LIMIT_BYTES;
+    let keep = |outcome: Outcome| {
+        let size = outcome.data.as_ref().map_or(0, String::len);
+        if let Some(rest) = left.checked_sub(size) {
+            left = rest;
+            return outcome;
+        }
+        let message = "The answer is full; ask for this page in a request of its own.";
+        let failed = Outcome::failed(&outcome.url, "answer_full", message);
+        Outcome { success: false, data: None, metadata: None, error: failed.error, ..outcome }
+    };
+    outcomes.into_iter().map(keep).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_a_size_and_what_does_not_fit_says_so() {
+        let page =
+            |size: usize| Outcome { success: true, data: Some("x".repeat(size)), ..Outcome::default() };
+        let fitted = fit(vec![page(ANSWER_LIMIT_BYTES - 10), page(11), page(10), page(1)]);
+        let kept: Vec<bool> =
+            fitted.iter().map(|outcome| outcome.success && outcome.data.is_some()).collect();
+        assert_eq!(kept, [true, false, true, false]);
+        assert_eq!(fitted[1].error.as_ref().unwrap().code, "answer_full");
+    }
+}

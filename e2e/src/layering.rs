@@ -93,6 +93,52 @@ pub fn database_clients_of_the_node() -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// Files that open connections or look names up, each to an address of its own operator or owner. Everything else goes
+/// out through `egress` (SR28).
+const SOCKET_FILES: [&str; 2] = ["crates/node/src/engines/endpoint.rs", "crates/tunnel/src/transport.rs"];
+/// Where the one way out opens them.
+const WAY_OUT: &str = "crates/egress/src/connect/";
+/// What opens a connection or asks a resolver.
+const OPENERS: [&str; 6] =
+    ["TcpStream::connect", "TcpSocket", "UdpSocket", "lookup_host", "to_socket_addrs", "HttpConnector"];
+
+/// Places in the crates' sources, outside of tests, that open sockets and may not. Empty is good.
+///
+/// # Errors
+/// The sources cannot be read.
+pub fn stray_sockets() -> Result<Vec<String>> {
+    let root = settings::repository();
+    let mut stray = Vec::new();
+    let mut folders = vec![root.join("crates")];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let name = path.strip_prefix(&root)?.to_string_lossy().into_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if name.ends_with(".rs") && name.contains("/src/") {
+                files += 1;
+                stray.extend(judge_sockets(&name, &std::fs::read_to_string(&path)?));
+            }
+        }
+    }
+    ensure!(files > 100, "only {files} source files were found");
+    Ok(stray)
+}
+
+/// Judges one source file; what follows its tests is not looked at.
+#[must_use]
+pub fn judge_sockets(name: &str, source: &str) -> Vec<String> {
+    if name.starts_with(WAY_OUT) || SOCKET_FILES.contains(&name) {
+        return Vec::new();
+    }
+    let product = source.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let opens =
+        |line: &&str| !line.trim_start().starts_with("//") && OPENERS.iter().any(|word| line.contains(word));
+    product.lines().filter(opens).map(|line| format!("{name}: {}", line.trim())).collect()
+}
+
 fn cargo(arguments: &[&str]) -> Result<String> {
     let program = settings::variable("CARGO").unwrap_or_else(|| "cargo".to_owned());
     let done = Command::new(program)

@@ -4,13 +4,14 @@
 //!
 //! Rooms: [`settings`] (what the owner allows; off by default), [`request`] (the shapes), [`work`] (one request, URL by
 //! URL), [`quota`] (the daily count), [`document`] (parsing under bounds), [`metadata`] and [`content`] (what is made
-//! of a page), [`charset`], [`browser`] and [`cage`] (pages with scripts, in a network namespace whose only way out is
+//! of a page, in a process of its own: [`convert`]), [`charset`], [`browser`] and [`cage`] (pages with scripts, in a network namespace whose only way out is
 //! the guard), [`server`] (the socket).
 
 pub mod browser;
 pub mod cage;
 pub mod charset;
 pub mod content;
+pub mod convert;
 pub mod document;
 pub mod metadata;
 pub mod quota;

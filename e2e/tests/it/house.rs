@@ -22,6 +22,19 @@ fn a_crate_that_calls_the_gateway_is_caught() {
 }
 
 #[test]
+fn only_the_way_out_opens_sockets_to_what_others_name() {
+    assert_eq!(layering::stray_sockets().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_stray_socket_is_noticed() {
+    let source =
+        "let s = TcpStream::connect(url).await?;\n#[cfg(test)]\nmod tests { TcpStream::connect() }\n";
+    assert_eq!(layering::judge_sockets("crates/gateway/src/x.rs", source).len(), 1);
+    assert!(layering::judge_sockets("crates/egress/src/connect/dial.rs", source).is_empty());
+}
+
+#[test]
 fn the_node_carries_no_client_of_a_database_server() {
     assert_eq!(layering::database_clients_of_the_node().unwrap(), Vec::<String>::new());
 }

@@ -14,6 +14,7 @@ use cxmpute_runtime::{Clock, Tasks, lifecycle, telemetry};
 use crate::config::NodeConfig;
 use crate::scrape::browser::Browser;
 use crate::scrape::cage::{self, Inmate};
+use crate::scrape::convert::{self, Converter};
 use crate::scrape::quota::Quota;
 use crate::scrape::server::{Engine as ScrapeEngine, Listener};
 use crate::scrape::settings::ScrapeSection;
@@ -43,6 +44,8 @@ pub enum Engine {
         #[arg(long)]
         while_stdin_open: bool,
     },
+    /// Converts one page from standard input.
+    Convert,
     /// Runs a program in a network namespace with one door.
     Cage {
         /// The socket behind the door.
@@ -64,6 +67,9 @@ pub enum Engine {
 pub(super) fn run(engine: Engine) -> Result<()> {
     telemetry::init(&LogConfig::default())?;
     // A namespace is made by a process of one thread, so before any runtime.
+    if let Engine::Convert = &engine {
+        return convert::serve();
+    }
     if let Engine::Cage { .. } = &engine {
         cage::enter().map_err(|error| ExitError::new(cage::NO_CAGE, format!("{error:#}")))?;
     }
@@ -71,7 +77,7 @@ pub(super) fn run(engine: Engine) -> Result<()> {
     runtime.block_on(async move {
         let tasks = Tasks::new();
         match engine {
-            Engine::Cage { check: true, .. } => Ok(()),
+            Engine::Convert | Engine::Cage { check: true, .. } => Ok(()),
             Engine::Cage { socket, user, command, .. } => {
                 let socket = socket.context("--socket is missing")?;
                 let code = cage::hold(Inmate { socket, user, command }, &tasks).await?;
@@ -88,10 +94,11 @@ pub(super) fn run(engine: Engine) -> Result<()> {
                     stop_with_stdin(&tasks)?;
                 }
                 let clock = Clock::system();
-                let browser = Browser::find(&settings, NodeConfig::own_program(), &tasks).await;
+                let program = NodeConfig::own_program();
+                let browser = Browser::find(&settings, program.clone(), &tasks).await;
                 let fetcher = settings.fetcher(clock.clone());
                 let quota = Quota::open(count, settings.daily_urls, clock);
-                let scraper = Arc::new(Scraper::new(fetcher, quota, browser));
+                let scraper = Arc::new(Scraper::new(fetcher, quota, Converter::new(program), browser));
                 tracing::info!(render = scraper.renders(), socket = %socket.display(), "the scrape engine listens");
                 Listener::bind(&socket)?.serve(ScrapeEngine { model, scraper }, &tasks).await;
                 tasks.stop(GRACE).await;

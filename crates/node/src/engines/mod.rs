@@ -5,13 +5,14 @@ pub mod builtin;
 pub mod endpoint;
 pub mod external;
 pub mod fake;
+pub mod scrape;
 pub mod tool;
 
 use bytes::Bytes;
 use cxmpute_runtime::Tasks;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::control::DesiredService;
-use cxmpute_wire::{RequestId, form};
+use cxmpute_wire::{RequestId, ServiceKind, form};
 use http::StatusCode;
 
 pub use endpoint::{Endpoint, EngineError};
@@ -26,6 +27,8 @@ const MODELS_LIMIT_BYTES: usize = 1024 * 1024;
 pub enum Adapter {
     /// Our own engine program, a child process.
     Builtin(builtin::Builtin),
+    /// This program itself, as a child process that fetches pages.
+    Scrape(builtin::Builtin),
     /// A program that runs once for each request.
     Tool(tool::Tool),
     /// A server that the owner runs.
@@ -87,6 +90,10 @@ impl Adapter {
         if desired.engines.iter().any(|engine| engine == "builtin") && builtin::knows(desired.kind) {
             return builtin::Builtin::new(config, desired).map(Self::Builtin);
         }
+        if desired.engines.iter().any(|engine| engine == scrape::NAME) && desired.kind == ServiceKind::Scrape
+        {
+            return scrape::engine(config, desired).map(Self::Scrape);
+        }
         let parallel = std::thread::available_parallelism().map_or(1, usize::from);
         let slots = config.engine.slots.min(u16::try_from(parallel).unwrap_or(u16::MAX));
         tool::Tool::choose(desired, &around.sandbox, slots)
@@ -99,6 +106,7 @@ impl Adapter {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Builtin(_) => "builtin",
+            Self::Scrape(_) => scrape::NAME,
             Self::Tool(tool) => tool.name(),
             Self::External(_) => "external",
             Self::Fake(_) => "fake",
@@ -109,7 +117,7 @@ impl Adapter {
     #[must_use]
     pub const fn process(&self) -> Option<&builtin::Builtin> {
         match self {
-            Self::Builtin(engine) => Some(engine),
+            Self::Builtin(engine) | Self::Scrape(engine) => Some(engine),
             Self::Tool(_) | Self::External(_) | Self::Fake(_) => None,
         }
     }
@@ -118,7 +126,7 @@ impl Adapter {
     #[must_use]
     pub fn model(&self) -> &str {
         match self {
-            Self::Builtin(engine) => &engine.model,
+            Self::Builtin(engine) | Self::Scrape(engine) => &engine.model,
             Self::Tool(tool) => tool.model(),
             Self::External(engine) => &engine.model,
             Self::Fake(_) => "",
@@ -135,7 +143,7 @@ impl Adapter {
     #[must_use]
     pub fn capacity(&self) -> (u32, u32) {
         match self {
-            Self::Builtin(engine) => (engine.slots.into(), engine.queue.into()),
+            Self::Builtin(engine) | Self::Scrape(engine) => (engine.slots.into(), engine.queue.into()),
             // What waits here waits for a processor.
             Self::Tool(tool) => (tool.slots.into(), u32::from(tool.slots) * 4),
             Self::External(engine) => (engine.slots.into(), 0),
@@ -149,7 +157,7 @@ impl Adapter {
     /// It is not there, or not ready.
     pub async fn ready(&self, tasks: &Tasks) -> Result<Option<String>, EngineError> {
         let endpoint = match self {
-            Self::Builtin(engine) => {
+            Self::Builtin(engine) | Self::Scrape(engine) => {
                 let health = engine.endpoint.connect(tasks).await?.get("/health").await?;
                 if !health.status().is_success() {
                     return Err(EngineError::NotReady(health.status().as_u16()));
@@ -181,7 +189,7 @@ impl Adapter {
     pub async fn ask(&self, question: Question, tasks: &Tasks) -> Result<Reply, EngineError> {
         let (path, body) = (question.path.as_str(), &question.body);
         let endpoint = match self {
-            Self::Builtin(engine) => &engine.endpoint,
+            Self::Builtin(engine) | Self::Scrape(engine) => &engine.endpoint,
             Self::External(engine) => &engine.endpoint,
             Self::Tool(tool) => {
                 return tool.ask(question.path, &question.request, body).await.map(Reply::Made);

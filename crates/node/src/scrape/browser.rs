@@ -17,9 +17,10 @@ use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::content::{DATA_LIMIT_BYTES, Unmade};
+use super::cage;
+use super::content::DATA_LIMIT_BYTES;
+use super::request::UrlError;
 use super::settings::{AGENT, ScrapeSection};
-use super::{cage, content};
 
 /// Programs that are looked for.
 const PROGRAMS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
@@ -96,8 +97,9 @@ impl Browser {
     ///
     /// # Errors
     /// The browser fails, is too slow, too large, or says too much.
-    pub async fn render(&self, url: &Url, connector: &Connector) -> Result<String, Unmade> {
-        let failed = |why: String| ("render_failed", format!("The page could not be rendered: {why}."));
+    pub async fn render(&self, url: &Url, connector: &Connector) -> Result<String, UrlError> {
+        let failed =
+            |why: String| UrlError::new("render_failed", format!("The page could not be rendered: {why}."));
         let _turn = self.turn.acquire().await.map_err(|error| failed(error.to_string()))?;
         let place = Place::make(&self.user).map_err(|error| failed(error.to_string()))?;
         let socket = place.0.join("out.sock");
@@ -152,7 +154,7 @@ impl Run {
         let limit = DATA_LIMIT_BYTES as u64 + 1;
         stdout.take(limit).read_to_end(&mut said).await.map_err(|error| error.to_string())?;
         if said.len() as u64 == limit {
-            return Err(format!("it is larger than {} bytes", content::DATA_LIMIT_BYTES));
+            return Err(format!("it is larger than {} bytes", DATA_LIMIT_BYTES));
         }
         let status = self.0.wait().await.map_err(|error| error.to_string())?;
         if status.code() == Some(cage::NO_CAGE.into()) {

@@ -101,7 +101,7 @@ pub struct Outcome {
 }
 
 /// What a page says of itself. All of it is a stranger's text.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Metadata {
     /// Its title.
     pub title: Option<String>,
@@ -116,7 +116,7 @@ pub struct Metadata {
 }
 
 /// Why one URL gave nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct UrlError {
     /// A stable code.
     pub code: String,
@@ -124,11 +124,18 @@ pub struct UrlError {
     pub message: String,
 }
 
+impl UrlError {
+    /// A code and a sentence.
+    #[must_use]
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into() }
+    }
+}
+
 impl Outcome {
     /// A URL that gave nothing.
     #[must_use]
-    pub fn failed(url: &str, code: &str, message: impl Into<String>) -> Self {
-        let error = UrlError { code: code.to_owned(), message: message.into() };
+    pub fn failed(url: &str, error: UrlError) -> Self {
         Self { url: url.to_owned(), error: Some(error), ..Self::default() }
     }
 }

@@ -5,21 +5,19 @@ use std::time::Duration;
 
 use cxmpute_egress::{FetchError, Fetcher, Page, Wanted};
 use futures_util::StreamExt;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::browser::Browser;
 use super::charset;
-use super::content::{self, Made, Unmade};
+use super::content::Made;
+use super::convert::Converter;
 use super::quota::Quota;
-use super::request::{Format, Outcome, ScrapeAnswer, ScrapeRequest};
+use super::request::{Format, Metadata, Outcome, ScrapeAnswer, ScrapeRequest, UrlError};
 
 /// URLs of one request that are worked on at a time.
 const AT_A_TIME: usize = 4;
 /// Time for a whole request; the gateway waits 60 s (gateway.md section 6).
 const REQUEST_TIME: Duration = Duration::from_secs(55);
-/// Pages that are converted at a time: it is work for a core, on a machine that has other work.
-const CONVERSIONS: usize = 2;
 /// Data of one answer. What does not fit is said so, URL by URL.
 const ANSWER_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 /// What hosts are told we can read.
@@ -45,14 +43,14 @@ pub struct Scraper {
     fetcher: Fetcher,
     quota: Quota,
     browser: Option<Browser>,
-    conversions: Semaphore,
+    converter: Converter,
 }
 
 impl Scraper {
     /// A scraper; without a browser it renders nothing.
     #[must_use]
-    pub const fn new(fetcher: Fetcher, quota: Quota, browser: Option<Browser>) -> Self {
-        Self { fetcher, quota, browser, conversions: Semaphore::const_new(CONVERSIONS) }
+    pub const fn new(fetcher: Fetcher, quota: Quota, converter: Converter, browser: Option<Browser>) -> Self {
+        Self { fetcher, quota, browser, converter }
     }
 
     /// Whether pages can be rendered.
@@ -74,10 +72,12 @@ impl Scraper {
         let judged: Vec<_> = request.urls.iter().map(|url| self.fetcher.connector().target(url)).collect();
         let mut left = self.quota.take(judged.iter().filter(|target| target.is_ok()).count());
         let jobs = request.urls.iter().zip(judged).map(|(url, target)| match target {
-            Err(refusal) => Job::Done(Outcome::failed(url, refusal.code(), refusal.to_string())),
+            Err(refusal) => {
+                Job::Done(Outcome::failed(url, UrlError::new(refusal.code(), refusal.to_string())))
+            }
             Ok(_) if left == 0 => {
                 let message = "The owner of this machine lets it fetch no more today.";
-                Job::Done(Outcome::failed(url, "daily_limit", message))
+                Job::Done(Outcome::failed(url, UrlError::new("daily_limit", message)))
             }
             Ok(_) => {
                 left -= 1;
@@ -94,7 +94,8 @@ impl Scraper {
             Job::Done(outcome) => return outcome,
             Job::Fetch(url) => url,
         };
-        let late = || Outcome::failed(url, "timed_out", "The time for this request was used up.");
+        let late =
+            || Outcome::failed(url, UrlError::new("timed_out", "The time for this request was used up."));
         if Instant::now() >= deadline {
             return late();
         }
@@ -105,7 +106,7 @@ impl Scraper {
     async fn scrape(&self, url: &str, request: &ScrapeRequest) -> Outcome {
         if request.render && self.browser.is_none() {
             let message = "This machine has no browser to render pages with.";
-            return Outcome::failed(url, "render_unavailable", message);
+            return Outcome::failed(url, UrlError::new("render_unavailable", message));
         }
         let wanted = Wanted {
             accept: ACCEPT.into(),
@@ -115,7 +116,7 @@ impl Scraper {
         };
         let page = match self.fetcher.get(url, &wanted).await {
             Ok(page) => page,
-            Err(error) => return Outcome::failed(url, error.code(), error.to_string()),
+            Err(error) => return Outcome::failed(url, told(&error)),
         };
         let mut outcome = Outcome {
             url: url.to_owned(),
@@ -126,8 +127,7 @@ impl Scraper {
         };
         if !page.status.is_success() {
             let message = format!("The page answered with status {}.", page.status.as_u16());
-            let failed = Outcome::failed(url, "http_status", message);
-            return Outcome { error: failed.error, ..outcome };
+            return Outcome { error: Some(UrlError::new("http_status", message)), ..outcome };
         }
         match self.make(page, request).await {
             Ok(made) => {
@@ -136,35 +136,41 @@ impl Scraper {
                 outcome.metadata = Some(made.metadata);
                 outcome
             }
-            Err((code, message)) => Outcome { error: Outcome::failed(url, code, message).error, ..outcome },
+            Err(error) => Outcome { error: Some(error), ..outcome },
         }
     }
 
-    async fn make(&self, page: Page, request: &ScrapeRequest) -> Result<Made, Unmade> {
+    async fn make(&self, page: Page, request: &ScrapeRequest) -> Result<Made, UrlError> {
         let html = page.media_type().is_some_and(|media_type| HTML_TYPES.contains(&media_type.as_str()));
         let text = charset::decode(&page.body, page.content_type.as_deref());
         if !html {
-            return Ok(Made { data: text, metadata: super::request::Metadata::default() });
+            return Ok(Made { data: text, metadata: Metadata::default() });
         }
         let text = match &self.browser {
             Some(browser) if request.render => {
                 // The browser's visit is a request to the host like any other.
-                let told = |error: FetchError| (error.code(), error.to_string());
-                self.fetcher.wait_for_turn(page.url.as_str()).await.map_err(told)?;
+                self.fetcher.wait_for_turn(page.url.as_str()).await.map_err(|error| told(&error))?;
                 browser.render(&page.url, self.fetcher.connector()).await?
             }
             _ => text,
         };
-        self.convert(text, page.url, request.format, request.main_content).await
+        let made = self.converter.convert(&text, &page.url, request.format, request.main_content).await;
+        match made {
+            // The page itself needs no converting; only what it says of itself could not be read.
+            Err(error) if error.code == "page_too_complex" && as_it_is(request) => {
+                Ok(Made { data: text, metadata: Metadata::default() })
+            }
+            made => made,
+        }
     }
+}
 
-    /// Off the thread that serves, which has other callers.
-    async fn convert(&self, html: String, url: url::Url, format: Format, main: bool) -> Result<Made, Unmade> {
-        let unreadable = || ("page_unreadable", "The page could not be converted.".to_owned());
-        let _permit = self.conversions.acquire().await.map_err(|_| unreadable())?;
-        let converting = tokio::task::spawn_blocking(move || content::make(html, &url, format, main));
-        converting.await.unwrap_or_else(|_| Err(unreadable()))
-    }
+const fn as_it_is(request: &ScrapeRequest) -> bool {
+    matches!(request.format, Format::Html) && !request.main_content
+}
+
+fn told(error: &FetchError) -> UrlError {
+    UrlError::new(error.code(), error.to_string())
 }
 
 enum Job<'a> {
@@ -182,8 +188,8 @@ fn fit(outcomes: Vec<Outcome>) -> Vec<Outcome> {
             return outcome;
         }
         let message = "The answer is full; ask for this page in a request of its own.";
-        let failed = Outcome::failed(&outcome.url, "answer_full", message);
-        Outcome { success: false, data: None, metadata: None, error: failed.error, ..outcome }
+        let error = Some(UrlError::new("answer_full", message));
+        Outcome { success: false, data: None, metadata: None, error, ..outcome }
     };
     outcomes.into_iter().map(keep).collect()
 }

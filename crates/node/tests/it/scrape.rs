@@ -155,6 +155,10 @@ async fn plain_site() -> Site {
         "/plain" => (200, "text/plain", "just text <b>".into()),
         "/picture" => (200, "image/png", "no picture".into()),
         "/deep" => (200, "text/html", "<div>".repeat(100_000)),
+        "/attributes" => {
+            let many: String = (0..500_000).map(|n| format!("a{n} ")).collect();
+            (200, "text/html", format!("<title>t</title><p {many}>"))
+        }
         "/links" => (200, "text/html", "<a href=/x>y</a>".repeat(300_000)),
         _ => (404, "text/html", "<h1>not here</h1>".into()),
     })
@@ -204,6 +208,7 @@ async fn every_url_gets_its_own_answer_in_order() {
         (site.url("/port"), Some("port_refused")),
         (site.url("/deep"), Some("page_too_complex")),
         (site.url("/links"), Some("page_too_complex")),
+        (site.url("/attributes"), Some("page_too_complex")),
         ("http://127.0.0.2/".into(), Some("address_loopback")),
         ("http://169.254.169.254/latest/".into(), Some("address_metadata")),
         ("file:///etc/passwd".into(), Some("scheme_refused")),
@@ -222,7 +227,9 @@ async fn every_url_gets_its_own_answer_in_order() {
         );
         assert!(code.is_none() || result["error"]["message"].as_str().unwrap().ends_with('.'), "{result}");
     }
-    assert_eq!((&results[2]["status"], &results[13]["data"]), (&json!(404), &json!("just text <b>")));
+    assert_eq!((&results[2]["status"], &results[14]["data"]), (&json!(404), &json!("just text <b>")));
+    let whole = engine.scrape(json!({"urls": [site.url("/links")]})).await;
+    assert_eq!((&whole[0]["success"], whole[0]["data"].as_str().unwrap().len()), (&json!(true), 4_800_000));
     let rude = engine.scrape(json!({"urls": [site.url("/private")], "respect_robots": false})).await;
     assert_eq!(rude[0]["success"], json!(true));
     assert_eq!(site.asked.lock().iter().filter(|path| *path == "/robots.txt").count(), 1);

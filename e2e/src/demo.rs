@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 use crate::client::{Client, Event, content};
 use crate::ground::until;
-use crate::house::{CHAT_MODEL, EMBEDDINGS_MODEL, House, models_dir};
+use crate::house::{CHAT_MODEL, EMBEDDINGS_MODEL, House, SCRAPE_MODEL, TOOLS, models_dir};
 use crate::process::{self, Program};
+use crate::site::Site;
 use show::Show;
 
 /// Credits of the demo's account: enough to play for days.
@@ -99,6 +100,8 @@ pub async fn run(demo: Demo) -> Result<()> {
 struct Standing {
     house: House,
     node: Program,
+    /// What the node may fetch, though it is not public.
+    _site: Site,
     description: Value,
 }
 
@@ -140,7 +143,12 @@ async fn stand_up(demo: &Demo, folder: &Path, show: &Show) -> Result<Standing> {
     let owner = house.create_user("provider@example.org")?;
 
     let pace = demo.pace.map(|pace| pace.to_string());
-    let extra: Vec<(&str, &str)> = pace.iter().map(|pace| ("CXMPUTE_ENGINE_PACE", pace.as_str())).collect();
+    let mut extra: Vec<(&str, &str)> =
+        pace.iter().map(|pace| ("CXMPUTE_ENGINE_PACE", pace.as_str())).collect();
+    // The one owner of the demo agrees to fetch pages, and one address that is not public: the demo's own site.
+    let site = Site::open().await?;
+    let allowed = site.address.to_string();
+    extra.extend([("CXMPUTE_SCRAPE_ENABLED", "true"), ("CXMPUTE_SCRAPE_ALLOW_ADDRESSES", &allowed)]);
     let begin = Instant::now();
     let mut node = house.start_node("node", Some(&house.enrol_grant(&owner)?), house.address, &extra)?;
     let embeddings = models_dir().join("all-minilm/model.safetensors").exists();
@@ -155,6 +163,15 @@ async fn stand_up(demo: &Demo, folder: &Path, show: &Show) -> Result<Standing> {
     if embeddings {
         house.routable(EMBEDDINGS_MODEL, 1).await.with_context(|| node.logged())?;
     }
+    let mut services: Vec<&str> = TOOLS
+        .into_iter()
+        .filter(|(program, _)| program.find().is_some())
+        .flat_map(|(_, models)| models.iter().copied())
+        .collect();
+    services.push(SCRAPE_MODEL);
+    for service in &services {
+        house.routable(service, 1).await.with_context(|| node.logged())?;
+    }
     show.line(&format!("node       pid {}, routable after {} ms", node.pid(), begin.elapsed().as_millis()));
     let engine = process::children(node.pid())
         .into_iter()
@@ -164,6 +181,8 @@ async fn stand_up(demo: &Demo, folder: &Path, show: &Show) -> Result<Standing> {
     show.line(&format!("engine     pid {engine}, cxmpute-engine, {}", file.display()));
     show.line(&format!("model      {CHAT_MODEL}, sha256 {}", show::hash(&file)?));
 
+    show.line(&format!("services   {}", services.join(", ")));
+
     let client = Client::with_key(house.address, &key);
     let answer = ask(&client, show).await?;
     let bill = bill::check(&client, &house, &answer).await?;
@@ -172,13 +191,22 @@ async fn stand_up(demo: &Demo, folder: &Path, show: &Show) -> Result<Standing> {
     show.line(&format!("ledger     explained {}, open holds {}", ledger["explained"], ledger["open_holds"]));
     show.line("dashboard  not built yet (see README); figures: GET /api/v1/credits and /api/v1/generation");
 
+    let present = |model: &str| services.iter().find(|service| **service == model);
     let description = json!({
         "base_url": base_url,
         "api_key": key,
         "dashboard_url": null,
         "admin_url": null,
         "user_email": email,
-        "models": {"chat": CHAT_MODEL, "embeddings": embeddings.then_some(EMBEDDINGS_MODEL), "tts": null, "stt": null, "vision": null},
+        "models": {
+            "chat": CHAT_MODEL,
+            "embeddings": embeddings.then_some(EMBEDDINGS_MODEL),
+            "tts": present("espeak-ng"),
+            "stt": present("pocketsphinx-digits"),
+            "vision": present("tesseract"),
+            "scrape": present(SCRAPE_MODEL),
+        },
+        "pages_url": format!("http://{}", site.address),
         "data_dir": folder,
         "pids": {"gateway": house.gateway()?.pid(), "node": node.pid(), "engine": engine},
         "commands": commands::lines(folder)?,
@@ -187,7 +215,7 @@ async fn stand_up(demo: &Demo, folder: &Path, show: &Show) -> Result<Standing> {
     if !demo.json {
         show.line(&format!("\ntry it     curl {base_url}/chat/completions -H 'authorization: Bearer {key}' -H 'content-type: application/json' \\\n             -d '{{\"model\":\"{CHAT_MODEL}\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"{QUESTION}\"}}]}}'"));
     }
-    Ok(Standing { house, node, description })
+    Ok(Standing { house, node, _site: site, description })
 }
 
 /// One streamed answer, as the client saw it.

@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use cxmpute_node::engines::tool::Program as Tool;
+
 use crate::client::Client;
 use crate::ground::until;
 use crate::process::{self, Program};
@@ -20,6 +22,15 @@ use crate::settings;
 pub const CHAT_MODEL: &str = "cxm-tiny";
 /// The embeddings model.
 pub const EMBEDDINGS_MODEL: &str = "all-minilm";
+/// What fetches pages.
+pub const SCRAPE_MODEL: &str = "scrape";
+
+/// The services of the demo that need a program of this machine, and nothing else: program, then models.
+pub const TOOLS: [(Tool, &[&str]); 3] = [
+    (Tool::Espeak, &["espeak-ng"]),
+    (Tool::Pocketsphinx, &["pocketsphinx", "pocketsphinx-digits"]),
+    (Tool::Tesseract, &["tesseract"]),
+];
 
 /// How long a process may take to become ready on a loaded machine.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -181,7 +192,6 @@ impl House {
             ("CXMPUTE_API_URL", url.as_str()),
             ("CXMPUTE_DATA_DIR", folder.as_str()),
             ("CXMPUTE_NAME", label),
-            ("CXMPUTE_LOCATION_COUNTRY", "DE"),
             ("CXMPUTE_MODELS_DIR", models.as_str()),
         ];
         environment.extend_from_slice(extra);

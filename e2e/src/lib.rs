@@ -22,6 +22,7 @@ pub mod process;
 pub mod proxy;
 pub mod secrets;
 pub mod settings;
+pub mod site;
 pub mod stand_in;
 pub mod storm;
 pub mod upstream;

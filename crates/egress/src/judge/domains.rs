@@ -13,7 +13,7 @@ impl Domains {
     /// Only `allowed` (everything when empty), never `denied`. `*.example.com` and `.example.com` mean `example.com`.
     #[must_use]
     pub fn new(allowed: &[String], denied: &[String]) -> Self {
-        Self { allowed: allowed.iter().map(plain).collect(), denied: denied.iter().map(plain).collect() }
+        Self { allowed: all_plain(allowed), denied: all_plain(denied) }
     }
 
     /// Judges a host. An address is allowed only where no names are asked for, or where it is named itself.
@@ -30,7 +30,11 @@ impl Domains {
     }
 }
 
-fn plain(domain: &String) -> String {
+fn all_plain(domains: &[String]) -> Vec<String> {
+    domains.iter().map(|domain| plain(domain)).collect()
+}
+
+fn plain(domain: &str) -> String {
     let domain = domain.trim().trim_start_matches("*.").trim_matches('.');
     // Owners write names as they read them; URLs carry them in ASCII.
     match url::Host::parse(domain) {

@@ -72,28 +72,32 @@ impl Scraper {
         let judged: Vec<_> = request.urls.iter().map(|url| self.fetcher.connector().target(url)).collect();
         let mut left = self.quota.take(judged.iter().filter(|target| target.is_ok()).count());
         let jobs = request.urls.iter().zip(judged).map(|(url, target)| match target {
-            Err(refusal) => {
-                Job::Done(Outcome::failed(url, UrlError::new(refusal.code(), refusal.to_string())))
-            }
+            Err(refusal) => (url, Some(UrlError::new(refusal.code(), refusal.to_string()))),
             Ok(_) if left == 0 => {
                 let message = "The owner of this machine lets it fetch no more today.";
-                Job::Done(Outcome::failed(url, UrlError::new("daily_limit", message)))
+                (url, Some(UrlError::new("daily_limit", message)))
             }
             Ok(_) => {
                 left -= 1;
-                Job::Fetch(url)
+                (url, None)
             }
         });
-        let carried: Vec<_> = jobs.map(|job| self.carry_out(job, &request, deadline)).collect();
+        let carried: Vec<_> =
+            jobs.map(|(url, refused)| self.carry_out(url, refused, &request, deadline)).collect();
         let outcomes = futures_util::stream::iter(carried).buffered(AT_A_TIME).collect::<Vec<_>>().await;
         ScrapeAnswer { results: fit(outcomes) }
     }
 
-    async fn carry_out(&self, job: Job<'_>, request: &ScrapeRequest, deadline: Instant) -> Outcome {
-        let url = match job {
-            Job::Done(outcome) => return outcome,
-            Job::Fetch(url) => url,
-        };
+    async fn carry_out(
+        &self,
+        url: &str,
+        refused: Option<UrlError>,
+        request: &ScrapeRequest,
+        deadline: Instant,
+    ) -> Outcome {
+        if let Some(error) = refused {
+            return Outcome::failed(url, error);
+        }
         let late =
             || Outcome::failed(url, UrlError::new("timed_out", "The time for this request was used up."));
         if Instant::now() >= deadline {
@@ -171,11 +175,6 @@ const fn as_it_is(request: &ScrapeRequest) -> bool {
 
 fn told(error: &FetchError) -> UrlError {
     UrlError::new(error.code(), error.to_string())
-}
-
-enum Job<'a> {
-    Done(Outcome),
-    Fetch(&'a str),
 }
 
 /// Takes data away where the whole would be too much for one answer.

@@ -1,10 +1,12 @@
 //! The node's life: dial, take the plan, report, serve, dial again. Drains when asked to stop.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use cxmpute_runtime::exit::{self, ExitError};
+use cxmpute_runtime::once::Sandbox;
 use cxmpute_runtime::{Backoff, CancellationToken, Clock, Secret, Tasks, random};
 use cxmpute_tunnel::{DialConfig, DialError, Roots, Signer, dial};
 use cxmpute_wire::control::NodeStatus;
@@ -14,11 +16,11 @@ use tokio::sync::watch;
 use crate::config::NodeConfig;
 use crate::engines::fake::Fake;
 use crate::identity::Identity;
+use crate::owner::{self, Pause};
 use crate::services::Services;
 use crate::session::{End, Session};
 use crate::supervise::Surroundings;
 use crate::{enrol, identity, place};
-use cxmpute_runtime::once::Sandbox;
 
 /// The first new try after a loss comes within this time, later ones wait longer, up to the cap (NR16).
 const FIRST_RECONNECT: Duration = Duration::from_secs(2);
@@ -81,6 +83,23 @@ pub struct NodeView {
     pub seen: Arc<watch::Sender<Seen>>,
     /// Cancel it to shorten the drain to ten seconds.
     pub hurry: CancellationToken,
+    /// What the owner said last.
+    pause: Arc<watch::Sender<Option<Pause>>>,
+    data_dir: PathBuf,
+}
+
+impl NodeView {
+    /// Begins or ends the owner's pause, and remembers it for the next start.
+    ///
+    /// # Errors
+    /// It cannot be remembered; nothing changed then.
+    pub fn pause(&self, pause: Option<Pause>) -> Result<()> {
+        let mut state = identity::read_state(&self.data_dir)?;
+        state.pause = pause;
+        identity::write_state(&self.data_dir, &state)?;
+        self.pause.send_replace(pause);
+        Ok(())
+    }
 }
 
 /// A node, ready to run.
@@ -118,6 +137,8 @@ impl Node {
             services: Services::new(around),
             seen: Arc::new(watch::Sender::new(Seen::default())),
             hurry: CancellationToken::new(),
+            pause: Arc::new(watch::Sender::new(state.pause)),
+            data_dir: config.data_dir.clone(),
         };
         Ok(Self { config, identity, deps, view, boot: state.boot })
     }
@@ -133,7 +154,15 @@ impl Node {
     /// # Errors
     /// The reason, with its exit code.
     pub async fn run(self) -> Result<()> {
+        let resting = owner::keep(
+            self.config.owner.clone(),
+            self.view.services.clone(),
+            self.deps.clock.clone(),
+            self.view.pause.subscribe(),
+        );
+        let keeper = self.deps.tasks.spawn_owned("owner", resting);
         let result = Box::pin(self.sessions()).await;
+        drop(keeper);
         let hard = self.deps.tasks.hard();
         tokio::select! {
             () = self.view.services.stop() => {}

@@ -1,6 +1,7 @@
 //! The command line of `cxmpute-provider`.
 
 mod engine;
+mod models;
 mod show;
 
 use std::io::Read;
@@ -20,6 +21,7 @@ use crate::agent::{self, Deps, Node, NodeView};
 use crate::config::NodeConfig;
 use crate::local::{self, Question};
 use crate::output::{self, Output};
+use crate::owner::Pause;
 use crate::{enrol, identity};
 
 /// How long `stop` waits for the node's end: the drain and what follows it.
@@ -71,6 +73,16 @@ enum Command {
         #[command(flatten)]
         grant: GrantSource,
     },
+    /// Take no new work until `resume`; what runs goes on. It is remembered over restarts.
+    Pause {
+        /// Stop the engines, too, once their work is done, so that their memory is free.
+        #[arg(long)]
+        free_memory: bool,
+    },
+    /// Take work again.
+    Resume,
+    /// The model files of this machine.
+    Models,
     /// Let the running node finish its work and end.
     Stop,
     /// What the running node does, and why it does not earn if it does not.
@@ -148,6 +160,12 @@ fn run(cli: Cli) -> Result<()> {
             Command::Enrol { grant, alias } => enrol_node(&config, &grant, alias, output).await,
             Command::Start { grant } => start(config, &grant, output).await,
             Command::Stop => stop(&config, output).await,
+            Command::Pause { free_memory } => {
+                let pause = if free_memory { Pause::Memory } else { Pause::Work };
+                rest(&config, Some(pause), output).await
+            }
+            Command::Resume => rest(&config, None, output).await,
+            Command::Models => models::list(&config, output).await,
             // Ran above, without the owner's configuration.
             Command::Engine { .. } => Ok(()),
             Command::Status => status(&config, output).await,
@@ -292,6 +310,27 @@ async fn status(config: &NodeConfig, output: Output) -> Result<()> {
     output.result(&value, &text);
     // The result is complete; the exit code tells scripts that nothing runs.
     Err(ExitError::new(exit::OTHER, message).into())
+}
+
+/// Begins or ends the owner's pause: in the node that runs, else for the next start.
+async fn rest(config: &NodeConfig, pause: Option<Pause>, output: Output) -> Result<()> {
+    let question = pause.map_or(Question::Resume, Question::Pause);
+    let now = match local::ask(&config.data_dir, question).await {
+        Ok(answer) => format!("{} requests are still being worked on", answer.in_flight),
+        Err(_) => {
+            let mut state = identity::read_state(&config.data_dir)?;
+            state.pause = pause;
+            identity::write_state(&config.data_dir, &state)?;
+            "no node runs now".to_owned()
+        }
+    };
+    let said = match pause {
+        Some(Pause::Work) => "Paused: no new work is taken, engines stay loaded",
+        Some(Pause::Memory) => "Paused: no new work is taken, engines stop when their work is done",
+        None => "Resumed: work is taken again",
+    };
+    output.result(&json!({"pause": pause}), &format!("{said} ({now})."));
+    Ok(())
 }
 
 async fn stop(config: &NodeConfig, output: Output) -> Result<()> {

@@ -9,6 +9,8 @@ use cxmpute_runtime::telemetry::LogConfig;
 use cxmpute_wire::ServiceId;
 use serde::{Deserialize, Serialize};
 
+use crate::owner::OwnerSection;
+
 use crate::scrape::ScrapeSection;
 
 /// Everything an owner can set.
@@ -31,6 +33,8 @@ pub struct NodeConfig {
     pub services: ServicesSection,
     /// Fetching pages for others; off by default.
     pub scrape: ScrapeSection,
+    /// When the machine works for others.
+    pub owner: OwnerSection,
     /// Servers the owner already runs.
     pub external: Vec<External>,
     /// Logs.
@@ -139,6 +143,7 @@ impl Default for NodeConfig {
             engine: EngineSection::default(),
             services: ServicesSection::default(),
             scrape: ScrapeSection::default(),
+            owner: OwnerSection::default(),
             external: Vec::new(),
             log: LogConfig::default(),
         }

@@ -15,6 +15,8 @@ use cxmpute_wire::{ProvisionId, UserId};
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
+use crate::owner::Pause;
+
 const KEY_FILE: &str = "node.key";
 const STATE_FILE: &str = "node.json";
 
@@ -47,6 +49,9 @@ pub struct State {
     /// Starts of the program so far; grows for ever (NR10).
     #[serde(default)]
     pub boot: u64,
+    /// The owner's pause; it stays until `resume`.
+    #[serde(default)]
+    pub pause: Option<Pause>,
 }
 
 /// Makes the data directory, 0700.

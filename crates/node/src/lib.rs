@@ -19,6 +19,7 @@ pub mod events;
 pub mod identity;
 pub mod local;
 pub mod output;
+pub mod owner;
 pub mod place;
 pub mod reconcile;
 pub mod scrape;

@@ -1,4 +1,4 @@
-//! The socket that `status`, `services` and `stop` talk to: one JSON line asks, one JSON line answers. It lies in a
+//! The socket that `status`, `services`, `pause`, `resume` and `stop` talk to: one JSON line asks, one JSON line answers. It lies in a
 //! private directory; no other user can reach it.
 
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::agent::NodeView;
+use crate::owner::Pause;
 use crate::place;
 use crate::standing::{Facts, Reason, why_idle};
 
@@ -30,6 +31,10 @@ pub enum Question {
     Status,
     /// Finish the work and end.
     Stop,
+    /// Take no new work.
+    Pause(Pause),
+    /// Take work again.
+    Resume,
 }
 
 /// A running node's answer.
@@ -67,6 +72,7 @@ pub fn answer(view: &NodeView) -> StatusAnswer {
     let draining = view.services.is_draining();
     let facts = Facts {
         draining,
+        resting: view.services.resting().map(|rest| rest.cause),
         connected: seen.connected,
         trouble: seen.trouble.as_deref(),
         server: seen.status.as_ref(),
@@ -141,6 +147,11 @@ async fn reply(stream: UnixStream, view: &NodeView, tasks: &Tasks) -> Result<()>
     let mut line = String::new();
     (&mut stream).take(QUESTION_LIMIT_BYTES).read_line(&mut line).await?;
     let question: Question = serde_json::from_str(&line)?;
+    match question {
+        Question::Pause(pause) => view.pause(Some(pause))?,
+        Question::Resume => view.pause(None)?,
+        Question::Status | Question::Stop => {}
+    }
     let mut text = serde_json::to_string(&answer(view))?;
     text.push('\n');
     stream.get_mut().write_all(text.as_bytes()).await?;

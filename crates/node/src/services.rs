@@ -10,6 +10,7 @@ use cxmpute_wire::{Code, Generation, ServiceId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::owner::Rest;
 use crate::reconcile::{self, Action};
 use crate::supervise::{Place, Service, Surroundings};
 
@@ -23,12 +24,15 @@ pub struct Services {
 struct Inner {
     around: Surroundings,
     draining: AtomicBool,
+    rest: Mutex<Option<Rest>>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     generation: Generation,
+    /// The last plan, to go on with after a rest that stopped its engines.
+    plan: Option<Desired>,
     running: BTreeMap<ServiceId, Service>,
     /// Services that the plan no longer names and whose engines still run.
     ending: BTreeMap<ServiceId, Service>,
@@ -38,7 +42,14 @@ impl Services {
     /// None yet.
     #[must_use]
     pub fn new(around: Surroundings) -> Self {
-        Self { inner: Arc::new(Inner { around, draining: AtomicBool::new(false), state: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                around,
+                draining: AtomicBool::new(false),
+                rest: Mutex::new(None),
+                state: Mutex::default(),
+            }),
+        }
     }
 
     /// Begins to make the plan real. Plans that are older than the last one are ignored; the same plan changes nothing.
@@ -49,9 +60,11 @@ impl Services {
             return;
         }
         state.generation = desired.generation;
+        state.plan = Some(desired.clone());
+        let nothing = self.resting().is_some_and(|rest| rest.free_memory);
         state.ending.retain(|_, service| !service.has_ended());
         let have = state.running.iter().map(|(id, service)| (id.clone(), service.desired.clone())).collect();
-        let allowed = |service: &ServiceId| around.config.services.allows(service);
+        let allowed = |service: &ServiceId| !nothing && around.config.services.allows(service);
         for action in reconcile::plan(&desired.services, &have, allowed) {
             match action {
                 Action::Stop(id) => {
@@ -79,7 +92,7 @@ impl Services {
     /// # Errors
     /// `draining`, `generation_stale`, `not_ready` or `capacity_full`.
     pub fn enter(&self, service: &ServiceId, generation: Generation) -> Result<Place, Code> {
-        if self.is_draining() {
+        if self.is_draining() || self.resting().is_some() {
             return Err(Code::Draining);
         }
         let state = self.inner.state.lock();
@@ -120,6 +133,30 @@ impl Services {
     /// Takes no new work and no new plans from now on.
     pub fn drain(&self) {
         self.inner.draining.store(true, Ordering::Relaxed);
+        self.inner.around.changes.send_modify(|count| *count += 1);
+    }
+
+    /// The rest that is kept now.
+    #[must_use]
+    pub fn resting(&self) -> Option<Rest> {
+        *self.inner.rest.lock()
+    }
+
+    /// Begins, changes or ends a rest. Work that runs goes on; a rest that frees memory stops engines once their work is
+    /// done, and its end starts them again by the last plan.
+    pub fn rest(&self, rest: Option<Rest>) {
+        let before = std::mem::replace(&mut *self.inner.rest.lock(), rest);
+        if before == rest {
+            return;
+        }
+        match rest {
+            Some(rest) => tracing::info!(cause = ?rest.cause, rest.free_memory, "no new work is taken"),
+            None => tracing::info!("work is taken again"),
+        }
+        let plan = self.inner.state.lock().plan.clone();
+        if let Some(plan) = plan {
+            self.apply(&plan);
+        }
         self.inner.around.changes.send_modify(|count| *count += 1);
     }
 

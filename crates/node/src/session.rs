@@ -201,7 +201,11 @@ impl Session {
                     queued,
                     gpus: machine.0.clone(),
                     disk_free: machine.1,
-                    owner: if draining { OwnerState::Draining } else { OwnerState::Available },
+                    owner: match (draining, view.services.resting()) {
+                        (true, _) => OwnerState::Draining,
+                        (false, Some(_)) => OwnerState::Paused,
+                        (false, None) => OwnerState::Available,
+                    },
                     version: env!("CARGO_PKG_VERSION").into(),
                 };
                 if sender.send(&FromNode::Heartbeat(heartbeat)).await.is_err() {

@@ -4,6 +4,8 @@ use cxmpute_wire::Code;
 use cxmpute_wire::control::{NodeStatus, ObservedService, ServiceState};
 use serde::{Deserialize, Serialize};
 
+use crate::owner::Cause;
+
 /// One reason for not earning.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Reason {
@@ -18,6 +20,8 @@ pub struct Reason {
 pub struct Facts<'a> {
     /// No new work is taken.
     pub draining: bool,
+    /// The owner's rest.
+    pub resting: Option<Cause>,
     /// A tunnel is up.
     pub connected: bool,
     /// Why there is no tunnel.
@@ -34,6 +38,15 @@ pub fn why_idle(facts: Facts<'_>) -> Option<Reason> {
     let reason = |code: &str, message: String| Some(Reason { code: code.to_owned(), message });
     if facts.draining {
         return reason("draining", "The node is leaving; start it again to go on.".into());
+    }
+    match facts.resting {
+        Some(Cause::PausedByOwner) => {
+            return reason("paused_by_owner", "Paused; go on with: cxmpute-provider resume".into());
+        }
+        Some(Cause::OutsideHours) => {
+            return reason("outside_hours", "It is outside the hours of the key owner.hours.".into());
+        }
+        None => {}
     }
     if !facts.connected {
         let trouble = facts.trouble.unwrap_or("the first connection is being made");
@@ -106,7 +119,7 @@ mod tests {
     #[test]
     fn every_standing_has_one_reason() {
         let code = |connected, server: Option<&NodeStatus>, services: &[ObservedService]| {
-            let facts = Facts { draining: false, connected, trouble: None, server, services };
+            let facts = Facts { draining: false, resting: None, connected, trouble: None, server, services };
             why_idle(facts).map(|reason| reason.code).unwrap_or_default()
         };
         let (on, off) = (status(true), status(false));
@@ -125,7 +138,18 @@ mod tests {
         assert_eq!(code(true, Some(&on), &[service(ServiceState::Ready)]), "");
         let suspended = NodeStatus { state: "suspended".into(), ..status(false) };
         assert_eq!(code(true, Some(&suspended), &[]), "suspended");
-        let leaving = Facts { draining: true, connected: false, trouble: None, server: None, services: &[] };
+        let leaving = Facts {
+            draining: true,
+            resting: Some(Cause::PausedByOwner),
+            connected: false,
+            trouble: None,
+            server: None,
+            services: &[],
+        };
         assert_eq!(why_idle(leaving).unwrap().code, "draining");
+        let paused = Facts { draining: false, ..leaving };
+        assert_eq!(why_idle(paused).unwrap().code, "paused_by_owner");
+        let night = Facts { resting: Some(Cause::OutsideHours), ..paused };
+        assert_eq!(why_idle(night).unwrap().code, "outside_hours");
     }
 }

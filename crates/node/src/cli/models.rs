@@ -1,0 +1,113 @@
+//! `models`: the model files of this machine, how much they take, and which services use them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use cxmpute_wire::Bytes;
+use serde::Serialize;
+
+use crate::config::NodeConfig;
+use crate::diagnose;
+use crate::local::{self, Question};
+use crate::output::Output;
+
+/// How deep the directory is looked into; hubs lay their files out no deeper.
+const DEPTH: usize = 6;
+/// Most files that are listed.
+const FILES: usize = 10_000;
+
+/// A model file.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct ModelFile {
+    /// Path below the model directory.
+    name: String,
+    /// Its size in bytes.
+    size: u64,
+}
+
+/// Lists them.
+///
+/// # Errors
+/// The directory cannot be read.
+pub(super) async fn list(config: &NodeConfig, output: Output) -> Result<()> {
+    let folder = config.models_dir();
+    let mut files = BTreeMap::new();
+    if folder.is_dir() {
+        walk(&folder, &folder, DEPTH, &mut files)?;
+    }
+    let running = local::ask(&config.data_dir, Question::Status).await.ok();
+    let services: Vec<String> = running
+        .iter()
+        .flat_map(|answer| &answer.services)
+        .map(|service| service.service_id.to_string())
+        .collect();
+    let total: u64 = files.values().sum();
+    let free = diagnose::disk(&folder).free;
+    let files: Vec<ModelFile> = files.into_iter().map(|(name, size)| ModelFile { name, size }).collect();
+    let mut text = format!("Directory  {}\n", folder.display());
+    for file in &files {
+        text.push_str(&format!("{:>10}  {}\n", size(file.size), file.name));
+    }
+    text.push_str(&format!(
+        "In all     {} in {} files; {} are free",
+        size(total),
+        files.len(),
+        size(free.get())
+    ));
+    if !services.is_empty() {
+        text.push_str(&format!("\nServices   {}", services.join(", ")));
+    }
+    let value = serde_json::json!({
+        "directory": folder, "files": files, "total": Bytes(total), "free": free, "services": services,
+    });
+    output.result(&value, &text);
+    Ok(())
+}
+
+/// Files below a directory, without following links.
+fn walk(root: &Path, folder: &Path, depth: usize, files: &mut BTreeMap<String, u64>) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let (kind, path): (_, PathBuf) = (entry.file_type()?, entry.path());
+        if kind.is_dir() && depth > 0 {
+            walk(root, &path, depth - 1, files)?;
+        } else if kind.is_file() && files.len() < FILES {
+            let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+            files.insert(name, entry.metadata()?.len());
+        }
+    }
+    Ok(())
+}
+
+/// A size for people.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, "B");
+    for next in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_listed_with_their_folders_and_links_are_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        std::fs::write(dir.path().join("a/model.gguf"), [0; 2048]).unwrap();
+        std::fs::write(dir.path().join("b.gguf"), [0; 3]).unwrap();
+        std::os::unix::fs::symlink("/etc", dir.path().join("etc")).unwrap();
+        let mut files = BTreeMap::new();
+        walk(dir.path(), dir.path(), DEPTH, &mut files).unwrap();
+        assert_eq!(files, BTreeMap::from([("a/model.gguf".into(), 2048), ("b.gguf".into(), 3)]));
+        assert_eq!((size(3), size(2048), size(5 << 30)), ("3 B".into(), "2.0 KiB".into(), "5.0 GiB".into()));
+    }
+}

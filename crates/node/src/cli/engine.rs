@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use cxmpute_runtime::exit::ExitError;
 use cxmpute_runtime::telemetry::LogConfig;
@@ -46,6 +46,15 @@ pub enum Engine {
     },
     /// Converts one page from standard input.
     Convert,
+    /// Becomes a program that ends with its cage.
+    Inmate {
+        /// Whom it runs as when we are root.
+        #[arg(long)]
+        user: String,
+        /// The program and its arguments.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
     /// Runs a program in a network namespace with one door.
     Cage {
         /// The socket behind the door.
@@ -70,6 +79,9 @@ pub(super) fn run(engine: Engine) -> Result<()> {
     if let Engine::Convert = &engine {
         return convert::serve();
     }
+    if let Engine::Inmate { user, command } = &engine {
+        return cage::become_inmate(user, command).map(|never| match never {});
+    }
     if let Engine::Cage { .. } = &engine {
         cage::enter().map_err(|error| ExitError::new(cage::NO_CAGE, format!("{error:#}")))?;
     }
@@ -77,7 +89,7 @@ pub(super) fn run(engine: Engine) -> Result<()> {
     runtime.block_on(async move {
         let tasks = Tasks::new();
         match engine {
-            Engine::Convert | Engine::Cage { check: true, .. } => Ok(()),
+            Engine::Convert | Engine::Inmate { .. } | Engine::Cage { check: true, .. } => Ok(()),
             Engine::Cage { socket, user, command, .. } => {
                 let socket = socket.context("--socket is missing")?;
                 let code = cage::hold(Inmate { socket, user, command }, &tasks).await?;
@@ -89,6 +101,7 @@ pub(super) fn run(engine: Engine) -> Result<()> {
             Engine::Scrape { socket, settings, count, model, while_stdin_open } => {
                 let settings: ScrapeSection =
                     serde_json::from_str(&settings).context("--settings is no section [scrape]")?;
+                ensure!(settings.enabled, "the owner has not set scrape.enabled, so no page is fetched");
                 lifecycle::signals(&tasks)?;
                 if while_stdin_open {
                     stop_with_stdin(&tasks)?;

@@ -1,20 +1,25 @@
 //! A process without any network but one door: a network namespace of its own, in it a loopback port, behind the port
 //! the guard's proxy. `cxmpute-provider engine cage` makes the namespace, opens the door and starts the browser inside.
 
+use std::convert::Infallible;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 
 use anyhow::{Context, Result, bail};
 use cxmpute_runtime::Tasks;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
-use nix::unistd::{Uid, User};
+use nix::unistd::{Uid, User, execvp, getppid, setgid, setgroups, setuid};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::process::Command;
 
 /// What stands for the door's address in the arguments of the program.
 pub const DOOR: &str = "{door}";
@@ -56,27 +61,42 @@ pub fn enter() -> Result<()> {
 /// The program cannot be started.
 pub async fn hold(inmate: Inmate, tasks: &Tasks) -> Result<u8> {
     // A cage without its keeper is of no use.
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    set_pdeathsig(Signal::SIGKILL)?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let door = listener.local_addr()?.to_string();
     let _task = tasks.spawn_owned("cage-door", open_door(listener, inmate.socket, tasks.clone()));
-    let mut arguments = inmate.command.iter().map(|argument| argument.replace(DOOR, &door));
-    let program = arguments.next().context("no program was named")?;
-    let mut command = Command::new(&program);
-    command.args(arguments);
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["engine", "inmate", "--user", &inmate.user, "--"])
+        .args(inmate.command.iter().map(|argument| argument.replace(DOOR, &door)))
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok(code_of(child.wait().await?))
+}
+
+/// Becomes the program: gives up root, asks to be ended with its keeper, and is replaced by it.
+///
+/// # Errors
+/// The user is none, or the program cannot be started.
+pub fn become_inmate(user: &str, command: &[String]) -> Result<Infallible> {
+    let keeper = getppid();
     if Uid::current().is_root() {
-        let user =
-            User::from_name(&inmate.user)?.with_context(|| format!("there is no user {}", inmate.user))?;
+        let user = User::from_name(user)?.with_context(|| format!("there is no user {user}"))?;
         if user.uid.is_root() {
             bail!("a browser never runs as root; set scrape.browser_user");
         }
-        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        setgroups(&[])?;
+        setgid(user.gid)?;
+        setuid(user.uid)?;
     }
-    let mut child = tokio::process::Command::from(command)
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("{program} cannot be started"))?;
-    Ok(code_of(child.wait().await?))
+    // After the change of user, which would take the wish back.
+    set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() != keeper {
+        bail!("the cage is gone");
+    }
+    let command: Vec<CString> =
+        command.iter().map(|part| CString::new(part.as_str())).collect::<Result<_, _>>()?;
+    let program = command.first().context("no program was named")?;
+    execvp(program, &command).with_context(|| format!("{} cannot be started", program.to_string_lossy()))
 }
 
 /// As a shell gives it: 128 and the signal for a program that was ended by one.
@@ -103,7 +123,7 @@ async fn pass(mut inside: TcpStream, socket: &Path) -> io::Result<()> {
 
 /// Whether this system makes cages: asks `program engine cage --check`.
 pub async fn works(program: &Path) -> bool {
-    let asked = tokio::process::Command::new(program).args(["engine", "cage", "--check"]).output().await;
+    let asked = Command::new(program).args(["engine", "cage", "--check"]).output().await;
     match asked {
         Ok(done) if done.status.success() => true,
         Ok(done) => {

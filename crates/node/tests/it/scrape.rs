@@ -77,11 +77,17 @@ struct Engine {
 
 impl Engine {
     async fn start(settings: &Value) -> Self {
+        Self::start_in(settings, &std::env::temp_dir()).await
+    }
+
+    /// With another directory for its browsers.
+    async fn start_in(settings: &Value, browsers: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("e.sock");
         let child = Command::new(env!("CARGO_BIN_EXE_cxmpute-provider"))
             .args(["engine", "scrape", "--while-stdin-open", "--settings", &settings.to_string()])
             .args([Path::new("--socket"), &socket, Path::new("--count"), &dir.path().join("count.json")])
+            .env("TMPDIR", browsers)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -267,6 +273,35 @@ async fn the_owners_day_and_domains_have_limits_and_bad_requests_are_refused() {
     engine.end();
 }
 
+#[tokio::test]
+async fn a_caller_that_hangs_up_ends_its_fetch() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let settings = json!({"enabled": true, "render": false, "allow_addresses": [address.to_string()]});
+    let engine = Engine::start(&settings).await;
+    let body = json!({"urls": [format!("http://{address}/")], "respect_robots": false}).to_string();
+    let mut caller = UnixStream::connect(&engine.socket).await.unwrap();
+    let head = format!("POST /v1/scrape HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    caller.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    let (mut fetch, _) = tokio::time::timeout(PATIENCE, silent.accept()).await.unwrap().unwrap();
+    let begun = Instant::now();
+    drop(caller);
+    // The fetch itself would wait ten seconds for an answer.
+    let ended = tokio::time::timeout(PATIENCE, fetch.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_ok() && begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    engine.end();
+}
+
+#[test]
+fn nobody_fetches_without_the_owners_word() {
+    let done = Command::new(env!("CARGO_BIN_EXE_cxmpute-provider"))
+        .args(["engine", "scrape", "--settings", "{}", "--socket", "/nowhere/s", "--count", "/nowhere/c"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(!done.status.success() && String::from_utf8_lossy(&done.stderr).contains("scrape.enabled"));
+}
+
 /// `scripts/test` says so where there is no browser, and shows the rendering as skipped.
 fn told_to_go_without_browser() -> bool {
     std::env::var("CXMPUTE_TEST_WITHOUT_BROWSER").is_ok_and(|value| !value.is_empty())
@@ -298,7 +333,8 @@ async fn rendered_pages_run_their_scripts_and_reach_nothing_but_the_guard() {
     .await;
     let mut with_browser = settings(&site);
     with_browser["render"] = json!(true);
-    let engine = Engine::start(&with_browser).await;
+    let place = place_for_browsers("rendered");
+    let engine = Engine::start_in(&with_browser, &place).await;
     let (_, health) = engine.call("GET", "/health", &Value::Null).await;
     assert_eq!(health["render"], json!(true), "install chromium, or set CXMPUTE_TEST_WITHOUT_BROWSER=1");
     let result =
@@ -312,7 +348,8 @@ async fn rendered_pages_run_their_scripts_and_reach_nothing_but_the_guard() {
     let still = &engine.scrape(json!({"urls": [site.url("/page")], "format": "text"})).await[0];
     assert!(still["data"].as_str().unwrap().contains("before the scripts"), "{still}");
     engine.end();
-    assert!(leftovers().is_empty(), "{:?}", leftovers());
+    // Only an empty directory can be removed like this.
+    std::fs::remove_dir(&place).expect("a browser left its directory");
 }
 
 #[tokio::test]
@@ -348,13 +385,51 @@ async fn a_cage_has_one_door_and_the_loopback_of_the_machine_is_not_behind_it() 
     assert!(outside.asked.lock().is_empty());
 }
 
-/// Directories of browsers that were not removed.
-fn leftovers() -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
-    let names = entries.map(|entry| entry.path());
-    names
-        .filter(|path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("cxm-browser-"))
-        })
+#[tokio::test]
+async fn a_killed_engine_leaves_no_browser_behind() {
+    if told_to_go_without_browser() {
+        return;
+    }
+    let page = "<script>for (;;) {}</script>".to_owned();
+    let site = Site::start(move |_| (200, "text/html", page.clone())).await;
+    let place = place_for_browsers("killed");
+    let mut settings = settings(&site);
+    settings["render"] = json!(true);
+    let mut engine = Engine::start_in(&settings, &place).await;
+    let body = json!({"urls": [site.url("/")], "render": true, "respect_robots": false}).to_string();
+    let mut caller = UnixStream::connect(&engine.socket).await.unwrap();
+    let head = format!("POST /v1/scrape HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    caller.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    wait_until("a browser runs", || !running_below(&place).is_empty()).await;
+    engine.child.kill().unwrap();
+    engine.child.wait().unwrap();
+    wait_until("no browser runs", || running_below(&place).is_empty()).await;
+    std::fs::remove_dir_all(&place).unwrap();
+}
+
+async fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "still not so: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Programs whose arguments name a directory.
+fn running_below(place: &Path) -> Vec<String> {
+    let name = place.to_string_lossy().into_owned();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .filter(|line| line.contains(&name))
         .collect()
+}
+
+/// A directory that the browser's user can enter, unlike the private ones of other tests.
+fn place_for_browsers(name: &str) -> PathBuf {
+    let place = std::env::temp_dir().join(format!("cxm-test-{name}-{}", std::process::id()));
+    std::fs::create_dir(&place).unwrap();
+    std::fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    place
 }

@@ -151,6 +151,8 @@ impl App {
             clock: clock.clone(),
             tasks: tasks.clone(),
             relay: config.relay.clone(),
+            replica: config.store.replica.clone(),
+            downloads: config.catalogue.hub_downloads,
             #[cfg(feature = "sabotage")]
             sabotage: parts.sabotage,
         });

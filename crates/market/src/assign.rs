@@ -1,131 +1,199 @@
-//! Which services a node should run. The plan of this first fleet is per node: every entry that fits, in the
-//! catalogue's order, until nothing fits any more. Planning twice gives the same plan.
+//! Which services each provision should run (NR22). The plan is a function of what is asked for, what each machine has
+//! and what runs already: it walks the whole list of every machine until nothing fits, prefers what is asked for and
+//! served by few, keeps what runs, and says why.
+//!
+//! The value of one more provision of a service is its weight (what the catalogue wants, and more for what was asked
+//! for) divided by the number of provisions that serve it then, so the first provision is worth most and the hundredth
+//! little. A machine takes what is worth most to the network and fits; at equal value the largest that its accelerators
+//! hold, because large machines are few.
 
-use cxmpute_wire::{Bytes, ServiceId};
+use std::collections::HashMap;
+
+use cxmpute_wire::{Bytes, Millis, ProvisionId, ServiceId, Timestamp, UserId};
+
+use crate::catalogue::{Delivery, Engine, ModelEntry};
+
+mod board;
+mod demand;
+mod place;
+mod room;
+pub mod sample;
+mod verdict;
+
+pub use board::Board;
+pub use demand::{Demand, WINDOW_MINUTES, Window};
+pub use room::{Claim, GpuClaim};
+pub use verdict::{Kind, Verdict};
 
 /// Memory that is left to the rest of the machine.
-pub const MEMORY_RESERVE: Bytes = Bytes(256 * 1024 * 1024);
+pub const MEMORY_RESERVE: Bytes = Bytes(256 << 20);
+/// Memory of each accelerator that is left to its driver and to the owner's screen.
+pub const VRAM_RESERVE: Bytes = Bytes(512 << 20);
 /// Disk that is left free.
-pub const DISK_RESERVE: Bytes = Bytes(512 * 1024 * 1024);
+pub const DISK_RESERVE: Bytes = Bytes(512 << 20);
+/// A service stays for at least this long once a provision was given it.
+pub const DWELL: Millis = Millis(30 * 60 * 1000);
+/// Another service replaces one that runs only when it is worth this many times as much: changing costs a load, and a
+/// plan should not turn with the weather.
+pub const WORTH_A_SWITCH: u64 = 2;
+/// Most services of one provision.
+pub const MOST_SERVICES: usize = 32;
+/// One provision in so many may change a service that runs in one round, and always one.
+pub const SWITCH_SHARE: usize = 10;
 
-/// What a node has and allows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Offer {
-    /// Memory of the machine, all accelerators included.
-    pub memory: Bytes,
-    /// Free disk on the file system of the models.
-    pub disk_free: Bytes,
-    /// Services the owner refuses.
-    pub refused: Vec<ServiceId>,
-}
-
-/// What one service needs.
+/// What one service needs, from its catalogue entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Need {
     /// Which service.
     pub service: ServiceId,
-    /// Memory it takes while it runs.
+    /// What engines may call the model.
+    pub names: Vec<String>,
+    /// Engines that can run it.
+    pub engines: Vec<Engine>,
+    /// How a node gets it.
+    pub delivery: Delivery,
+    /// Memory of accelerators; 0 where it runs on the processor.
+    pub vram: Bytes,
+    /// Memory of the machine, beside `vram` where that is used.
     pub memory: Bytes,
+    /// Memory of the machine without an accelerator; `None` where it needs one.
+    pub cpu_memory: Option<Bytes>,
     /// Disk its files take.
     pub disk: Bytes,
-    /// Whether the fleet wants it at all; a service nobody wants is not planned.
-    pub wanted: bool,
+    /// How many provisions are wanted while nobody asks; 0: none, ever.
+    pub target: u32,
 }
 
-/// The services the node should run. An entry that does not fit is skipped, the walk goes on to the end of the list.
-/// Entries already in `running` keep their place (their files are there), so that a plan does not flap when free disk
-/// moves by a little.
-#[must_use]
-pub fn plan(offer: &Offer, needs: &[Need], running: &[ServiceId]) -> Vec<ServiceId> {
-    let mut memory = offer.memory.saturating_sub(MEMORY_RESERVE).get();
-    let mut disk = offer.disk_free.saturating_sub(DISK_RESERVE).get();
-    let allowed = |need: &&Need| need.wanted && !offer.refused.contains(&need.service);
-    let mut planned = Vec::new();
-    let (kept, fresh): (Vec<&Need>, Vec<&Need>) =
-        needs.iter().filter(allowed).partition(|need| running.contains(&need.service));
-    for (need, on_disk) in kept.into_iter().map(|n| (n, true)).chain(fresh.into_iter().map(|n| (n, false))) {
-        let needs_disk = if on_disk { 0 } else { need.disk.get() };
-        if need.memory.get() <= memory && needs_disk <= disk {
-            memory -= need.memory.get();
-            disk -= needs_disk;
-            planned.push(need.service.clone());
+impl From<&ModelEntry> for Need {
+    fn from(entry: &ModelEntry) -> Self {
+        let mut names = vec![entry.id.clone()];
+        names.extend(entry.aliases.iter().cloned());
+        names.extend(entry.ollama.clone());
+        names.extend(entry.hub.as_ref().map(|hub| hub.repository.clone()));
+        Self {
+            service: entry.service.clone(),
+            names,
+            engines: entry.engines.clone(),
+            delivery: entry.delivery(),
+            vram: entry.vram,
+            memory: entry.memory,
+            cpu_memory: entry.cpu_memory,
+            disk: entry.disk,
+            target: entry.target,
         }
     }
-    // In the catalogue's order, so that the same set is the same plan.
-    let place = |service: &ServiceId| needs.iter().position(|need| need.service == *service);
-    planned.sort_by_key(place);
-    planned.dedup();
-    planned
+}
+
+/// An accelerator, as measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its position on the machine.
+    pub index: u32,
+    /// All of its memory: what is free moves with what happens to run, and a plan must not.
+    pub memory: Bytes,
+}
+
+/// A service that a provision was given before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Which service.
+    pub service: ServiceId,
+    /// Since when.
+    pub since: Timestamp,
+    /// Where it was put.
+    pub gpus: Vec<GpuClaim>,
+    /// Whether its files have arrived, so that the free disk does not hold them any more.
+    pub stored: bool,
+}
+
+/// What a provision has, allows and runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Which provision.
+    pub provision: ProvisionId,
+    /// Whose.
+    pub owner: UserId,
+    /// Where, if its owner said so.
+    pub region: Option<String>,
+    /// Its accelerators.
+    pub gpus: Vec<Gpu>,
+    /// Memory of the machine.
+    pub memory: Bytes,
+    /// Free disk on the file system of the models.
+    pub disk_free: Bytes,
+    /// Engines that are there beside the built-in one, and the models that each holds.
+    pub engines: Vec<(Engine, Vec<String>)>,
+    /// Only these, if any: service ids, model ids or kinds.
+    pub allow: Vec<String>,
+    /// Never these.
+    pub deny: Vec<String>,
+    /// What it was given before.
+    pub running: Vec<Running>,
+}
+
+/// One service of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// Which service.
+    pub service: ServiceId,
+    /// Since when the provision has it.
+    pub since: Timestamp,
+    /// What it takes.
+    pub claim: Claim,
+}
+
+/// The plan of one provision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodePlan {
+    /// Which provision.
+    pub provision: ProvisionId,
+    /// What it should run, in the catalogue's order.
+    pub services: Vec<Planned>,
+}
+
+impl NodePlan {
+    /// Whether these are the services that the provision runs already.
+    #[must_use]
+    pub fn is_of(&self, running: &[Running]) -> bool {
+        self.services.len() == running.len()
+            && self.services.iter().all(|one| running.iter().any(|other| other.service == one.service))
+    }
+}
+
+/// Plans a whole fleet, the largest machines first; the plans are in the order of the offers. At most one provision in
+/// [`SWITCH_SHARE`] changes a service that runs.
+#[must_use]
+pub fn plan(
+    needs: &[Need],
+    offers: &[Offer],
+    demand: &HashMap<ServiceId, Demand>,
+    downloads: bool,
+    now: Timestamp,
+) -> Vec<NodePlan> {
+    let mut board = Board::new(needs, downloads);
+    board.ask(demand);
+    for offer in offers {
+        board.put(offer);
+    }
+    let vram = |offer: &Offer| offer.gpus.iter().map(|gpu| gpu.memory.0).sum::<u64>();
+    let mut order: Vec<usize> = (0..offers.len()).collect();
+    order.sort_by_cached_key(|n| {
+        let offer = &offers[*n];
+        (std::cmp::Reverse((vram(offer), offer.memory.0)), offer.provision.clone())
+    });
+    let mut switches = (offers.len() / SWITCH_SHARE).max(1);
+    let mut plans: Vec<Option<NodePlan>> = offers.iter().map(|_| None).collect();
+    for n in order {
+        let offer = &offers[n];
+        let plan = board.place(offer, now, switches > 0);
+        let lost = |old: &Running| plan.services.iter().all(|planned| planned.service != old.service);
+        if offer.running.iter().any(lost) {
+            switches = switches.saturating_sub(1);
+        }
+        plans[n] = Some(plan);
+    }
+    plans.into_iter().flatten().collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const GIB: u64 = 1024 * 1024 * 1024;
-
-    fn need(name: &str, memory: u64, disk: u64) -> Need {
-        let service = name.parse().unwrap();
-        Need { service, memory: Bytes(memory), disk: Bytes(disk), wanted: true }
-    }
-
-    fn offer(memory: u64, disk: u64) -> Offer {
-        Offer { memory: Bytes(memory), disk_free: Bytes(disk), refused: Vec::new() }
-    }
-
-    fn names(services: &[ServiceId]) -> Vec<&str> {
-        services.iter().map(ServiceId::as_str).collect()
-    }
-
-    #[test]
-    fn the_whole_list_is_walked() {
-        let needs =
-            [need("llm:a", 2 * GIB, GIB), need("llm:big", 99 * GIB, GIB), need("embeddings:c", GIB, GIB)];
-        assert_eq!(names(&plan(&offer(4 * GIB, 9 * GIB), &needs, &[])), ["llm:a", "embeddings:c"]);
-    }
-
-    #[test]
-    fn refused_and_unwanted_services_are_left_out() {
-        let mut needs = [need("llm:a", GIB, 0), need("llm:b", GIB, 0), need("llm:c", GIB, 0)];
-        needs[0].wanted = false;
-        let mut mine = offer(64 * GIB, 64 * GIB);
-        mine.refused.push("llm:b".parse().unwrap());
-        assert_eq!(names(&plan(&mine, &needs, &[])), ["llm:c"]);
-    }
-
-    #[test]
-    fn what_runs_stays_when_the_disk_fills_up() {
-        let needs = [need("llm:a", GIB, 5 * GIB), need("llm:b", GIB, 5 * GIB)];
-        let running = ["llm:b".parse().unwrap()];
-        assert_eq!(names(&plan(&offer(64 * GIB, GIB), &needs, &running)), ["llm:b"]);
-    }
-
-    #[test]
-    fn nothing_fits_an_unknown_machine() {
-        assert!(plan(&Offer::default(), &[need("llm:a", 1, 1)], &[]).is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn a_plan_fits_and_is_stable(
-            sizes in proptest::collection::vec((0u64..8, 0u64..8), 0..12),
-            memory in 0u64..32,
-            disk in 0u64..32,
-        ) {
-            let needs: Vec<Need> =
-                sizes.iter().enumerate().map(|(i, (m, d))| need(&format!("llm:{i}"), m * GIB, d * GIB)).collect();
-            let mine = offer(memory * GIB, disk * GIB);
-            let first = plan(&mine, &needs, &[]);
-            let used: u64 = needs.iter().filter(|n| first.contains(&n.service)).map(|n| n.memory.get()).sum();
-            prop_assert!(used <= memory * GIB);
-            prop_assert_eq!(&first, &plan(&mine, &needs, &[]), "planning twice changes nothing");
-            // The disk shrank by what was stored: what runs goes on running.
-            let stored: u64 = needs.iter().filter(|n| first.contains(&n.service)).map(|n| n.disk.get()).sum();
-            let after = Offer { disk_free: Bytes((disk * GIB).saturating_sub(stored)), ..mine };
-            let second = plan(&after, &needs, &first);
-            prop_assert!(first.iter().all(|service| second.contains(service)));
-        }
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use cxmpute_runtime::config::{Sources, env_var, load};
 use cxmpute_runtime::telemetry::LogConfig;
 use cxmpute_wire::ServiceId;
+use cxmpute_wire::control::{EnginePresent, ServiceWishes};
 use serde::{Deserialize, Serialize};
 
 use crate::owner::OwnerSection;
@@ -98,7 +99,7 @@ impl Default for EngineSection {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServicesSection {
-    /// Only these, such as `llm:cxm-tiny`; all when empty.
+    /// Only these, such as `llm:cxm-tiny`, `cxm-tiny` or the kind `tts`; all when empty.
     pub allow: Vec<String>,
     /// Never these.
     pub deny: Vec<String>,
@@ -108,8 +109,16 @@ impl ServicesSection {
     /// Whether the owner lets the node serve this.
     #[must_use]
     pub fn allows(&self, service: &ServiceId) -> bool {
-        let named = |list: &[String]| list.iter().any(|name| name == service.as_str());
-        !named(&self.deny) && (self.allow.is_empty() || named(&self.allow))
+        let is = |name: &String| {
+            name == service.as_str() || Some(&**name) == service.model() || name == service.kind().as_str()
+        };
+        !self.deny.iter().any(is) && (self.allow.is_empty() || self.allow.iter().any(is))
+    }
+
+    /// The same, for the control plane's plan.
+    #[must_use]
+    pub fn wishes(&self) -> ServiceWishes {
+        ServiceWishes { allow: self.allow.clone(), deny: self.deny.clone() }
     }
 }
 
@@ -151,6 +160,14 @@ impl Default for NodeConfig {
 }
 
 impl NodeConfig {
+    /// The owner's own servers as one engine, with the services that they serve.
+    #[must_use]
+    pub fn external_engine(&self) -> Option<EnginePresent> {
+        let models: Vec<String> = self.external.iter().map(|external| external.service.clone()).collect();
+        let name = "external".to_owned();
+        (!models.is_empty()).then(|| EnginePresent { name, version: String::new(), models })
+    }
+
     /// Reads the configuration from all its layers.
     ///
     /// # Errors
@@ -249,6 +266,17 @@ mod tests {
         assert!(ServicesSection::default().allows(&service));
         assert!(!ServicesSection { allow: list(&["llm:b"]), deny: vec![] }.allows(&service));
         assert!(!ServicesSection { allow: list(&["llm:a"]), deny: list(&["llm:a"]) }.allows(&service));
+        assert!(ServicesSection { allow: list(&["llm"]), deny: list(&["b"]) }.allows(&service));
+        assert!(!ServicesSection { allow: vec![], deny: list(&["a"]) }.allows(&service));
+        let config = NodeConfig {
+            external: vec![External { service: "llm:a".to_owned(), ..External::default() }],
+            services: ServicesSection { allow: vec![], deny: list(&["tts"]) },
+            ..NodeConfig::default()
+        };
+        let engine = config.external_engine().unwrap();
+        assert_eq!((engine.name.as_str(), engine.models), ("external", list(&["llm:a"])));
+        assert_eq!(config.services.wishes().deny, list(&["tts"]));
+        assert_eq!(NodeConfig::default().external_engine(), None);
     }
 
     #[test]

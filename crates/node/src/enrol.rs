@@ -39,6 +39,8 @@ pub async fn enrol(
     let client = HttpClient::new(roots);
     let mut diagnostics = diagnose::measure(&config.models_dir());
     diagnostics.net = diagnose::net::reach(&client, &config.api.url, clock).await;
+    diagnostics.engines.extend(config.external_engine());
+    diagnostics.services = config.services.wishes();
     let signer = Signer::new(identity.key.clone(), clock.clone());
     let run = data_encoding::HEXLOWER.encode(&cxmpute_runtime::random::bytes::<8>());
     let request = EnrolRequest {

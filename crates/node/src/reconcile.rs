@@ -49,6 +49,10 @@ mod tests {
             context_length: None,
             slots,
             memory_claim: cxmpute_wire::Bytes(0),
+            gpus: Vec::new(),
+            since: None,
+            ollama: None,
+            hub: None,
         }
     }
 

@@ -5,6 +5,7 @@
 mod audit;
 mod committer;
 mod db;
+pub mod demand;
 mod dialect;
 pub mod enrol;
 mod epochs;

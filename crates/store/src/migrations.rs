@@ -13,6 +13,7 @@ mod m0002_limits;
 mod m0003_leaner_ledger;
 mod m0004_rows_once;
 mod m0005_units_by_the_piece;
+mod m0006_demand;
 
 /// One change of the schema.
 pub(crate) struct Migration {
@@ -32,6 +33,7 @@ const MIGRATIONS: &[Migration] = &[
     m0003_leaner_ledger::MIGRATION,
     m0004_rows_once::MIGRATION,
     m0005_units_by_the_piece::MIGRATION,
+    m0006_demand::MIGRATION,
 ];
 
 /// The newest schema version this program knows.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::limits::{self, LimitArgs};
+use super::plan::{self, PlanArgs};
 use super::{Output, account};
 use crate::app::open_store;
 use crate::auth::Pepper;
@@ -36,6 +37,8 @@ pub enum AdminCommand {
     /// Devices.
     #[command(subcommand)]
     Provision(ProvisionCommand),
+    /// Show which services the plan wants on which device, and why.
+    Plan(PlanArgs),
     /// Print the number of requests that run now.
     Running,
 }
@@ -146,6 +149,7 @@ pub async fn run(config: &Config, command: AdminCommand, output: &Output) -> any
         AdminCommand::Provision(ProvisionCommand::List { account }) => {
             list_provisions(&db, account.as_deref(), output).await
         }
+        AdminCommand::Plan(args) => plan::run(config, &db, args, output).await,
         AdminCommand::Running => {
             let running = db.running_requests().await?;
             output.show(&json!({"running": running}), running)

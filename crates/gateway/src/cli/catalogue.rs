@@ -218,7 +218,7 @@ fn memory(entry: &ModelEntry) -> String {
 }
 
 /// Mebibytes, or gibibytes with one decimal.
-fn size(bytes: Bytes) -> String {
+pub(super) fn size(bytes: Bytes) -> String {
     const GIB: u64 = 1 << 30;
     match bytes.0 {
         0 => "-".to_owned(),

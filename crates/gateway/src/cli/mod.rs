@@ -7,6 +7,7 @@ mod dev;
 mod keys;
 mod limits;
 mod output;
+mod plan;
 mod serve;
 
 use std::net::SocketAddr;

@@ -28,6 +28,20 @@ impl Output {
         Ok(())
     }
 
+    /// Prints a list under a heading that only people want to read.
+    #[expect(clippy::print_stdout, reason = "the result of a command is its standard output")]
+    pub fn explain<T: Serialize>(
+        &self,
+        rows: &[T],
+        heading: impl Display,
+        text: impl Fn(&T) -> String,
+    ) -> anyhow::Result<()> {
+        if !self.json {
+            println!("{heading}");
+        }
+        self.show_all(rows, text)
+    }
+
     /// Prints a list, one object per line.
     pub fn show_all<T: Serialize>(&self, rows: &[T], text: impl Fn(&T) -> String) -> anyhow::Result<()> {
         rows.iter().try_for_each(|row| self.show(row, text(row)))

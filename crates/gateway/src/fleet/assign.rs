@@ -1,13 +1,15 @@
-//! Carries the plan of `market::assign` out: reads what a provision is made of, plans, publishes the desired state.
+//! Carries the plan of `market::assign` out for one provision: plans, publishes the desired state.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cxmpute_market::assign::{Need, Offer, plan};
-use cxmpute_market::catalogue::{Catalogue, Engine, ModelEntry};
+use cxmpute_market::assign::Planned;
+use cxmpute_market::catalogue::{Catalogue, Delivery, ModelEntry, ModelFile};
 use cxmpute_store::{DbError, ProvisionRow, ProvisionState};
-use cxmpute_wire::control::{Desired, DesiredFile, DesiredService, Diagnostics, Policy};
-use cxmpute_wire::{Bytes, ProvisionId, ServiceId};
+use cxmpute_wire::ProvisionId;
+use cxmpute_wire::control::{Desired, DesiredFile, DesiredService, GpuShare, HubModel, Policy};
 
+use super::offer::offer_of;
 use super::registry::Fleet;
 
 impl Fleet {
@@ -20,19 +22,46 @@ impl Fleet {
         let parts = self.parts();
         let Some(row) = parts.db.find_provision(provision.as_str()).await? else { return Ok(None) };
         let services = match row.state {
-            ProvisionState::Suspended | ProvisionState::Retired => Vec::new(),
+            ProvisionState::Suspended | ProvisionState::Retired => {
+                self.board().lock().take(&row.id);
+                Vec::new()
+            }
             ProvisionState::Enrolled
             | ProvisionState::Online
             | ProvisionState::Offline
-            | ProvisionState::Ended => plan_row(&row, &parts.catalogue),
+            | ProvisionState::Ended => self.place(&row),
         };
         let text = serde_json::to_string(&services).unwrap_or_else(|_| "[]".to_owned());
-        let generation = parts.db.set_desired(&row.id, &text, parts.clock.now()).await?;
+        let generation = match text == row.desired {
+            true => Some(row.desired_generation),
+            false => parts.db.set_desired(&row.id, &text, parts.clock.now()).await?,
+        };
         Ok(generation.map(|generation| Desired { generation, services, policy: Policy::default() }))
     }
 
+    /// The plan for one provision, beside what all others run.
+    fn place(&self, row: &ProvisionRow) -> Vec<DesiredService> {
+        let mut offer = offer_of(row);
+        let node = self.attached(&row.id);
+        if let Some(free) = node.as_ref().and_then(|node| node.disk_free()) {
+            offer.disk_free = free;
+        }
+        let may_switch = node.is_some_and(|node| node.may_switch.swap(false, Ordering::AcqRel));
+        let parts = self.parts();
+        let plan = {
+            let mut board = self.board().lock();
+            let plan = board.place(&offer, parts.clock.now(), may_switch);
+            if row.state != ProvisionState::Online {
+                // Nobody is served by it.
+                board.take(&row.id);
+            }
+            plan
+        };
+        plan.services.iter().filter_map(|planned| desired(planned, &parts.catalogue)).collect()
+    }
+
     /// Plans the services of a provision that has been away for long anew: its own desired state is emptied, so that
-    /// nothing counts on it, and everybody else is planned again.
+    /// nothing counts on it, and the others are planned again.
     pub(super) async fn replan_without(&self, away: &ProvisionId, since: Duration) {
         let parts = self.parts();
         tracing::info!(provision = %away, seconds = since.as_secs(), "the services of a lost node are planned anew");
@@ -40,52 +69,22 @@ impl Fleet {
         if let Err(error) = parts.db.set_desired(away, "[]", parts.clock.now()).await {
             tracing::warn!(%error, "the plan of a lost node was not stored");
         }
-        for node in self.nodes() {
-            node.replan.notify_one();
-        }
+        self.board().lock().take(away);
+        self.plan_soon();
     }
 }
 
-/// The plan for a stored provision.
-#[must_use]
-pub(super) fn plan_row(row: &ProvisionRow, catalogue: &Catalogue) -> Vec<DesiredService> {
-    let diagnostics: Diagnostics = serde_json::from_str(&row.diagnostics).unwrap_or_default();
-    let running: Vec<DesiredService> = serde_json::from_str(&row.desired).unwrap_or_default();
-    let running: Vec<ServiceId> = running.into_iter().map(|service| service.service_id).collect();
-    let entries = catalogue.entries();
-    let needs: Vec<Need> = entries.iter().map(|entry| need(entry)).collect();
-    let planned = plan(&offer(&diagnostics), &needs, &running);
-    planned
-        .iter()
-        .filter_map(|service| entries.iter().find(|entry| entry.service == *service))
-        .map(|entry| desired(entry))
-        .collect()
-}
-
-fn offer(diagnostics: &Diagnostics) -> Offer {
-    // The total does not move with what happens to run at the moment; a plan must not flap.
-    let accelerators: u64 = diagnostics.gpus.iter().map(|gpu| gpu.memory_total.get()).sum();
-    let memory = diagnostics.memory.total.get().saturating_add(accelerators);
-    Offer { memory: Bytes(memory), disk_free: diagnostics.disk.free, refused: Vec::new() }
-}
-
-fn need(entry: &ModelEntry) -> Need {
-    Need {
-        service: entry.service.clone(),
-        memory: entry.memory,
-        disk: entry.disk,
-        wanted: entry.target > 0 && entry.engines.contains(&Engine::Builtin),
-    }
-}
-
-fn desired(entry: &ModelEntry) -> DesiredService {
-    let file = |file: &cxmpute_market::catalogue::ModelFile| DesiredFile {
+fn desired(planned: &Planned, catalogue: &Catalogue) -> Option<DesiredService> {
+    let entry: &ModelEntry = catalogue.by_service(&planned.service)?;
+    let file = |file: &ModelFile| DesiredFile {
         role: file.role.clone(),
         name: file.name.clone(),
         sha256: Some(file.sha256.clone()),
         size: Some(file.size),
     };
-    DesiredService {
+    let gpus = planned.claim.gpus.iter().map(|part| GpuShare { index: part.index, memory: part.memory });
+    let library = entry.delivery() == Delivery::Library;
+    Some(DesiredService {
         service_id: entry.service.clone(),
         kind: entry.kind,
         model: entry.id.clone(),
@@ -93,6 +92,16 @@ fn desired(entry: &ModelEntry) -> DesiredService {
         files: entry.files.iter().map(file).collect(),
         context_length: Some(entry.context_length.0).filter(|context| *context > 0),
         slots: 0,
-        memory_claim: entry.memory,
-    }
+        memory_claim: planned.claim.memory,
+        gpus: gpus.collect(),
+        since: Some(planned.since),
+        ollama: entry.ollama.clone().filter(|_| library),
+        hub: entry.hub.as_ref().filter(|_| library).map(|hub| {
+            Box::new(HubModel {
+                repository: hub.repository.clone(),
+                revision: hub.revision.clone(),
+                file: hub.file.clone(),
+            })
+        }),
+    })
 }

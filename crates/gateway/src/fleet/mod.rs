@@ -7,7 +7,9 @@ mod canary;
 mod control;
 mod line;
 mod node;
+mod offer;
 mod overload;
+mod plan;
 mod pool;
 mod record;
 mod registry;
@@ -15,6 +17,8 @@ mod seat;
 
 pub use line::{Ticket, Turn, Waiting};
 pub use node::{Node, ProvisionSession};
+pub use offer::offer_of;
+pub use plan::DEMAND_HOLDS;
 pub use pool::Wanted;
 pub use registry::{Fleet, FleetParts, FleetState, RunningRequest};
 pub use seat::Seat;

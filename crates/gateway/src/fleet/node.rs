@@ -1,7 +1,7 @@
 //! One attached node: its tunnel and what it said last.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use cxmpute_market::wish::{Evidence, Traits};
 use cxmpute_runtime::CancellationToken;
 use cxmpute_tunnel::Link;
 use cxmpute_wire::control::{Heartbeat, ObservedService, OwnerState, ServiceState};
-use cxmpute_wire::{Epoch, Generation, ProvisionId, ServiceId, UserId};
+use cxmpute_wire::{Bytes, Epoch, Generation, ProvisionId, ServiceId, UserId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -41,6 +41,8 @@ pub struct Node {
     pub(super) superseded: CancellationToken,
     /// Woken when the desired state may have changed.
     pub(super) replan: Notify,
+    /// Whether the next plan may end a service that runs for a better one.
+    pub(super) may_switch: AtomicBool,
     /// Woken when what the node may show its owner has changed.
     pub(super) news: Notify,
     pub(super) live: Mutex<Live>,
@@ -54,6 +56,8 @@ pub(super) struct Live {
     /// It was silent for too long.
     pub offline: bool,
     pub owner: OwnerState,
+    /// Free disk of the models, as it said last.
+    pub disk_free: Option<Bytes>,
     pub generation: Generation,
     pub members: HashMap<ServiceId, Arc<Member>>,
 }
@@ -64,6 +68,7 @@ impl Node {
             heard: now,
             offline: false,
             owner: OwnerState::Available,
+            disk_free: None,
             generation: session.generation,
             members: HashMap::new(),
         };
@@ -72,6 +77,7 @@ impl Node {
             link,
             superseded: CancellationToken::new(),
             replan: Notify::new(),
+            may_switch: AtomicBool::new(false),
             news: Notify::new(),
             live: Mutex::new(live),
         }
@@ -89,6 +95,11 @@ impl Node {
         self.live.lock().generation
     }
 
+    /// Free disk of the models, once it has said so.
+    pub(super) fn disk_free(&self) -> Option<Bytes> {
+        self.live.lock().disk_free
+    }
+
     /// Its services.
     pub(super) fn members(&self) -> Vec<Arc<Member>> {
         self.live.lock().members.values().cloned().collect()
@@ -100,6 +111,7 @@ impl Node {
         live.heard = now;
         if let Some(heartbeat) = heartbeat {
             live.owner = heartbeat.owner;
+            live.disk_free = Some(heartbeat.disk_free).filter(|free| free.0 > 0);
         }
         std::mem::take(&mut live.offline)
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use cxmpute_market::assign::{Demand, Window};
 use cxmpute_market::health::{Gate, Sent};
 use cxmpute_market::limit::{RetryBudget, least_retries};
 use cxmpute_market::queue::FairQueue;
@@ -52,6 +53,8 @@ pub(super) struct Pool {
     retries: Mutex<RetryBudget>,
     /// Faults in a row that open a breaker.
     faults: u32,
+    /// What was asked for lately.
+    pub demand: Mutex<Window>,
     /// How often something happened within the last half hour.
     pub uptime: Mutex<Uptime>,
     /// The known-bad variant under test.
@@ -75,6 +78,7 @@ impl Pool {
             slots_cap: relay.slots_cap,
             retries: Mutex::new(RetryBudget::new(u64::from(relay.retry_budget_percent))),
             faults: relay.breaker().consecutive_faults,
+            demand: Mutex::default(),
             uptime: Mutex::default(),
             #[cfg(feature = "sabotage")]
             sabotage: parts.sabotage,
@@ -130,9 +134,15 @@ impl Pool {
         choose(&candidates, &wanted.seeker, chance)
     }
 
-    /// Counts a request towards the retry budget.
+    /// Counts a request towards the retry budget, and as demand.
     pub(super) fn count_request(&self) {
         self.retries.lock().request(self.clock.mono());
+        self.count(&Demand { requests: 1, ..Demand::default() });
+    }
+
+    /// Counts what was asked for.
+    pub(super) fn count(&self, more: &Demand) {
+        self.demand.lock().add(more, self.clock.mono());
     }
 
     /// Takes one retry out of the budget (GR31).

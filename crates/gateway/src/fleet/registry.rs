@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use cxmpute_market::assign::{Board, Demand, Need};
 use cxmpute_market::catalogue::Catalogue;
 use cxmpute_market::queue::Class;
 use cxmpute_market::route::Nobody;
@@ -15,6 +16,7 @@ use cxmpute_tunnel::Link;
 use cxmpute_wire::control::{Heartbeat, ObservedService};
 use cxmpute_wire::{Epoch, ProvisionId, ServiceId, UserId};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 
 use super::line::{Ticket, Waiting};
 use super::node::{Health, Member, Node, ProvisionSession};
@@ -29,6 +31,11 @@ use crate::counters::Counters;
 const WATCH: Duration = Duration::from_millis(500);
 /// A service whose last node left longer ago than this is not waited for.
 const HOPE: Duration = Duration::from_secs(60);
+
+/// One request that waits for a node.
+const QUEUED: Demand = Demand { requests: 0, queued: 1, refused: 0, units: 0 };
+/// One request that got none.
+const REFUSED: Demand = Demand { requests: 0, queued: 0, refused: 1, units: 0 };
 
 /// What the fleet works with.
 #[derive(Clone)]
@@ -45,6 +52,10 @@ pub struct FleetParts {
     pub tasks: Tasks,
     /// Deadlines.
     pub relay: RelayConfig,
+    /// Name of this process among those that share the store.
+    pub replica: String,
+    /// Whether engines may fetch models that nobody pins.
+    pub downloads: bool,
     /// The known-bad variant under test.
     #[cfg(feature = "sabotage")]
     pub sabotage: Option<crate::sabotage::Sabotage>,
@@ -68,6 +79,11 @@ struct Inner {
     away: Mutex<HashMap<ProvisionId, Duration>>,
     lag: Lag,
     running: AtomicUsize,
+    /// The catalogue as the plan sees it.
+    needs: Arc<[Need]>,
+    /// Who serves what, for planning one provision at a time.
+    board: Mutex<Board>,
+    plan_wanted: Notify,
 }
 
 /// How a service stands, for the model list. What was not measured is absent.
@@ -95,7 +111,11 @@ impl Fleet {
     /// An empty fleet, with the task that watches for silence.
     #[must_use]
     pub fn start(parts: FleetParts) -> Self {
+        let needs: Arc<[Need]> = parts.catalogue.entries().iter().map(|entry| Need::from(&**entry)).collect();
         let inner = Inner {
+            board: Mutex::new(Board::new(&needs, parts.downloads)),
+            needs,
+            plan_wanted: Notify::new(),
             parts,
             nodes: RwLock::default(),
             pools: RwLock::default(),
@@ -106,6 +126,7 @@ impl Fleet {
         };
         let fleet = Self { inner: Arc::new(inner) };
         fleet.parts().tasks.spawn("fleet-watch", fleet.clone().watch());
+        fleet.parts().tasks.spawn("fleet-plan", fleet.clone().keep_planned());
         fleet.parts().tasks.spawn("lag-watch", Lag::measure(fleet.clone(), fleet.parts().tasks.soft()));
         fleet
     }
@@ -116,6 +137,42 @@ impl Fleet {
 
     pub(super) fn parts(&self) -> &FleetParts {
         &self.inner.parts
+    }
+
+    pub(super) fn needs(&self) -> Arc<[Need]> {
+        self.inner.needs.clone()
+    }
+
+    pub(super) fn board(&self) -> &Mutex<Board> {
+        &self.inner.board
+    }
+
+    /// Lets the fleet be planned without waiting for the minute.
+    pub fn plan_soon(&self) {
+        self.inner.plan_wanted.notify_one();
+    }
+
+    pub(super) async fn planning_wanted(&self) {
+        self.inner.plan_wanted.notified().await;
+    }
+
+    pub(super) fn attached(&self, provision: &ProvisionId) -> Option<Arc<Node>> {
+        self.inner.nodes.read().get(provision).cloned()
+    }
+
+    /// What a provision has or allows may have changed: its services are planned again, if it is here.
+    pub fn replan(&self, provision: &ProvisionId) {
+        if let Some(node) = self.attached(provision) {
+            node.replan.notify_one();
+        }
+    }
+
+    /// What was asked of each service within the last minutes, as far as anything was.
+    pub(super) fn asked(&self) -> HashMap<ServiceId, Demand> {
+        let now = self.now();
+        let pools = self.inner.pools.read();
+        let asked = pools.iter().map(|(service, pool)| (service.clone(), pool.demand.lock().sum(now)));
+        asked.filter(|(_, demand)| !demand.is_none()).collect()
     }
 
     /// Takes a tunnel in. An older tunnel of the same provision is told `epoch_stale` and closed; if a newer one is
@@ -184,32 +241,47 @@ impl Fleet {
         self.pool(service).unfulfilled(wanted)
     }
 
-    /// Why there is no seat for this request, whoever else waits.
+    /// Why there is no seat for this request, whoever else waits, now that its time in the line is over: it counts as
+    /// refused.
     #[must_use]
     pub fn why_not(&self, service: &ServiceId, wanted: &Wanted<'_>) -> Nobody {
-        self.pool(service).why_not(wanted)
+        let pool = self.pool(service);
+        pool.count(&REFUSED);
+        pool.why_not(wanted)
     }
 
     /// Whether a request that has to wait would get into the line.
     #[must_use]
     pub fn admits(&self, service: &ServiceId, payer: &UserId, class: Class) -> bool {
-        self.pool(service).admits(payer, class)
+        let pool = self.pool(service);
+        let admits = pool.admits(payer, class);
+        if !admits {
+            pool.count(&REFUSED);
+        }
+        admits
     }
 
     /// Joins the line of a service; `None` when it is full. The place is held until it is dropped.
     #[must_use]
     pub fn join(&self, service: &ServiceId, waiting: Waiting, class: Class) -> Option<Ticket> {
-        self.pool(service).join(waiting, class)
+        let pool = self.pool(service);
+        let ticket = pool.join(waiting, class);
+        pool.count(if ticket.is_some() { &QUEUED } else { &REFUSED });
+        ticket
     }
 
     /// Whether waiting for a node of this service can make sense: one is here, one was here lately, or the gateway
-    /// itself started lately.
+    /// itself started lately. A request without hope is refused, and counts as demand that nobody met.
     #[must_use]
     pub fn is_hopeful(&self, service: &ServiceId) -> bool {
         let now = self.now();
         let pool = self.pool(service);
         let last = if pool.members().is_empty() { *pool.last_seen.lock() } else { Some(now) };
-        now < HOPE || last.is_some_and(|last| now.saturating_sub(last) < HOPE)
+        let hopeful = now < HOPE || last.is_some_and(|last| now.saturating_sub(last) < HOPE);
+        if !hopeful {
+            pool.count(&REFUSED);
+        }
+        hopeful
     }
 
     /// The state nearest to ready of the nodes that do not take work of this service yet.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cxmpute_market::assign::Demand;
 use cxmpute_market::health::Sent;
 use cxmpute_tunnel::Link;
 use cxmpute_wire::{Epoch, Generation, ProvisionId, ServiceId, UserId};
@@ -81,6 +82,7 @@ impl Seat {
 
     /// So many tokens of one answer came within this time.
     pub fn came(&self, tokens: u64, within: Duration, now: Duration) {
+        self.pool.count(&Demand { units: tokens, ..Demand::default() });
         let mut health = self.member.health.lock();
         if let Some(rate) = health.rate.observe(tokens, within, now) {
             health.rates.add(rate);

@@ -3,6 +3,7 @@
 
 mod enrolment;
 mod limits;
+mod plan;
 mod seed;
 mod start;
 mod surface;

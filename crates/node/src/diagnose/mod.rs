@@ -9,7 +9,7 @@ pub mod net;
 
 use std::path::Path;
 
-use cxmpute_wire::control::{Diagnostics, GpuLoad, NetInfo, OsInfo};
+use cxmpute_wire::control::{Diagnostics, GpuLoad, NetInfo, OsInfo, ServiceWishes};
 use sysinfo::System;
 
 pub use disk::look as disk;
@@ -32,6 +32,8 @@ pub fn measure(models_dir: &Path) -> Diagnostics {
         disk: disk(models_dir),
         gpus: gpu::list(),
         net: NetInfo::default(),
+        engines: Vec::new(),
+        services: ServiceWishes::default(),
     }
 }
 

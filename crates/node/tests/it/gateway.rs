@@ -210,6 +210,10 @@ pub fn service(name: &str) -> DesiredService {
         context_length: None,
         slots: 0,
         memory_claim: cxmpute_wire::Bytes(0),
+        gpus: Vec::new(),
+        since: None,
+        ollama: None,
+        hub: None,
     }
 }
 

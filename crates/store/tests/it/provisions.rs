@@ -206,3 +206,28 @@ async fn a_nonce_is_new_once() {
         assert!(db.nonce_once("pv_a", "n", NOW).await.unwrap());
     }
 }
+
+#[tokio::test]
+async fn demand_is_replaced_by_each_replica_and_summed_over_all() {
+    use std::collections::HashMap;
+
+    use cxmpute_market::assign::Demand;
+
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let service = |name: &str| name.parse::<cxmpute_wire::ServiceId>().unwrap();
+        let of = |requests, refused| Demand { requests, refused, queued: 1, units: 7 };
+        let first = HashMap::from([(service("llm:a"), of(5, 0)), (service("scrape"), Demand::default())]);
+        db.set_demand("one", &first, NOW).await.unwrap();
+        db.set_demand("two", &HashMap::from([(service("llm:a"), of(2, 3))]), NOW).await.unwrap();
+        let sum =
+            HashMap::from([(service("llm:a"), Demand { requests: 7, refused: 3, queued: 2, units: 14 })]);
+        assert_eq!(db.demand(NOW).await.unwrap(), sum, "{}", fresh.name);
+        let later = Timestamp(NOW.0 + 60_000);
+        db.set_demand("two", &HashMap::from([(service("llm:b"), of(u64::MAX, 0))]), later).await.unwrap();
+        let now = db.demand(later).await.unwrap();
+        assert_eq!(now.len(), 1, "what was counted before is old: {}", fresh.name);
+        assert_eq!(now[&service("llm:b")].requests, i64::MAX.unsigned_abs());
+        assert_eq!(db.demand(NOW).await.unwrap().len(), 2);
+    }
+}

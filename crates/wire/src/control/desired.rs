@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Generation, ServiceId, ServiceKind};
+use crate::{Bytes, Generation, ServiceId, ServiceKind, Timestamp};
 
 /// The whole desired state of one provision; a later generation replaces an earlier one as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,9 +36,43 @@ pub struct DesiredService {
     /// Requests at a time; 0 leaves it to the node.
     #[serde(default)]
     pub slots: u32,
-    /// Memory that the plan reserved.
+    /// Memory of the machine that the plan reserved.
     #[serde(default)]
     pub memory_claim: Bytes,
+    /// Parts of accelerators that the plan reserved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuShare>,
+    /// Since when the plan has it on this provision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Its name in Ollama's library, where no files are pinned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ollama: Option<String>,
+    /// Where a hub has it, where no files are pinned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<Box<HubModel>>,
+}
+
+/// A part of one accelerator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuShare {
+    /// Position, as in the diagnostics.
+    pub index: u32,
+    /// How much of its memory.
+    pub memory: Bytes,
+}
+
+/// A model on a hub in Hugging Face's layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubModel {
+    /// `OWNER/NAME`.
+    pub repository: String,
+    /// Commit or tag; the newest when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// One file; all that the engine wants when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
 /// One file of a model.

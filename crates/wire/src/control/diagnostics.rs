@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Bytes;
 
-/// Hardware and system of a machine.
+/// Hardware and system of a machine, and what its owner lets it do.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Diagnostics {
     /// System.
@@ -26,6 +26,37 @@ pub struct Diagnostics {
     /// Reachability of the control plane.
     #[serde(default)]
     pub net: NetInfo,
+    /// Engines that are there beside the built-in one.
+    #[serde(default)]
+    pub engines: Vec<EnginePresent>,
+    /// What the owner lets it serve.
+    #[serde(default)]
+    pub services: ServiceWishes,
+}
+
+/// An engine on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct EnginePresent {
+    /// The catalogue's name of it, such as `espeak-ng` or `ollama`.
+    #[serde(default)]
+    pub name: String,
+    /// Its version, where it says one.
+    #[serde(default)]
+    pub version: String,
+    /// Models that it holds, under its own names or as service ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+}
+
+/// Services that an owner wants or refuses: service ids, model ids or kinds.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ServiceWishes {
+    /// Only these; all when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// Never these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
 }
 
 /// Operating system.

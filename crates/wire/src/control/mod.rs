@@ -6,8 +6,10 @@ mod enrol;
 mod heartbeat;
 mod seed_routes;
 
-pub use desired::{Desired, DesiredFile, DesiredService, Policy};
-pub use diagnostics::{CpuInfo, Diagnostics, DiskInfo, GpuInfo, MemoryInfo, NetInfo, OsInfo};
+pub use desired::{Desired, DesiredFile, DesiredService, GpuShare, HubModel, Policy};
+pub use diagnostics::{
+    CpuInfo, Diagnostics, DiskInfo, EnginePresent, GpuInfo, MemoryInfo, NetInfo, OsInfo, ServiceWishes,
+};
 pub use enrol::{EnrolAnswer, EnrolRequest, Location, Software};
 pub use heartbeat::{GpuLoad, Heartbeat, ObservedService, OwnerState, ServiceState};
 pub use seed_routes::{

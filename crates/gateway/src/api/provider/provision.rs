@@ -88,6 +88,7 @@ pub async fn put_provision(
         }
         EnrolOutcome::Unchanged(owner) => {
             refuse_suspended(&app, &owner).await?;
+            app.fleet.replan(&path_id);
             answer(&app, &path_id, StatusCode::OK).await
         }
         refused => Err(refusal(&refused, &path_id)),

@@ -313,6 +313,13 @@ pub async fn ensure_enrolled(
 ) -> Result<()> {
     let state = identity::read_state(&config.data_dir)?;
     if state.api_url.as_deref() == Some(config.api.url.as_str()) {
+        // What the machine is made of may have changed since. A gateway that is away hears of it the next time.
+        if let Err(error) = Box::pin(enrol::enrol(config, identity, None, None, clock)).await {
+            tracing::info!(
+                error = format!("{error:#}"),
+                "the gateway was not told what this machine is made of"
+            );
+        }
         return Ok(());
     }
     if grant.is_none() {

@@ -13,6 +13,7 @@ use http::Method;
 
 use crate::config::NodeConfig;
 use crate::diagnose;
+use crate::engines;
 use crate::identity::{self, Identity};
 
 /// How an enrolment went.
@@ -39,7 +40,7 @@ pub async fn enrol(
     let client = HttpClient::new(roots);
     let mut diagnostics = diagnose::measure(&config.models_dir());
     diagnostics.net = diagnose::net::reach(&client, &config.api.url, clock).await;
-    diagnostics.engines.extend(config.external_engine());
+    diagnostics.engines = engines::present(config);
     diagnostics.services = config.services.wishes();
     let signer = Signer::new(identity.key.clone(), clock.clone());
     let run = data_encoding::HEXLOWER.encode(&cxmpute_runtime::random::bytes::<8>());

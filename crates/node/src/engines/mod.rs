@@ -11,12 +11,13 @@ pub mod tool;
 use bytes::Bytes;
 use cxmpute_runtime::Tasks;
 use cxmpute_tunnel::WorkPath;
-use cxmpute_wire::control::DesiredService;
+use cxmpute_wire::control::{DesiredService, EnginePresent};
 use cxmpute_wire::{RequestId, ServiceKind, form};
 use http::StatusCode;
 
 pub use endpoint::{Endpoint, EngineError};
 
+use crate::config::NodeConfig;
 use crate::supervise::Surroundings;
 
 /// Most of an engine's list of models that is read.
@@ -35,6 +36,19 @@ pub enum Adapter {
     External(external::ExternalEngine),
     /// A script in place of an engine, for tests; no configuration leads here.
     Fake(fake::Fake),
+}
+
+/// The engines of this machine that the plan may count on, beside the built-in one.
+#[must_use]
+pub fn present(config: &NodeConfig) -> Vec<EnginePresent> {
+    let named =
+        |name: &str, version: String| EnginePresent { name: name.to_owned(), version, models: Vec::new() };
+    let tools = tool::Program::ALL.into_iter().filter_map(|program| {
+        let path = program.find()?;
+        Some(named(program.name(), program.version_at(&path)))
+    });
+    let scrape = config.scrape.enabled.then(|| named(scrape::NAME, env!("CARGO_PKG_VERSION").to_owned()));
+    tools.chain(scrape).chain(config.external_engine()).collect()
 }
 
 /// One request for an engine.

@@ -5,7 +5,8 @@ mod espeak;
 mod pocketsphinx;
 mod tesseract;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -74,6 +75,20 @@ impl Program {
     #[must_use]
     pub fn find(self) -> Option<PathBuf> {
         PLACES.iter().map(|place| PathBuf::from(place).join(self.file())).find(|path| path.is_file())
+    }
+
+    /// The first line of what it says of its version; empty when it says nothing.
+    #[must_use]
+    pub fn version_at(self, path: &Path) -> String {
+        let said = std::process::Command::new(path)
+            .args(self.version())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output();
+        let said =
+            said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        said.lines().next().unwrap_or_default().chars().take(80).collect()
     }
 
     /// What makes it say its version, or its help, and end well.

@@ -1,25 +1,22 @@
 //! The programs themselves, where they are installed; a machine without one skips its test visibly.
 
 use base64::Engine as _;
+use cxmpute_wire::form;
 use cxmpute_wire::openai::Heard;
 use cxmpute_wire::sight::ReadText;
 use cxmpute_wire::wave::Wave;
-use cxmpute_wire::{Bytes as Size, form};
 use serde_json::json;
 
 use super::*;
 
 fn tool(program: Program, model: &str) -> Option<Tool> {
-    let desired = DesiredService {
-        service_id: cxmpute_wire::ServiceId::new(program.kind(), model),
-        kind: program.kind(),
-        model: model.to_owned(),
-        engines: vec!["kokoro".to_owned(), program.name().to_owned()],
-        files: Vec::new(),
-        context_length: None,
-        slots: 0,
-        memory_claim: Size(0),
-    };
+    let desired: DesiredService = serde_json::from_value(json!({
+        "service_id": cxmpute_wire::ServiceId::new(program.kind(), model),
+        "kind": program.kind(),
+        "model": model,
+        "engines": ["kokoro", program.name()],
+    }))
+    .unwrap();
     let tool = Tool::choose(&desired, &Sandbox::probe(), 1);
     #[expect(clippy::print_stderr, reason = "a skip is visible")]
     if tool.is_none() {

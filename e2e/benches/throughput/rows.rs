@@ -3,6 +3,7 @@
 mod counting;
 mod memory;
 mod node;
+mod plan;
 mod requests;
 mod slow;
 mod start;
@@ -42,6 +43,8 @@ pub enum Row {
     Node,
     /// From the start of the process to its first paid answer
     Start,
+    /// Time of the plan of a large fleet
+    Plan,
 }
 
 impl Row {
@@ -61,6 +64,7 @@ impl Row {
             Self::Counting => counting::take(plan).await,
             Self::Node => node::take(plan).await,
             Self::Start => start::take(plan).await,
+            Self::Plan => self::plan::take(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use cxmpute_wire::{Bytes, ProvisionId, ServiceId, ServiceKind, UserId};
 
-use super::{Demand, Gpu, Need, Offer};
+use super::{Demand, Gpu, Need, NodePlan, Offer, Planned, Running};
 use crate::catalogue::{Delivery, Engine};
 
 /// What a plan is made from.
@@ -39,6 +39,19 @@ impl Sample {
             })
             .collect();
         Self { needs, offers, demand }
+    }
+
+    /// Lets the machines run what was planned for them.
+    pub fn run(&mut self, plans: &[NodePlan]) {
+        for (offer, plan) in self.offers.iter_mut().zip(plans) {
+            let running = |planned: &Planned| Running {
+                service: planned.service.clone(),
+                since: planned.since,
+                gpus: planned.claim.gpus.clone(),
+                stored: false,
+            };
+            offer.running = plan.services.iter().map(running).collect();
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub async fn take(plan: &Plan) -> Result<Taken> {
             "counted": {"whole": on_whole.to_json(), "events": on_events.to_json()},
             "not_counted": {"whole": off_whole.to_json(), "events": off_events.to_json()},
         }),
-        books: on_books.and(off_books),
+        books: Some(on_books.and(off_books)),
     })
 }
 

@@ -36,6 +36,6 @@ pub async fn take(plan: &Plan) -> Result<Taken> {
             "idle_bytes": idle, "staffed_bytes": before, "with_streams_bytes": open, "streams": stage.hung_up,
             "kib_per_stream": per_stream,
         }),
-        books: stage.close().await?,
+        books: Some(stage.close().await?),
     })
 }

@@ -43,6 +43,6 @@ pub async fn take(plan: &Plan) -> Result<Taken> {
             Line::alone(format!("{name}, node"), " µs", figure.us_per_event_behind(), "≤ gateway's"),
         ],
         figures: json!({"events": figure.to_json(), "node_cpu_us_per_event": figure.us_per_event_behind()}),
-        books: stage.close().await?,
+        books: Some(stage.close().await?),
     })
 }

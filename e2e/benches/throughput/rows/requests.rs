@@ -36,6 +36,6 @@ pub async fn take(plan: &Plan, connections: usize) -> Result<Taken> {
             Line::alone("… and its memory was", " MiB", resident, "–"),
         ],
         figures: json!({"whole": pair.to_json(Figure::to_json)}),
-        books: stage.close().await?,
+        books: Some(stage.close().await?),
     })
 }

@@ -109,7 +109,7 @@ pub async fn take(plan: &Plan) -> Result<Taken> {
             pair.line("most events in one read", "", "1", |peer| peer.heard.most_in_a_read as f64),
         ],
         figures: json!({"slow_streams": pair.to_json(Trickle::to_json), "pace_ms": plan.slow_pace_ms}),
-        books: stage.close().await?,
+        books: Some(stage.close().await?),
     })
 }
 

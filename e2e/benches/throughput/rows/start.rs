@@ -18,6 +18,6 @@ pub async fn take(plan: &Plan) -> Result<Taken> {
             Line::alone("start to first paid answer (a node dials in first)", " ms", millis(answered), "–"),
         ],
         figures: json!({"ready_ms": millis(ready), "first_paid_answer_ms": millis(answered)}),
-        books,
+        books: Some(books),
     })
 }

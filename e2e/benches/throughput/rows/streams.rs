@@ -38,7 +38,7 @@ pub async fn events(plan: &Plan) -> Result<Taken> {
     Ok(Taken {
         lines: vec![pair.line(name, " µs", "≤ 1.25 ×", Figure::us_per_event)],
         figures: json!({"events": pair.to_json(Figure::to_json)}),
-        books: stage.close().await?,
+        books: Some(stage.close().await?),
     })
 }
 
@@ -61,6 +61,6 @@ pub async fn first_token(plan: &Plan) -> Result<Taken> {
             pair.line(format!("time to first token, {STREAMS} streams, p99"), " ms", "–", late),
         ],
         figures: json!({"first_token": pair.to_json(Figure::to_json), "direct": direct.to_json()}),
-        books: stage.close().await?,
+        books: Some(stage.close().await?),
     })
 }

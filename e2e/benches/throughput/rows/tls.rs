@@ -24,6 +24,6 @@ pub async fn take(plan: &Plan) -> Result<Taken> {
             events.line("TLS on: CPU per relayed stream event", " µs", "–", Figure::us_per_event),
         ],
         figures: json!({"whole": whole.to_json(Figure::to_json), "events": events.to_json(Figure::to_json)}),
-        books: stage.close().await?,
+        books: Some(stage.close().await?),
     })
 }

@@ -330,7 +330,7 @@ fn each_reason_is_a_sentence_with_its_numbers() {
             "llm:chosen: worth 8.000: nobody else serves it, 8 wanted, nobody asked lately",
             "llm:denied: the owner's services.deny names it",
             "llm:huge: needs 90.0 GiB of accelerator memory; there are 8.0 GiB",
-            "llm:late: needs 2.0 GiB of memory; 1.0 GiB are left beside what is worth more than its 1.000",
+            "llm:late: needs 2.0 GiB of memory; 1.0 GiB are left beside what is worth at least its 1.000",
             "llm:long: needs 9.0 GiB of disk; there are 6.0 GiB",
             "llm:off: the catalogue wants none (target = 0)",
             "llm:vllm: no engine here runs it; one of vllm would",

@@ -162,7 +162,7 @@ impl fmt::Display for Verdict {
             }
             Self::NoRoom { kind, needs, left, value } => write!(
                 f,
-                "needs {} of {kind}; {} are left beside what is worth more than its {}",
+                "needs {} of {kind}; {} are left beside what is worth at least its {}",
                 Size(*needs),
                 Size(*left),
                 Value(*value)

@@ -22,6 +22,8 @@ use crate::media::Sound;
 const PER_SECOND: u64 = 16 * 1024;
 /// Bytes around them.
 const ENVELOPE: u64 = 64 * 1024;
+/// Bytes of the name of a language.
+const LANGUAGE: usize = 64;
 /// How far times may lie behind the end of the sound, in seconds.
 const SLACK: f64 = 1.0;
 
@@ -56,8 +58,10 @@ impl Transcript {
         let spans = heard.segments.iter().map(|piece| (piece.start, piece.end));
         let words = heard.words.iter().map(|word| (word.start, word.end));
         let plain = |text: &str| !text.chars().any(|c| c.is_control() && c != '\n' && c != '\t');
+        let named = |name: &String| name.len() <= LANGUAGE && !name.chars().any(char::is_control);
         spans.chain(words).all(|(start, stop)| fits(start, stop))
             && plain(&heard.text)
+            && heard.language.as_ref().is_none_or(named)
             && heard.segments.iter().all(|piece| plain(&piece.text))
             && heard.words.iter().all(|word| plain(&word.word))
     }
@@ -240,6 +244,9 @@ mod tests {
             ..Heard::default()
         };
         assert!(!asked.is_sound(&words), "no marks that a terminal obeys");
+        let named = |name: &str| Heard { language: Some(name.to_owned()), ..Heard::default() };
+        assert!(asked.is_sound(&named("english")));
+        assert!(!asked.is_sound(&named("a\u{1b}[2J")) && !asked.is_sound(&named(&"long ".repeat(20))));
     }
 
     #[test]

@@ -28,6 +28,45 @@ pub struct Client {
     pub lenient: bool,
 }
 
+/// A body and its type.
+#[derive(Clone, Debug)]
+pub struct Payload {
+    /// `Content-Type`.
+    pub content_type: String,
+    /// The body.
+    pub bytes: Vec<u8>,
+}
+
+impl Payload {
+    /// JSON.
+    #[must_use]
+    pub fn json(body: &Value) -> Self {
+        Self { content_type: "application/json".to_owned(), bytes: body.to_string().into_bytes() }
+    }
+
+    /// A form as browsers send one: plain fields, then a file, if there is one.
+    #[must_use]
+    pub fn form(fields: &[(&str, &str)], file: Option<&[u8]>) -> Self {
+        const LINE: &str = "the-line-between-parts-of-a-test";
+        let mut bytes = Vec::new();
+        let mut part = |head: String, body: &[u8]| {
+            bytes.extend_from_slice(
+                format!("--{LINE}\r\nContent-Disposition: form-data; {head}\r\n\r\n").as_bytes(),
+            );
+            bytes.extend_from_slice(body);
+            bytes.extend_from_slice(b"\r\n");
+        };
+        for (name, value) in fields {
+            part(format!("name=\"{name}\""), value.as_bytes());
+        }
+        if let Some(file) = file {
+            part("name=\"file\"; filename=\"sound.wav\"\r\nContent-Type: audio/wav".to_owned(), file);
+        }
+        bytes.extend_from_slice(format!("--{LINE}--\r\n").as_bytes());
+        Self { content_type: format!("multipart/form-data; boundary={LINE}"), bytes }
+    }
+}
+
 /// A whole answer.
 #[derive(Clone, Debug)]
 pub struct Reply {
@@ -95,6 +134,21 @@ impl Client {
         Ok(Reply { status, headers, body })
     }
 
+    /// Posts a body of any type and reads the whole answer.
+    ///
+    /// # Errors
+    /// A connection that breaks, or an answer that is not HTTP.
+    pub async fn post(&self, path: &str, payload: &Payload) -> Result<Reply> {
+        let mut conversation = self.send_payload("POST", path, Some(payload)).await?;
+        conversation.read_head().await?;
+        let body = conversation.rest().await?;
+        let Conversation { status, headers, .. } = conversation;
+        if !self.lenient {
+            Contract::shared().check("POST", path, status, &headers, &body)?;
+        }
+        Ok(Reply { status, headers, body })
+    }
+
     /// Sends a request and reads the head of the answer only.
     ///
     /// # Errors
@@ -125,18 +179,31 @@ impl Client {
     /// # Errors
     /// A connection that cannot be made.
     pub async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Conversation> {
-        let text = body.map(Value::to_string).unwrap_or_default();
+        self.send_payload(method, path, body.map(Payload::json).as_ref()).await
+    }
+
+    /// Sends a request with a body of any type and reads nothing.
+    ///
+    /// # Errors
+    /// A connection that cannot be made.
+    pub async fn send_payload(
+        &self,
+        method: &str,
+        path: &str,
+        payload: Option<&Payload>,
+    ) -> Result<Conversation> {
         let asked = (method.to_owned(), path.to_owned());
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
         if let Some(key) = &self.key {
             head.push_str(&format!("authorization: Bearer {key}\r\n"));
         }
-        if body.is_some() {
-            head.push_str(&format!("content-type: application/json\r\ncontent-length: {}\r\n", text.len()));
+        if let Some(Payload { content_type, bytes }) = payload {
+            head.push_str(&format!("content-type: {content_type}\r\ncontent-length: {}\r\n", bytes.len()));
         }
         head.push_str("\r\n");
-        head.push_str(&text);
-        let mut conversation = self.send_bytes(head.as_bytes()).await?;
+        let mut message = head.into_bytes();
+        message.extend_from_slice(payload.map_or(&[], |payload| payload.bytes.as_slice()));
+        let mut conversation = self.send_bytes(&message).await?;
         conversation.asked = Some(asked).filter(|_| !self.lenient);
         Ok(conversation)
     }

@@ -142,7 +142,11 @@ impl Contract {
         if media == "text/event-stream" {
             return self.check_events(&response.key, &response.schema, body).with_context(what);
         }
-        if media == "text/html" {
+        if media.starts_with("audio/") {
+            ensure!(!body.is_empty(), "{}: sound of no length", what());
+            return Ok(());
+        }
+        if ["text/html", "text/plain", "text/vtt"].contains(&media.as_str()) {
             return Ok(());
         }
         let value: Value = serde_json::from_slice(body).with_context(|| format!("{}: no JSON", what()))?;

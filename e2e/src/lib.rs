@@ -21,6 +21,7 @@ pub mod paths;
 pub mod process;
 pub mod proxy;
 pub mod secrets;
+pub mod services;
 pub mod settings;
 pub mod site;
 pub mod stand_in;

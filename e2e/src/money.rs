@@ -89,6 +89,14 @@ impl Money {
         Ok(cost(&*self.row(model)?, &Units::chat(Tokens(prompt), Tokens(completion)))?.0)
     }
 
+    /// What these units of a model cost, in micro-credits.
+    ///
+    /// # Errors
+    /// No such model.
+    pub fn price_of(&self, model: &str, units: &Units) -> Result<i64> {
+        Ok(cost(&*self.row(model)?, units)?.0)
+    }
+
     /// The provider's share of a cost.
     ///
     /// # Errors

@@ -2,9 +2,11 @@
 //!
 //! The last user message is the script, so one node can play every part and a test reads like what it does:
 //! `say N` (N tokens and a clean end), `hold N` (N tokens, then silence until cancelled), `endless`, and `play
-//! NAME` (the headers and bytes of a [`Script`] it has learnt). A mood overrides the prompt: the node then refuses,
-//! fails, loses its tunnel, or answers in another request's name.
+//! NAME` (the headers and bytes of a [`Script`] it has learnt). Work without a message (speech, recordings, pictures,
+//! pages) gets a good answer, or the script that was learnt under the name of its path. A mood overrides both: the node
+//! then refuses, fails, loses its tunnel, or answers in another request's name.
 
+mod errand;
 mod play;
 mod script;
 mod voice;
@@ -25,13 +27,14 @@ use cxmpute_wire::control::{
     Desired, Diagnostics, DiskInfo, EnrolRequest, FromNode, Heartbeat, Location, MemoryInfo, ObservedService,
     OwnerState, ServiceState, Software, ToNode,
 };
-use cxmpute_wire::{Bytes as Size, Code, Epoch, Generation, ProvisionId, ServiceKind};
+use cxmpute_wire::{Bytes as Size, Code, Epoch, Generation, ProvisionId};
 use ed25519_dalek::SigningKey;
 use http::Method;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+pub use errand::{SAID, heard, pages, read_text, speech};
 pub use script::{Script, Step};
 pub use voice::DIMENSIONS;
 
@@ -246,9 +249,14 @@ impl StandIn {
         self.stage.state.lock().mood = mood;
     }
 
-    /// Learns the script that the prompt `play NAME` asks for.
+    /// Learns the script that the prompt `play NAME` asks for, or that is played for all work of the path NAME.
     pub fn learn(&self, name: &str, script: Script) {
         self.stage.state.lock().scripts.insert(name.to_owned(), script);
+    }
+
+    /// Forgets a script.
+    pub fn forget(&self, name: &str) {
+        self.stage.state.lock().scripts.remove(name);
     }
 
     /// Refuses work for a model from now on, and not for lack of room; it still claims to serve it.
@@ -414,12 +422,10 @@ fn heartbeat(seq: u64, epoch: Epoch, stage: &Stage) -> Heartbeat {
     let services =
         state.desired.iter().flat_map(|desired| &desired.services).map(|service| ObservedService {
             service_id: service.service_id.clone(),
-            state: if matches!(service.kind, ServiceKind::Llm | ServiceKind::Embeddings)
-                && !state.lacking.contains(&service.model)
-            {
-                ServiceState::Ready
-            } else {
+            state: if state.lacking.contains(&service.model) {
                 ServiceState::Absent
+            } else {
+                ServiceState::Ready
             },
             slots: 64,
             in_flight: 0,

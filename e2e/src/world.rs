@@ -30,8 +30,19 @@ pub const EMBEDDINGS_MODEL: &str = "points";
 /// Micro-credits of one request of [`FIXED_MODEL`]: its minimum charge, far above its units.
 pub const FIXED_COST: i64 = 1_000;
 
-/// Models of the world's catalogue; a stand-in serves them all.
+/// Says texts, in a world with services.
+pub const SPEECH_MODEL: &str = "speaker";
+/// Writes recordings down.
+pub const LISTENING_MODEL: &str = "listener";
+/// Reads pictures.
+pub const READING_MODEL: &str = "reader";
+/// Fetches pages.
+pub const PAGES_MODEL: &str = "scrape";
+
+/// Models of every world's catalogue; a stand-in serves them all.
 const MODELS: usize = 3;
+/// Models beyond them, in a world with services.
+const SERVICES: usize = 4;
 
 /// Patience with a node that comes up. No rule says how soon it must; a starved machine needs long.
 const UP_WITHIN: Duration = Duration::from_secs(120);
@@ -44,9 +55,17 @@ const REST_WITHIN: Duration = Duration::from_secs(30);
 pub struct Plan {
     setting: Setting,
     config: Config,
+    services: bool,
 }
 
 impl Plan {
+    /// Nodes also say texts, write recordings down, read pictures and fetch pages.
+    #[must_use]
+    pub fn services(mut self) -> Self {
+        self.services = true;
+        self
+    }
+
     /// Cuts a reader that takes nothing for this long.
     #[must_use]
     pub fn write_stall(mut self, after: Duration) -> Self {
@@ -143,10 +162,11 @@ impl Plan {
             Store::Sqlite => format!("sqlite:{}", folder.path().join("cxmpute.db").display()),
             Store::Postgres => boot::fresh_postgres()?,
         };
-        boot::lay_out(&mut self.config, folder.path(), url)?;
+        boot::lay_out(&mut self.config, folder.path(), url, self.services)?;
         let (app, address) = boot::serve(self.config, self.setting.bad).await?;
         let money = Money::new(app.db.clone(), app.catalogue.clone(), &crate::house::models_dir())?;
-        Ok(World { address, money, app, folder, bad: self.setting.bad.is_some() })
+        let models = MODELS + if self.services { SERVICES } else { 0 };
+        Ok(World { address, money, app, folder, models, bad: self.setting.bad.is_some() })
     }
 }
 
@@ -158,6 +178,7 @@ pub struct World {
     pub money: Money,
     app: Arc<App>,
     folder: tempfile::TempDir,
+    models: usize,
     bad: bool,
 }
 
@@ -179,7 +200,7 @@ impl World {
         // Hundreds of clients of a test share one address.
         config.server.connections_per_address = 0;
         config.server.drain_ms = 5_000;
-        Plan { setting, config }
+        Plan { setting, config, services: false }
     }
 
     /// Creates an account with so much money and a key.
@@ -243,7 +264,7 @@ impl World {
         }
         let node = StandIn::start(address, identity).await?;
         until("the stand-in to be routable", UP_WITHIN, async || {
-            Ok((node.routable() >= MODELS).then_some(()))
+            Ok((node.routable() >= self.models).then_some(()))
         })
         .await?;
         Ok(node)

@@ -48,7 +48,7 @@ pub enum Sabotage {
     TrustAll,
     /// L4 on every path: what a node computed is billed, whether or not anybody got it.
     BillUndelivered,
-    /// GR7: answers are not held against the shape that was asked for.
+    /// GR7: answers are not held against the shape that was asked for, and speech not against what sound is.
     UncheckedShape,
     /// GR31: a request that went on to another model is billed at the price of the first.
     KeepFirstPrice,

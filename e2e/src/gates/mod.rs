@@ -3,6 +3,7 @@
 
 pub mod aborted;
 pub mod aborted_paths;
+pub mod aborted_services;
 pub mod addresses;
 pub mod bodies;
 pub mod crash;
@@ -15,6 +16,7 @@ pub mod faults;
 pub mod floods;
 pub mod leaks;
 pub mod lies;
+pub mod lies_services;
 pub mod lockstep;
 pub mod memory;
 pub mod overspend;

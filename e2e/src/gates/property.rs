@@ -48,7 +48,7 @@ struct Outcome {
 /// The world could not be built.
 pub async fn gate(setting: Setting) -> Result<Verdict> {
     let mut verdict = Verdict::new("U3");
-    let world = World::plan(setting).start().await?;
+    let world = World::plan(setting).services().start().await?;
     let _node = world.stand_in("node").await?;
     let contract = Arc::new(Contract::of(world.address).await?);
     let cast = Arc::new(Cast::gather(&world, &contract).await?);

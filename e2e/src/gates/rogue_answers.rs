@@ -28,7 +28,7 @@ const LIMIT: u64 = 64;
 const GOOD: usize = 4;
 
 /// What an answer of the relay may have in its head.
-const ALLOWED: [&str; 22] = [
+pub(super) const ALLOWED: [&str; 22] = [
     "access-control-allow-origin",
     "access-control-expose-headers",
     "cache-control",
@@ -195,7 +195,7 @@ async fn good(account: &Account, path: Path, verdict: &mut Verdict) -> Result<()
 }
 
 /// Headers that a careless proxy would pass on.
-fn headers() -> HeaderMap {
+pub(super) fn headers() -> HeaderMap {
     let names = [
         "set-cookie",
         "location",

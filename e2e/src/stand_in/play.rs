@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cxmpute_tunnel::{NodeHandle, WorkPath, WorkRequest, WorkResponder};
+use cxmpute_tunnel::{NodeHandle, WorkRequest, WorkResponder};
 use cxmpute_wire::{Code, Epoch, RequestId};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::voice::{Voice, event};
-use super::{Mood, Note, Stage, script};
+use super::{Mood, Note, Stage, errand, script};
 
 /// Largest request a stand-in reads.
-const BODY_LIMIT: usize = 8 << 20;
+const BODY_LIMIT: usize = 32 << 20;
 
 /// Tokens of the prompt that a stand-in claims: far too many, so that a gateway that believes it is noticed.
 const CLAIMED_PROMPT: u64 = 1_000_000;
@@ -52,10 +52,25 @@ impl Part {
 /// Plays one piece of work.
 pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage: Arc<Stage>) {
     let Ok(body) = request.body(BODY_LIMIT).await else { return };
-    let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let part = Part::read(prompt(&asked));
+    let path = request.head.path;
+    let (asked, part, voice) = match errand::read(&request.head, &body) {
+        Some(task) => {
+            let part = if task.is_check {
+                Part::Check
+            } else if stage.state.lock().scripts.contains_key(path.as_str()) {
+                Part::Play(path.as_str().to_owned())
+            } else {
+                Part::Say(0)
+            };
+            (task.asked, part, Voice::of(path, task.answer))
+        }
+        None => {
+            let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+            let (part, voice) = (Part::read(prompt(&asked)), Voice::new(path, &asked));
+            (asked, part, voice)
+        }
+    };
     let limit = request.head.max_tokens;
-    let voice = Voice::new(request.head.path, &asked);
     if part == Part::Check {
         if stage.state.lock().mood == Mood::Shy {
             stage.state.lock().checks_failed += 1;
@@ -179,8 +194,8 @@ async fn say(
     limit: u64,
     sent: impl Fn(u64),
 ) -> Result<(), ()> {
-    if voice.path == WorkPath::Embeddings {
-        return send(responder, voice.vectors().to_string().into()).await;
+    if let Some(whole) = &voice.whole {
+        return send(responder, whole.clone()).await;
     }
     tokens(responder, voice, count, sent).await?;
     end(responder, voice, count, prompt_tokens, limit).await
@@ -229,7 +244,7 @@ async fn tokens(
     count: u64,
     sent: impl Fn(u64),
 ) -> Result<(), ()> {
-    if voice.path == WorkPath::Embeddings {
+    if voice.whole.is_some() {
         return Ok(());
     }
     for number in 0..count {

@@ -1,4 +1,4 @@
-//! The shapes in which a stand-in speaks: chat, legacy completions or embeddings, with as many choices as were asked for.
+//! The shapes in which a stand-in speaks: chat, legacy completions with as many choices as were asked for, or one body.
 
 use bytes::Bytes;
 use cxmpute_tunnel::WorkPath;
@@ -18,9 +18,10 @@ pub(super) fn word(n: u64) -> &'static str {
 pub(super) struct Voice {
     pub path: WorkPath,
     pub choices: u64,
-    inputs: usize,
     /// The tool that is called instead of saying words.
     tool: Option<String>,
+    /// The answer, where it comes as one body: vectors, and all that [`super::errand`] knows.
+    pub whole: Option<Bytes>,
 }
 
 impl Voice {
@@ -30,9 +31,14 @@ impl Voice {
         Self {
             path,
             choices: asked["n"].as_u64().unwrap_or(1) * prompts,
-            inputs: many("input"),
             tool: asked["tools"][0]["function"]["name"].as_str().map(str::to_owned),
+            whole: (path == WorkPath::Embeddings).then(|| vectors(many("input")).to_string().into()),
         }
+    }
+
+    /// Answers with one body.
+    pub fn of(path: WorkPath, answer: Bytes) -> Self {
+        Self { path, choices: 1, tool: None, whole: Some(answer) }
     }
 
     /// Token number `number` of all choices, which take turns.
@@ -69,13 +75,6 @@ impl Voice {
         usage
     }
 
-    pub fn vectors(&self) -> Value {
-        let vector =
-            |index| json!({"object": "embedding", "index": index, "embedding": vec![0.5; DIMENSIONS]});
-        let data: Vec<Value> = (0..self.inputs).map(vector).collect();
-        json!({"object": "list", "data": data, "model": "stand-in", "usage": {"prompt_tokens": 1_000_000, "total_tokens": 1_000_000}})
-    }
-
     fn chunk(&self, choices: Value) -> Value {
         let (id, object) = match self.path {
             WorkPath::Completions => ("cmpl-stand-in", "text_completion"),
@@ -83,6 +82,12 @@ impl Voice {
         };
         json!({"id": id, "object": object, "created": 0, "model": "stand-in", "choices": choices})
     }
+}
+
+fn vectors(inputs: usize) -> Value {
+    let vector = |index| json!({"object": "embedding", "index": index, "embedding": vec![0.5; DIMENSIONS]});
+    let data: Vec<Value> = (0..inputs).map(vector).collect();
+    json!({"object": "list", "data": data, "model": "stand-in", "usage": {"prompt_tokens": 1_000_000, "total_tokens": 1_000_000}})
 }
 
 pub(super) fn event(value: &Value) -> Bytes {

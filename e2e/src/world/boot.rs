@@ -15,19 +15,26 @@ use cxmpute_store::{KeyKind, NewKey, NewUser, UserCreated};
 use cxmpute_wire::{MicroCredits, Millis, UserId};
 use sha2::{Digest as _, Sha256};
 
-use super::{CHAT_MODEL, EMBEDDINGS_MODEL, FIXED_COST, FIXED_MODEL};
+use super::{
+    CHAT_MODEL, EMBEDDINGS_MODEL, FIXED_COST, FIXED_MODEL, LISTENING_MODEL, PAGES_MODEL, READING_MODEL,
+    SPEECH_MODEL,
+};
 use crate::house::models_dir;
 use crate::money::TINY_FILE;
 use crate::settings::postgres_url;
 use crate::stand_in::DIMENSIONS;
 
 /// Points the configuration at the world's folder and writes the catalogue there.
-pub(super) fn lay_out(config: &mut Config, folder: &Path, url: String) -> Result<()> {
+pub(super) fn lay_out(config: &mut Config, folder: &Path, url: String, services: bool) -> Result<()> {
     let models = models_dir();
     let file = std::fs::read(models.join(TINY_FILE))
         .with_context(|| format!("{TINY_FILE} in {}: run scripts/fetch-models", models.display()))?;
     let path = folder.join("models.toml");
-    std::fs::write(&path, catalogue(&data_encoding::HEXLOWER.encode(&Sha256::digest(&file)), file.len()))?;
+    let mut text = catalogue(&data_encoding::HEXLOWER.encode(&Sha256::digest(&file)), file.len());
+    if services {
+        text.push_str(&catalogue_of_services());
+    }
+    std::fs::write(&path, text)?;
     config.store.data_dir = folder.to_owned();
     config.store.url = Some(url);
     config.catalogue.path = Some(path);
@@ -49,6 +56,23 @@ fn catalogue(sha256: &str, size: usize) -> String {
          price = {{ version = 1, embedding = 2000000, minimum = 1 }}\n[[model.file]]\nrole = \"model\"\nname = \"{TINY_FILE}\"\nsha256 = \"{sha256}\"\nsize = {size}\n\n"
     );
     model(CHAT_MODEL, "prompt = 150000, completion = 300000") + &model(FIXED_MODEL, &fixed) + &embeddings
+}
+
+/// Models without files, each priced by another unit.
+fn catalogue_of_services() -> String {
+    let model = |id: &str, kind: &str, price: &str, more: &str| {
+        format!(
+            "[[model]]\nid = \"{id}\"\nkind = \"{kind}\"\nengines = [\"builtin\"]\nprice = {{ version = 1, {price}, minimum = 1 }}\n{more}\n\n"
+        )
+    };
+    let voices = "[model.voices]\nalloy = \"en\"\naf_bella = \"en-f2\"";
+    [
+        model(SPEECH_MODEL, "tts", "character = 2_000_000", voices),
+        model(LISTENING_MODEL, "stt", "second = 100_000_000", ""),
+        model(READING_MODEL, "vision", "image = 12_000_000_000", "capabilities = [\"ocr\"]"),
+        model(PAGES_MODEL, "scrape", "url = 600_000_000", ""),
+    ]
+    .concat()
 }
 
 /// A database of its own on the server of the suite.

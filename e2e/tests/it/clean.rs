@@ -17,6 +17,7 @@ macro_rules! gate {
 gate!(l1_the_balance_is_never_overspent, overspend::gate);
 gate!(l4_a_client_that_leaves_pays_for_what_it_got, aborted::gate);
 gate!(l4_holds_on_every_path, aborted_paths::gate);
+gate!(l4_holds_on_every_service, aborted_services::gate);
 gate!(l6_one_attempt_is_billed, retries::gate);
 gate!(c1_a_killed_gateway_loses_and_invents_nothing, crash::gate);
 gate!(g1_slow_clients_are_freed, slow_clients::gate);
@@ -30,6 +31,7 @@ gate!(p6_work_decides_not_probes, probes::gate);
 gate!(n3_nobody_enrols_over_somebody_else, enrolment::gate);
 gate!(p1_rogue_streams_are_stopped, rogue_streams::gate);
 gate!(gr7_answers_that_break_their_shape_are_refused, lies::gate);
+gate!(gr7_answers_that_are_none_are_refused, lies_services::gate);
 gate!(gr31_the_next_model_answers_at_its_own_price, fallback::gate);
 gate!(p2_only_our_schema_leaves, rogue_answers::gate);
 gate!(p5_foreign_and_late_answers_are_dropped, epochs::gate);

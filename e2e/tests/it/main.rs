@@ -7,5 +7,6 @@ mod node;
 mod rhythm;
 #[cfg(feature = "sabotage")]
 mod sabotaged;
+mod services;
 mod storm;
 mod traces;

@@ -3,6 +3,7 @@
 use cxmpute_e2e::gates::*;
 use cxmpute_e2e::ground::alone;
 use cxmpute_e2e::paths::Path;
+use cxmpute_e2e::services::Service;
 use cxmpute_e2e::settings::{Setting, Store};
 use cxmpute_e2e::ways::Way;
 
@@ -20,6 +21,7 @@ caught!(l1_catches_check_then_debit, overspend, "check_then_debit");
 caught!(l4_catches_metering_at_the_end, aborted, "meter_at_stream_end");
 caught!(faults_catch_a_bill_for_what_broke_off, faults, "bill_undelivered");
 caught!(gr7_catches_answers_nobody_looks_at, lies, "unchecked_shape");
+caught!(gr7_catches_speech_nobody_listens_to, lies_services, "unchecked_shape");
 caught!(gr31_catches_the_first_price, fallback, "keep_first_price");
 caught!(l6_catches_two_posts, retries, "bill_every_attempt");
 caught!(c1_catches_done_before_commit, crash, "done_before_commit");
@@ -83,4 +85,22 @@ async fn l4_catches_wrong_bills_on_every_path() {
             undelivered.must_break(way.rule, "bill_undelivered");
         }
     }
+}
+
+/// Speech and recordings are paid once a node accepted, so on them only a bill before that is wrong; pictures and pages are
+/// paid only when delivered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l4_catches_wrong_bills_of_every_service() {
+    let _alone = alone().unwrap();
+    let undelivered = aborted_services::gate(Setting::bad("bill_undelivered")).await.unwrap();
+    for service in Service::ALL {
+        undelivered.must_break(service.rule(), "bill_undelivered");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gr7_catches_forgiveness_of_services() {
+    let _alone = alone().unwrap();
+    let verdict = lies_services::gate(Setting::bad("no_ejection")).await.unwrap();
+    verdict.must_break(lies_services::COUNTED, "no_ejection");
 }

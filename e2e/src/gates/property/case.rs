@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::contract::Contract;
 use crate::contract::generate::Source;
+use crate::services::PNG;
 use crate::stand_in::Identity;
 
 /// Everybody who calls, and what they know.
@@ -188,7 +189,13 @@ fn compose(
 /// Puts what a schema cannot know into a body: models that exist, keys that work, prompts that the node plays.
 fn adapt(source: &mut Source, cast: &Cast, path: &str, value: &mut Value) {
     let Some(fields) = value.as_object_mut() else { return };
-    let wanted = if path == "/embeddings" { "embeddings" } else { "llm" };
+    let wanted = match path {
+        "/embeddings" | "/rerank" => "embeddings",
+        "/audio/speech" | "/tts" => "tts",
+        "/scrape" => "scrape",
+        _ if path.starts_with("/m/") => "vision",
+        _ => "llm",
+    };
     if fields.contains_key("model") && source.chance(92) {
         let fitting: Vec<&String> =
             cast.models.iter().filter(|(_, kind)| kind == wanted).map(|(id, _)| id).collect();
@@ -210,6 +217,13 @@ fn adapt(source: &mut Source, cast: &Cast, path: &str, value: &mut Value) {
             "seed",
             "stop",
             "user",
+            "voice",
+            "documents",
+            "query",
+            "urls",
+            "imageBase64",
+            "question",
+            "target",
         ];
         fields.retain(|name, _| plain.contains(&name.as_str()));
         if fields.contains_key("messages") {
@@ -220,6 +234,17 @@ fn adapt(source: &mut Source, cast: &Cast, path: &str, value: &mut Value) {
                 fields.insert(name.to_owned(), json!(plain));
             }
         }
+    }
+    if wanted == "tts" && source.chance(80) {
+        fields.retain(|name, _| !["instructions", "stream_format", "speed"].contains(&name.as_str()));
+        fields.insert("voice".to_owned(), json!("alloy"));
+        if path == "/audio/speech" {
+            fields.insert("response_format".to_owned(), json!(source.one_of(&["wav", "pcm"])));
+        }
+    }
+    if wanted == "vision" && source.chance(80) {
+        fields.retain(|name, _| !["imageUrl", "imageUint8"].contains(&name.as_str()));
+        fields.insert("imageBase64".to_owned(), json!(PNG));
     }
     if fields.contains_key("providerAk") && source.chance(90) {
         fields.insert("providerAk".to_owned(), json!(cast.provider_key));

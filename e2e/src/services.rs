@@ -1,0 +1,201 @@
+//! Every kind of work with one body each way, for the gates that must hold on all of them: what is asked, what a node
+//! answers, what the client gets of it, and what is billed.
+
+use anyhow::Result;
+use cxmpute_market::price::Units;
+use cxmpute_wire::wave::Wave;
+use serde_json::{Value, json};
+
+use crate::client::{Payload, Reply};
+use crate::money::Money;
+use crate::stand_in::{SAID, heard, pages, read_text, speech};
+use crate::world::{LISTENING_MODEL, PAGES_MODEL, READING_MODEL, SPEECH_MODEL};
+
+/// The text that is said.
+pub const TEXT: &str = "Seven words that are to be said";
+
+/// Milliseconds of the recording; two seconds are charged.
+const RECORDING_MS: usize = 1_500;
+
+/// Samples per second of the recording.
+const RATE: u32 = 16_000;
+
+/// The size of the picture.
+pub const PICTURE: (u32, u32) = (64, 32);
+
+/// A grey PNG of that size.
+pub const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAEAAAAAgCAAAAACH9iFYAAAAYElEQVR42mNgYOHgERCRkFFQ0dAxMLGwcXDx8AkIiYhJSMnIKSipqGlo6eiZMGXGnAVLVqzZsGXHngNHTpy5cOXGnQdPXrz58OXHH4ZRA0YNGDVg1IBRA0YNGDVguBkAAE2b8C4hf07QAAAAAElFTkSuQmCC";
+
+/// The addresses that are fetched.
+pub const URLS: [&str; 2] = ["https://pages.example/one", "https://pages.example/two"];
+
+/// One kind of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// `POST /audio/speech`.
+    Speech,
+    /// `POST /audio/transcriptions`.
+    Transcript,
+    /// `POST /m/caption`.
+    Picture,
+    /// `POST /scrape`.
+    Pages,
+}
+
+impl Service {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Speech, Self::Transcript, Self::Picture, Self::Pages];
+
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Speech => "speech",
+            Self::Transcript => "transcript",
+            Self::Picture => "picture",
+            Self::Pages => "pages",
+        }
+    }
+
+    /// The assertion that its bill is exact.
+    #[must_use]
+    pub const fn rule(self) -> &'static str {
+        match self {
+            Self::Speech => "speech: the bill is what the table says",
+            Self::Transcript => "transcript: the bill is what the table says",
+            Self::Picture => "picture: the bill is what the table says",
+            Self::Pages => "pages: the bill is what the table says",
+        }
+    }
+
+    /// Where to send it.
+    #[must_use]
+    pub const fn url(self) -> &'static str {
+        match self {
+            Self::Speech => "/v1/audio/speech",
+            Self::Transcript => "/v1/audio/transcriptions",
+            Self::Picture => "/v1/m/caption",
+            Self::Pages => "/v1/scrape",
+        }
+    }
+
+    /// Who does it.
+    #[must_use]
+    pub const fn model(self) -> &'static str {
+        match self {
+            Self::Speech => SPEECH_MODEL,
+            Self::Transcript => LISTENING_MODEL,
+            Self::Picture => READING_MODEL,
+            Self::Pages => PAGES_MODEL,
+        }
+    }
+
+    /// The path on the tunnel: the name of the script that a stand-in plays for it.
+    #[must_use]
+    pub const fn script(self) -> &'static str {
+        match self {
+            Self::Speech => "/audio/speech",
+            Self::Transcript => "/audio/transcriptions",
+            Self::Picture => "/read",
+            Self::Pages => "/scrape",
+        }
+    }
+
+    /// A good request.
+    #[must_use]
+    pub fn request(self) -> Payload {
+        match self {
+            Self::Speech => Payload::json(
+                &json!({"model": SPEECH_MODEL, "input": TEXT, "voice": "alloy", "response_format": "wav"}),
+            ),
+            Self::Transcript => {
+                let fields = [("model", LISTENING_MODEL), ("response_format", "verbose_json")];
+                let words = [("timestamp_granularities[]", "word"), ("timestamp_granularities[]", "segment")];
+                Payload::form(&[fields, words].concat(), Some(&recording(RECORDING_MS)))
+            }
+            Self::Picture => Payload::json(&json!({"model": READING_MODEL, "imageBase64": PNG})),
+            Self::Pages => Payload::json(&json!({"urls": URLS})),
+        }
+    }
+
+    /// A good request for which a node of this name is asked first.
+    #[must_use]
+    pub fn request_of(self, provider: &str) -> Option<Payload> {
+        // A form has no field for it.
+        let mut body: Value = serde_json::from_slice(&self.request().bytes).ok()?;
+        body["provider"] = json!({"order": [provider]});
+        Some(Payload::json(&body))
+    }
+
+    /// What a good node answers to it.
+    #[must_use]
+    pub fn answer(self) -> Vec<u8> {
+        match self {
+            Self::Speech => speech(TEXT),
+            Self::Transcript => heard(SAID, 1.5).to_string().into_bytes(),
+            Self::Picture => read_text("Total: 128.50 EUR", PICTURE).to_string().into_bytes(),
+            Self::Pages => pages(&URLS).to_string().into_bytes(),
+        }
+    }
+
+    /// Whether this is what the client gets of it.
+    #[must_use]
+    pub fn is_good(self, reply: &Reply) -> bool {
+        let body = reply.json();
+        let right = match self {
+            Self::Speech => reply.body == speech(TEXT),
+            Self::Transcript => {
+                body["text"] == SAID && body["words"][3]["word"] == "one" && body["usage"]["seconds"] == 2
+            }
+            Self::Picture => body["caption"] == "Total: 128.50 EUR",
+            Self::Pages => (0..URLS.len()).all(|at| {
+                let page = &body["results"][at];
+                page["url"] == URLS[at] && page["data"] == format!("<p>{}</p>", URLS[at])
+            }),
+        };
+        reply.status == 200 && right
+    }
+
+    /// What a good answer costs.
+    ///
+    /// # Errors
+    /// A world without services.
+    pub fn price(self, money: &Money) -> Result<i64> {
+        let units = match self {
+            Self::Speech => Units { characters: TEXT.len() as u64, ..Units::default() },
+            Self::Transcript => Units { seconds: 2, ..Units::default() },
+            Self::Picture => Units { images: 1, ..Units::default() },
+            Self::Pages => Units { urls: URLS.len() as u64, ..Units::default() },
+        };
+        money.price_of(self.model(), &units)
+    }
+
+    /// What is paid by a client that leaves after a node accepted: the input, where it is what is priced (MR31).
+    ///
+    /// # Errors
+    /// A world without services.
+    pub fn price_of_input(self, money: &Money) -> Result<i64> {
+        match self {
+            Self::Speech | Self::Transcript => self.price(money),
+            Self::Picture | Self::Pages => Ok(0),
+        }
+    }
+}
+
+/// A recording of a hum, so many milliseconds long.
+#[must_use]
+pub fn recording(millis: usize) -> Vec<u8> {
+    let hum = |at: usize| i16::try_from(at % 128).unwrap_or(0) * 64 - 4_096;
+    samples(millis, hum)
+}
+
+/// A recording in which nothing sounds.
+#[must_use]
+pub fn silence(millis: usize) -> Vec<u8> {
+    samples(millis, |_| 0)
+}
+
+fn samples(millis: usize, of: impl Fn(usize) -> i16) -> Vec<u8> {
+    let samples: Vec<u8> = (0..millis * RATE as usize / 1_000).flat_map(|at| of(at).to_le_bytes()).collect();
+    Wave { rate: RATE, channels: 1, samples: &samples }.pack()
+}

@@ -147,7 +147,12 @@ impl TokenCounter {
     /// # Errors
     /// As [`Self::render_prompt`].
     pub fn count_prompt(&self, request: &ChatRequest) -> Result<Tokens, CountError> {
-        self.encode_prompt(request).map(|ids| tokens(ids.len()))
+        let (text, cut) = self.render(request)?;
+        let mut count = 0;
+        for part in cut.map_or_else(|| vec![text.as_str()], |cut| text.split(cut).collect()) {
+            count += self.inner.tokenizer.count(part)?;
+        }
+        Ok(tokens(count))
     }
 
     /// Tokens of the prompt of a legacy completion.
@@ -162,7 +167,7 @@ impl TokenCounter {
     /// nobody pays for what cannot be counted.
     #[must_use]
     pub fn count_text(&self, text: &str) -> Tokens {
-        tokens(self.inner.tokenizer.encode(text).map_or(0, |ids| ids.len()))
+        tokens(self.inner.tokenizer.count(text).unwrap_or(0))
     }
 
     /// Tokens of one input of an embedding model with the marks around it; inputs over `limit` tokens are cut.

@@ -9,6 +9,7 @@
 pub mod count;
 pub mod gguf;
 mod guard;
+mod quick;
 pub mod template;
 pub mod tokenizer;
 mod vocabulary;

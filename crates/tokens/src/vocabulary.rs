@@ -8,6 +8,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
 
 use crate::gguf::Header;
+use crate::quick::{Cut, QuickCounter};
 use crate::tokenizer::TokenizerError;
 
 /// Token types of a GGUF vocabulary.
@@ -66,7 +67,7 @@ impl<'a> Vocabulary<'a> {
     ///
     /// # Errors
     /// When the merges are malformed or the way of splitting is unknown.
-    pub fn byte_level(&self, header: &Header) -> Result<Tokenizer, TokenizerError> {
+    pub fn byte_level(&self, header: &Header) -> Result<(Tokenizer, Cut), TokenizerError> {
         let merges = header.texts("tokenizer.ggml.merges")?;
         let merges = merges
             .iter()
@@ -81,14 +82,14 @@ impl<'a> Vocabulary<'a> {
         let plain =
             json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         let pre = header.text("tokenizer.ggml.pre").unwrap_or("gpt-2");
-        let (pre_tokenizer, whole_words) = match pre {
-            "gpt-2" | "default" => (plain, false),
-            "llama-bpe" | "llama3" | "llama-v3" => (split(LLAMA3_SPLIT), true),
-            "dbrx" => (split(LLAMA3_SPLIT), false),
-            "qwen2" | "deepseek-r1-qwen" => (split(QWEN2_SPLIT), false),
+        let (pre_tokenizer, cut, whole_words) = match pre {
+            "gpt-2" | "default" => (plain, Cut::Gpt2, false),
+            "llama-bpe" | "llama3" | "llama-v3" => (split(LLAMA3_SPLIT), Cut::Signs { digits: 3 }, true),
+            "dbrx" => (split(LLAMA3_SPLIT), Cut::Signs { digits: 3 }, false),
+            "qwen2" | "deepseek-r1-qwen" => (split(QWEN2_SPLIT), Cut::Signs { digits: 1 }, false),
             "smollm" => {
                 let digits = json!({"type": "Digits", "individual_digits": true});
-                (json!({"type": "Sequence", "pretokenizers": [digits, plain]}), false)
+                (json!({"type": "Sequence", "pretokenizers": [digits, plain]}), Cut::Gpt2Digits, false)
             }
             other => {
                 return Err(TokenizerError::Unsupported {
@@ -104,7 +105,19 @@ impl<'a> Vocabulary<'a> {
             .map_err(|error| TokenizerError::Vocabulary(error.to_string()))?;
         let mut tokenizer = Tokenizer::new(model);
         tokenizer.with_pre_tokenizer(Some(component::<PreTokenizerWrapper>(pre_tokenizer)?));
-        Ok(tokenizer)
+        Ok((tokenizer, cut))
+    }
+
+    /// Counts plain texts as a tokenizer of [`Self::byte_level`] does that has the special tokens.
+    pub fn quick_counter(&self, cut: Cut) -> Option<QuickCounter> {
+        let whole: Vec<&str> = self.whole().map(|(_, text)| text.as_str()).collect();
+        QuickCounter::new(cut, &whole, byte_alphabet())
+    }
+
+    /// Control tokens and the user's own ones, which are read as one each.
+    fn whole(&self) -> impl Iterator<Item = (usize, &String)> {
+        let numbered = self.tokens.iter().enumerate();
+        numbered.filter(|(id, text)| matches!(self.kind(*id), CONTROL | USER_DEFINED) && !text.is_empty())
     }
 
     /// The bytes of each token of a byte-level vocabulary.
@@ -197,9 +210,8 @@ impl<'a> Vocabulary<'a> {
         let greedy = header.architecture() == "phi3" && header.text("tokenizer.ggml.model") == Some("llama");
         let takes_space =
             |text: &str| greedy && text != "<s>" && text != "<|endoftext|>" && text.starts_with('<');
-        let numbered = self.tokens.iter().enumerate();
-        let added: Vec<AddedToken> = numbered
-            .filter(|(id, text)| matches!(self.kind(*id), CONTROL | USER_DEFINED) && !text.is_empty())
+        let added: Vec<AddedToken> = self
+            .whole()
             .map(|(id, text)| {
                 let control = self.kind(id) == CONTROL;
                 AddedToken::from(text.clone(), control).normalized(false).rstrip(control && takes_space(text))
@@ -212,7 +224,7 @@ impl<'a> Vocabulary<'a> {
 
 /// The characters that stand for bytes 0 to 255 in a byte-level vocabulary: printable ones for themselves, the rest
 /// from U+0100 on (GPT-2's `bytes_to_unicode`).
-fn byte_alphabet() -> Vec<char> {
+pub fn byte_alphabet() -> Vec<char> {
     let mut next = 0x100_u32;
     (0..=255_u8)
         .map(|byte| match byte {

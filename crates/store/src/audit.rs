@@ -31,7 +31,7 @@ impl Db {
                     SELECT t.id FROM ledger_transactions t WHERE t.id IN ('hold:' || $1, 'resolve:' || $1)
                     UNION ALL
                     SELECT t.id FROM ledger_transactions t WHERE t.request_id = $1
-                        AND t.kind IN ('extend', 'refund', 'mature', 'payout', 'correction', 'grant'))
+                        AND t.kind <> 'hold' AND t.kind <> 'settle' AND t.kind <> 'void')
                  ORDER BY p.tx, p.account")
                 .bind(request.as_str())
                 .fetch_all(e)

@@ -14,6 +14,7 @@ mod m0003_leaner_ledger;
 mod m0004_rows_once;
 mod m0005_units_by_the_piece;
 mod m0006_demand;
+mod m0007_no_lists;
 
 /// One change of the schema.
 pub(crate) struct Migration {
@@ -34,6 +35,7 @@ const MIGRATIONS: &[Migration] = &[
     m0004_rows_once::MIGRATION,
     m0005_units_by_the_piece::MIGRATION,
     m0006_demand::MIGRATION,
+    m0007_no_lists::MIGRATION,
 ];
 
 /// The newest schema version this program knows.

@@ -176,3 +176,28 @@ async fn a_transaction_of_more_lines_than_fit_stops_the_migration() {
             .expect("postings is a table still");
     }
 }
+
+/// SQLite builds a table each time for a list of values or a sort; what every request runs must not need one.
+#[tokio::test]
+async fn the_rows_of_a_request_are_written_without_temporary_tables() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cxmpute.db");
+    let db = Db::connect(&format!("sqlite:{}", file.display())).await.unwrap();
+    run(&db).await.unwrap();
+    let connection = rusqlite::Connection::open(&file).unwrap();
+    for table in ["holds", "ledger_transactions", "requests"] {
+        let sql = format!("SELECT name FROM pragma_table_info('{table}')");
+        let mut columns = connection.prepare(&sql).unwrap();
+        let columns: Vec<String> =
+            columns.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        let numbers: Vec<String> = (1..=columns.len()).map(|number| format!("?{number}")).collect();
+        let insert = format!("INSERT INTO {table} ({}) VALUES ({})", columns.join(", "), numbers.join(", "));
+        for sql in [insert, format!("DELETE FROM {table} WHERE {} = ?1", columns[0])] {
+            let mut steps = connection.prepare(&format!("EXPLAIN {sql}")).unwrap();
+            let nulls = rusqlite::params_from_iter(vec![None::<i64>; steps.parameter_count()]);
+            let steps: Vec<String> =
+                steps.query_map(nulls, |row| row.get(1)).unwrap().map(Result::unwrap).collect();
+            assert!(!steps.is_empty() && !steps.iter().any(|step| step == "OpenEphemeral"), "{sql}");
+        }
+    }
+}

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use cxmpute_wire::{Epoch, Generation, Millis, RequestId, ServiceId};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
 /// Where a node asks for the upgrade.
 pub const TUNNEL_PATH: &str = "/api/v1/tunnel";
@@ -79,6 +80,27 @@ impl WorkPath {
     }
 }
 
+impl WorkPath {
+    /// Where a work stream is opened. Cloning these costs nothing, parsing them for every stream does.
+    fn uri(self) -> Uri {
+        static CHAT: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("http://node/chat/completions"));
+        static TEXT: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("http://node/completions"));
+        static EMBEDDINGS: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("http://node/embeddings"));
+        match self {
+            Self::ChatCompletions => CHAT.clone(),
+            Self::Completions => TEXT.clone(),
+            Self::Embeddings => EMBEDDINGS.clone(),
+        }
+    }
+}
+
+/// A value that does not come again: HTTP/2 keeps it out of its tables of headers, where it would only push out those
+/// that do.
+pub(crate) fn once(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}
+
 impl fmt::Display for WorkPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -125,18 +147,22 @@ pub struct HeadError {
 }
 
 impl WorkHead {
-    pub(crate) fn request(&self) -> Result<http::Request<()>, http::Error> {
-        http::Request::post(format!("http://node{}", self.path))
-            .version(http::Version::HTTP_2)
-            .header(CX_REQUEST_ID, self.request_id.as_str())
-            .header(CX_ATTEMPT, self.attempt)
-            .header(CX_EPOCH, self.epoch.0)
-            .header(CX_SERVICE, self.service.as_str())
-            .header(CX_GENERATION, self.generation.0)
-            .header(CX_DEADLINE_MS, self.deadline.0)
-            .header(CX_MAX_TOKENS, self.max_tokens)
-            .header(CX_MAX_BYTES, self.max_bytes)
-            .body(())
+    pub(crate) fn request(&self) -> Result<Request<()>, http::Error> {
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = self.path.uri();
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.insert(CX_REQUEST_ID, once(HeaderValue::from_str(self.request_id.as_str())?));
+        headers.insert(CX_ATTEMPT, self.attempt.into());
+        headers.insert(CX_EPOCH, self.epoch.0.into());
+        headers.insert(CX_SERVICE, HeaderValue::from_str(self.service.as_str())?);
+        headers.insert(CX_GENERATION, self.generation.0.into());
+        headers.insert(CX_DEADLINE_MS, once(self.deadline.0.into()));
+        headers.insert(CX_MAX_TOKENS, self.max_tokens.into());
+        headers.insert(CX_MAX_BYTES, self.max_bytes.into());
+        *request.headers_mut() = headers;
+        Ok(request)
     }
 
     pub(crate) fn read(path: &str, headers: &HeaderMap) -> Result<Self, HeadError> {
@@ -200,6 +226,13 @@ mod tests {
     fn a_head_survives_the_wire() {
         let request = head().request().unwrap();
         assert_eq!(WorkHead::read(request.uri().path(), request.headers()), Ok(head()));
+    }
+
+    #[test]
+    fn work_goes_to_its_path() {
+        for path in WorkPath::ALL {
+            assert_eq!(path.uri().path(), path.as_str());
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::control::{ControlReceiver, ControlSender, Gone, send_all};
 use crate::drain::{CloseReason, Ending, FLUSH, FinishOnDrop};
-use crate::handshake::{CONTROL_PATH, CX_CODE, CX_EPOCH, CX_REQUEST_ID, WorkHead};
+use crate::handshake::{CONTROL_PATH, CX_CODE, CX_EPOCH, CX_REQUEST_ID, WorkHead, once};
 use crate::link::{FRAME_BYTES, REMEMBERED_RESETS, SMALL_FRAME_BUDGET_BYTES, supervise};
 use crate::ping::{PingConfig, RoundTrip};
 
@@ -293,11 +293,10 @@ impl WorkRequest {
     /// The same with headers beside those of the protocol. A gateway must ignore them, which is what this is for: to
     /// see that it does.
     pub fn accept_with(mut self, headers: HeaderMap) -> Result<WorkResponder, Gone> {
-        let mut response = Response::builder()
-            .header(CX_REQUEST_ID, self.head.request_id.as_str())
-            .header(CX_EPOCH, self.head.epoch.0)
-            .body(())
-            .map_err(|_| Gone)?;
+        let request_id = HeaderValue::from_str(self.head.request_id.as_str()).map_err(|_| Gone)?;
+        let mut response = Response::new(());
+        response.headers_mut().insert(CX_REQUEST_ID, once(request_id));
+        response.headers_mut().insert(CX_EPOCH, self.head.epoch.0.into());
         response.headers_mut().extend(headers);
         let stream = self.respond.send_response(response, false).map_err(|_| Gone)?;
         Ok(WorkResponder { head: self.head, stream, finished: false, _body: self.body })

@@ -53,7 +53,7 @@ pub struct WorkStream {
     state: State,
     send: SendStream<Bytes>,
     request_id: RequestId,
-    _slot: Slot,
+    slot: Option<Slot>,
 }
 
 enum State {
@@ -75,7 +75,7 @@ impl WorkStream {
         slot: Slot,
         request_id: RequestId,
     ) -> Self {
-        Self { state: State::Waiting(response), send, request_id, _slot: slot }
+        Self { state: State::Waiting(response), send, request_id, slot: Some(slot) }
     }
 
     /// Waits for the node's yes or no. Ask once, before the first [`WorkStream::chunk`]; it may be dropped and
@@ -128,6 +128,12 @@ impl WorkStream {
                 None
             }
         }
+    }
+
+    /// The answer is complete: only the frame that ends the stream is missing, and it comes right behind. The stream does
+    /// not count any more; dropped before that frame has come, it is reset.
+    pub fn complete(&mut self) {
+        self.slot = None;
     }
 
     /// Tells the node to stop. Same as dropping, said aloud.

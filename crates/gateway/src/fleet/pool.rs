@@ -155,8 +155,12 @@ impl Pool {
     pub(super) fn unfulfilled(&self, wanted: &Wanted<'_>) -> Option<Nobody> {
         let (now, slots_cap) = (self.clock.mono(), self.slots_cap);
         let members = self.members.lock();
-        let candidates: Vec<Candidate<'_>> =
-            members.iter().map(|member| candidate(member, wanted, now, slots_cap, None)).collect();
+        let candidates = members.iter().map(|member| candidate(member, wanted, now, slots_cap, None));
+        // No wish looks at more than one node, and mostly the first one will do.
+        if candidates.clone().any(|one| filter(&[one], &wanted.seeker).is_ok()) {
+            return None;
+        }
+        let candidates: Vec<Candidate<'_>> = candidates.collect();
         filter(&candidates, &wanted.seeker).err().filter(|nobody| nobody.is_wish())
     }
 

@@ -3,6 +3,7 @@
 //! the types of `wire`.
 
 use std::io::{self, Write};
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use cxmpute_wire::openai::{
@@ -26,9 +27,8 @@ pub struct Writer {
     with_usage: bool,
     /// Whether calls are written in the old form, `function_call`.
     old_form: bool,
-    /// Everything before and after `"index":N,"delta":{"content":"…"}` of a text event.
-    text_head: Vec<u8>,
-    text_tail: Vec<u8>,
+    /// Everything before and after `"index":N,"delta":{"content":"…"}` of a text event; a whole answer has none.
+    around_text: OnceLock<(Vec<u8>, Vec<u8>)>,
 }
 
 /// The last event of a complete stream.
@@ -46,19 +46,6 @@ impl Writer {
         with_usage: bool,
         old_form: bool,
     ) -> Self {
-        let object = match dialect {
-            Dialect::Chat => "chat.completion.chunk",
-            Dialect::Completion => "text_completion",
-        };
-        let json = |text: &str| serde_json::Value::from(text).to_string();
-        let text_head = format!(
-            "data: {{\"id\":{},\"object\":\"{object}\",\"created\":{created},\"model\":{},\"choices\":[{{\"index\":",
-            json(&id),
-            json(&model)
-        );
-        let usage = if with_usage { ",\"usage\":null" } else { "" };
-        let text_tail =
-            format!(",\"finish_reason\":null,\"logprobs\":null}}]{usage},\"system_fingerprint\":null}}\n\n");
         Self {
             dialect,
             id,
@@ -66,16 +53,34 @@ impl Writer {
             model,
             with_usage,
             old_form,
-            text_head: text_head.into_bytes(),
-            text_tail: text_tail.into_bytes(),
+            around_text: OnceLock::new(),
         }
+    }
+
+    fn print_around_text(&self) -> (Vec<u8>, Vec<u8>) {
+        let object = match self.dialect {
+            Dialect::Chat => "chat.completion.chunk",
+            Dialect::Completion => "text_completion",
+        };
+        let json = |text: &str| serde_json::Value::from(text).to_string();
+        let text_head = format!(
+            "data: {{\"id\":{},\"object\":\"{object}\",\"created\":{},\"model\":{},\"choices\":[{{\"index\":",
+            json(&self.id),
+            self.created,
+            json(&self.model)
+        );
+        let usage = if self.with_usage { ",\"usage\":null" } else { "" };
+        let text_tail =
+            format!(",\"finish_reason\":null,\"logprobs\":null}}]{usage},\"system_fingerprint\":null}}\n\n");
+        (text_head.into_bytes(), text_tail.into_bytes())
     }
 
     /// More text of a choice.
     #[must_use]
     pub fn text(&self, choice: usize, text: &str) -> Bytes {
-        let mut out = Vec::with_capacity(self.text_head.len() + self.text_tail.len() + text.len() + 48);
-        out.extend_from_slice(&self.text_head);
+        let (head, tail) = self.around_text.get_or_init(|| self.print_around_text());
+        let mut out = Vec::with_capacity(head.len() + tail.len() + text.len() + 48);
+        out.extend_from_slice(head);
         let (open, close): (&[u8], &[u8]) = match self.dialect {
             Dialect::Chat => (b",\"delta\":{\"content\":", b"}"),
             Dialect::Completion => (b",\"text\":", b""),
@@ -84,7 +89,7 @@ impl Writer {
         out.extend_from_slice(open);
         write_json(&mut out, text);
         out.extend_from_slice(close);
-        out.extend_from_slice(&self.text_tail);
+        out.extend_from_slice(tail);
         out.into()
     }
 

@@ -237,8 +237,8 @@ pub struct Asked {
 struct NodeEvent<'a> {
     #[serde(default, borrow)]
     choices: Vec<NodeChoice<'a>>,
-    #[serde(default)]
-    usage: Option<Value>,
+    #[serde(default, borrow)]
+    usage: Option<&'a RawValue>,
     #[serde(default)]
     error: Option<NodeError>,
 }
@@ -364,7 +364,7 @@ impl EventReader {
                     said.and_then(|said| frame(data, said.get(), &out[before])).or(self.frame.take());
             }
         }
-        out.extend(event.usage.as_ref().and_then(claim).map(Piece::Claim));
+        out.extend(event.usage.and_then(|usage| claim(usage.get())).map(Piece::Claim));
         Ok(())
     }
 }
@@ -419,12 +419,33 @@ fn read_choice<'a>(
 }
 
 /// A claim that is no pair of counts is no claim; it is evidence at best (MR21), never a reason to fail.
-fn claim(usage: &Value) -> Option<Claim> {
-    let count = |key: &str| usage.get(key).and_then(Value::as_u64);
-    let cached = usage.pointer("/prompt_tokens_details/cached_tokens").and_then(Value::as_u64);
+fn claim(usage: &str) -> Option<Claim> {
+    #[derive(Deserialize)]
+    struct Usage<'a> {
+        #[serde(default, borrow)]
+        prompt_tokens: Option<&'a RawValue>,
+        #[serde(default, borrow)]
+        completion_tokens: Option<&'a RawValue>,
+        #[serde(default, borrow)]
+        prompt_tokens_details: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct Details<'a> {
+        #[serde(default, borrow)]
+        cached_tokens: Option<&'a RawValue>,
+    }
+    /// A list is no object, whatever serde makes of it.
+    fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
+        text.starts_with('{').then(|| serde_json::from_str(text).ok())?
+    }
+    // Whatever else stands there is no count.
+    let count = |value: Option<&RawValue>| value?.get().parse().ok();
+    let usage: Usage<'_> = object(usage)?;
+    let details = usage.prompt_tokens_details.and_then(|details| object::<Details<'_>>(details.get()));
+    let cached = details.and_then(|details| count(details.cached_tokens));
     Some(Claim {
-        prompt: count("prompt_tokens")?,
-        completion: count("completion_tokens")?,
+        prompt: count(usage.prompt_tokens)?,
+        completion: count(usage.completion_tokens)?,
         cached: cached.unwrap_or(0),
     })
 }

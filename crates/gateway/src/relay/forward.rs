@@ -1,6 +1,7 @@
 //! One attempt: the work goes to a node, its events come back, are checked and sent on.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::time::Duration;
 
 use cxmpute_tunnel::{Accepted, OpenError, WorkError, WorkHead, WorkStream};
@@ -90,20 +91,23 @@ impl Run {
 
     async fn accepted(&self, seat: &Seat, stream: &mut WorkStream) -> Result<Accepted, Stop> {
         let hard = self.app.tasks.hard();
+        let accept = self.app.config.relay.accept();
+        // One timer for both deadlines.
+        let until = (Instant::now() + accept).min(self.total);
         let answer = tokio::select! {
             biased;
             () = self.gone.cancelled() => return Err(Stop::Client(Undelivered::Gone)),
             () = hard.cancelled() => return Err(Stop::Draining),
-            () = tokio::time::sleep_until(self.total) => {
-                count_late(Late::Total.label());
-                return Err(Stop::Deadline);
-            }
-            answer = tokio::time::timeout(self.app.config.relay.accept(), stream.accepted()) => answer,
+            answer = tokio::time::timeout_at(until, stream.accepted()) => answer,
         };
         match answer {
             Ok(Ok(accepted)) => Ok(accepted),
             Ok(Err(error)) => Err(Stop::Fault(before_accept(&error))),
-            Err(_) => Err(Stop::Fault(not_accepted(seat, self.app.config.relay.accept()))),
+            Err(_) if until == self.total => {
+                count_late(Late::Total.label());
+                Err(Stop::Deadline)
+            }
+            Err(_) => Err(Stop::Fault(not_accepted(seat, accept))),
         }
     }
 
@@ -137,15 +141,16 @@ impl Run {
         let mut cutter = EventCutter::new(relay.event_bytes);
         let mut pieces = VecDeque::new();
         let mut bytes = 0u64;
-        let hard = self.app.tasks.hard();
+        let (gone, hard) = (self.gone.clone(), self.app.tasks.hard());
+        let (mut left, mut stopped) = (pin!(gone.cancelled()), pin!(hard.cancelled()));
         let mut reader = EventReader::new(self.job.asked());
         #[cfg(feature = "sabotage")]
         let mut collected = Vec::new();
         loop {
             let next = tokio::select! {
                 biased;
-                () = self.gone.cancelled() => return Err(Stop::Client(Undelivered::Gone)),
-                () = hard.cancelled() => return Err(Stop::Draining),
+                () = left.as_mut() => return Err(Stop::Client(Undelivered::Gone)),
+                () = stopped.as_mut() => return Err(Stop::Draining),
                 next = watchdog.guard(stream.chunk()) => next,
             };
             if let Err(late) = &next {
@@ -183,7 +188,14 @@ impl Run {
             }
             let read = cutter.push(&chunk, |data| reader.read(data, &mut pieces));
             while let Some(piece) = pieces.pop_front() {
+                let done = matches!(piece, Piece::Done);
                 if self.take(piece, seat, &mut watchdog, began).await? {
+                    if done {
+                        // The frame that ends the stream comes right behind the marker; dropped before it, the stream
+                        // would be reset, which costs both ends more than to let it end.
+                        stream.complete();
+                        self.finished = Some(stream);
+                    }
                     return Ok(());
                 }
             }

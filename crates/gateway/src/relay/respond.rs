@@ -69,6 +69,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         node_time: std::time::Duration::ZERO,
         covered,
         exhausted: false,
+        finished: None,
         phase: Open::default(),
         _running: app.fleet.begin_request(),
         job: job.clone(),
@@ -188,7 +189,8 @@ pub(super) fn whole(
 fn describe(headers: &mut HeaderMap, app: &App, id: &str, arrived: std::time::Duration, meta: &Meta) {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let mut text = |name: HeaderName, value: String| {
-        if let Ok(value) = HeaderValue::from_str(&value) {
+        // Takes the text over, without a copy.
+        if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(name, value);
         }
     };
@@ -196,14 +198,16 @@ fn describe(headers: &mut HeaderMap, app: &App, id: &str, arrived: std::time::Du
     if let Some(provider) = &meta.provider {
         text(X_PROVIDER, provider.clone());
         text(X_OVERHEAD, meta.overhead.as_micros().to_string());
-        // Only nodes whose canary passed through this very tunnel get work (D14).
-        text(X_EVIDENCE, "canary-passed".to_owned());
     }
     #[cfg(feature = "sabotage")]
     for (name, value) in &meta.headers {
         text(name.clone(), String::from_utf8_lossy(value.as_bytes()).into_owned());
     }
     text(X_PROCESSING, app.clock.mono().saturating_sub(arrived).as_millis().to_string());
+    if meta.provider.is_some() {
+        // Only nodes whose canary passed through this very tunnel get work (D14).
+        headers.insert(X_EVIDENCE, HeaderValue::from_static("canary-passed"));
+    }
 }
 
 /// The request's task ended without a word: it panicked.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use cxmpute_market::ledger::End;
 use cxmpute_runtime::{CancellationToken, random};
 use cxmpute_store::AttemptRecord;
+use cxmpute_tunnel::WorkStream;
 use cxmpute_wire::{Code, Epoch, Millis, ProvisionId, UserId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -131,6 +132,8 @@ pub(super) struct Run {
     /// Output tokens per choice that the hold covers.
     pub covered: u64,
     pub exhausted: bool,
+    /// The stream whose answer is complete, until the request is settled.
+    pub finished: Option<WorkStream>,
     /// The attempt that runs, in the request's trace.
     pub phase: Open,
     pub _running: RunningRequest,

@@ -6,10 +6,9 @@ use axum::extract::State;
 use axum::response::Response;
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::ChatRequest;
-use http::HeaderMap;
 
 use super::old_form::modernise;
-use super::parse::{Manners, Parsed, resolve_alternatives, resolve_model, wishes};
+use super::parse::{Mannered, Parsed, resolve_alternatives, resolve_model, wishes};
 use super::support::supports_chat;
 use super::validate::{check_chat, check_tools, output_limit};
 use crate::app::App;
@@ -23,10 +22,10 @@ pub async fn create_chat_completion(
     State(app): State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    Mannered(manners): Mannered,
     Parsed(mut request, ignored): Parsed<ChatRequest>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers)?;
+    let mut manners = manners?;
     manners.ignore(ignored)?;
     // A list without tools asks for nothing; clients send it, and not every engine takes it.
     request.tools = request.tools.take().filter(|tools| !tools.is_empty());
@@ -63,13 +62,13 @@ pub async fn create_chat_completion(
         counter,
         title: manners.title.take(),
         referer: manners.referer.take(),
-        ask: Ask::Chat(Box::new(request)),
+        ask: Ask::Chat(request),
     };
     Box::pin(run_llm(app, caller, job)).await.map(|response| manners.sign(response))
 }
 
 /// The rules of the answer; schemas are compiled off the async threads.
-async fn chat_rules(request: ChatRequest, old_form: bool) -> ApiResult<(ChatRequest, Rules)> {
+async fn chat_rules(request: Box<ChatRequest>, old_form: bool) -> ApiResult<(Box<ChatRequest>, Rules)> {
     if request.tools.is_none() && request.response_format.is_none() {
         let rules = Rules::of_chat(&request, old_form)?;
         return Ok((request, rules));

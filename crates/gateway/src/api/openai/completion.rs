@@ -6,9 +6,8 @@ use axum::extract::State;
 use axum::response::Response;
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::CompletionRequest;
-use http::HeaderMap;
 
-use super::parse::{Manners, Parsed, resolve_alternatives, resolve_model, wishes};
+use super::parse::{Mannered, Parsed, resolve_alternatives, resolve_model, wishes};
 use super::support::supports_completion;
 use super::validate::{check_completion, output_limit};
 use crate::app::App;
@@ -22,10 +21,10 @@ pub async fn create_completion(
     State(app): State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    Mannered(manners): Mannered,
     Parsed(request, ignored): Parsed<CompletionRequest>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers)?;
+    let mut manners = manners?;
     manners.ignore(ignored)?;
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Llm).await?;
     check_completion(&request)?;
@@ -55,7 +54,7 @@ pub async fn create_completion(
         counter,
         title: manners.title.take(),
         referer: manners.referer.take(),
-        ask: Ask::Completion(Box::new(request)),
+        ask: Ask::Completion(request),
     };
     Box::pin(run_llm(app, caller, job)).await.map(|response| manners.sign(response))
 }

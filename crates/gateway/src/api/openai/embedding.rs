@@ -6,9 +6,8 @@ use axum::extract::State;
 use axum::response::Response;
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::EmbeddingRequest;
-use http::HeaderMap;
 
-use super::parse::{Manners, Parsed, resolve_model, wishes};
+use super::parse::{Mannered, Parsed, resolve_model, wishes};
 use super::validate::check_embedding;
 use crate::app::App;
 use crate::auth::Caller;
@@ -21,16 +20,16 @@ pub async fn create_embedding(
     State(app): State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    Mannered(manners): Mannered,
     Parsed(request, ignored): Parsed<EmbeddingRequest>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers)?;
+    let mut manners = manners?;
     manners.ignore(ignored)?;
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Embeddings).await?;
     check_embedding(&request, &model)?;
     let wishes = wishes(&app, &request.model, request.provider.as_ref())?;
     let total = app.config.relay.embeddings_total();
     let ticket = manners.ticket(edge, "/embeddings", &request.model, model, wishes, total);
-    let embedding = Embedding::of(request, &ticket, counter);
+    let embedding = Embedding::of(*request, &ticket, counter);
     Box::pin(run_errand(app, caller, ticket, embedding)).await.map(|response| manners.sign(response))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::Response;
 use cxmpute_market::catalogue::{Catalogue, ModelEntry};
 use cxmpute_market::wish::Wishes;
@@ -11,6 +11,7 @@ use cxmpute_tokens::TokenCounter;
 use cxmpute_wire::openai::fields::Closed;
 use cxmpute_wire::openai::{ProviderPreferences, SortBy};
 use cxmpute_wire::{Code, ServiceKind};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::de::DeserializeOwned;
 
@@ -26,8 +27,9 @@ use crate::relay::{Alternative, Ticket};
 
 const X_IGNORED: HeaderName = HeaderName::from_static("x-cxmpute-ignored");
 
-/// A JSON body of a closed schema, with the field at fault named in errors, and the fields outside the schema.
-pub struct Parsed<T>(pub T, pub Ignored);
+/// A JSON body of a closed schema, with the field at fault named in errors, and the fields outside the schema. Boxed at
+/// once: it is large, and moves often.
+pub struct Parsed<T>(pub Box<T>, pub Ignored);
 
 impl<T: DeserializeOwned + Closed> FromRequest<Arc<App>> for Parsed<T> {
     type Rejection = ApiError;
@@ -40,7 +42,7 @@ impl<T: DeserializeOwned + Closed> FromRequest<Arc<App>> for Parsed<T> {
             let any: serde_json::Value =
                 serde_json::from_slice(&bytes).map_err(|error| json::data_error(&error))?;
             let request = serde_json::from_value(any).map_err(|error| json::data_error(&error))?;
-            return Ok(Self(request, Ignored::default()));
+            return Ok(Self(Box::new(request), Ignored::default()));
         }
         parse(&bytes)
     }
@@ -90,6 +92,17 @@ pub struct Manners {
     pub referer: Option<String>,
     /// `X-Cxmpute-Timeout-Ms`: the time the client gives the request.
     pub timeout: Option<Duration>,
+}
+
+/// The manners of a request, read from its head without a copy of it; a fault in them is told after those of the body.
+pub struct Mannered(pub ApiResult<Manners>);
+
+impl FromRequestParts<Arc<App>> for Mannered {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> ApiResult<Self> {
+        Ok(Self(Manners::of(&parts.headers)))
+    }
 }
 
 impl Manners {

@@ -6,9 +6,8 @@ use axum::extract::State;
 use axum::response::Response;
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::RerankRequest;
-use http::HeaderMap;
 
-use super::parse::{Manners, Parsed, resolve_model, wishes};
+use super::parse::{Mannered, Parsed, resolve_model, wishes};
 use super::validate::refuse;
 use crate::app::App;
 use crate::auth::Caller;
@@ -22,10 +21,10 @@ pub async fn create_rerank(
     State(app): State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    Mannered(manners): Mannered,
     Parsed(request, ignored): Parsed<RerankRequest>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers)?;
+    let mut manners = manners?;
     manners.ignore(ignored)?;
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Embeddings).await?;
     check(&request)?;

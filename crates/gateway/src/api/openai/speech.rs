@@ -7,9 +7,8 @@ use axum::response::Response;
 use cxmpute_market::catalogue::ModelEntry;
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::{AudioFormat, SpeechRequest, StreamFormat, TtsRequest};
-use http::HeaderMap;
 
-use super::parse::{Manners, Parsed, resolve_service, wishes};
+use super::parse::{Mannered, Parsed, resolve_service, wishes};
 use super::validate::refuse;
 use crate::app::App;
 use crate::auth::Caller;
@@ -28,10 +27,10 @@ pub async fn create_speech(
     State(app): State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    Mannered(manners): Mannered,
     Parsed(request, ignored): Parsed<SpeechRequest>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers)?;
+    let mut manners = manners?;
     manners.ignore(ignored)?;
     let model = resolve_service(&app, Some(&request.model), ServiceKind::Tts, |_| true)?;
     if request.stream_format == Some(StreamFormat::Sse) {
@@ -62,10 +61,10 @@ pub async fn create_tts(
     State(app): State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    Mannered(manners): Mannered,
     Parsed(request, ignored): Parsed<TtsRequest>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers)?;
+    let mut manners = manners?;
     manners.ignore(ignored)?;
     let name = request.voice.as_deref().unwrap_or(SEED_VOICE);
     let knows = |entry: &ModelEntry| entry.voices.contains_key(name);

@@ -7,9 +7,8 @@ use axum::response::Response;
 use cxmpute_market::catalogue::{Capability, ModelEntry};
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::scrape::ScrapeRequest;
-use http::HeaderMap;
 
-use crate::api::openai::parse::{Manners, Parsed, resolve_service, wishes};
+use crate::api::openai::parse::{Mannered, Parsed, resolve_service, wishes};
 use crate::api::openai::validate::refuse;
 use crate::app::App;
 use crate::auth::Caller;
@@ -23,10 +22,10 @@ pub async fn create_scrape(
     State(app): State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    Mannered(manners): Mannered,
     Parsed(mut request, ignored): Parsed<ScrapeRequest>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers)?;
+    let mut manners = manners?;
     manners.ignore(ignored)?;
     let able = |entry: &ModelEntry| !request.render || entry.capabilities.contains(&Capability::Render);
     let model = resolve_service(&app, request.model.as_deref(), ServiceKind::Scrape, able)?;
@@ -38,7 +37,7 @@ pub async fn create_scrape(
     let wishes = wishes(&app, &name, request.provider.take().as_ref())?;
     let total = app.config.relay.scrape_total();
     let ticket = manners.ticket(edge, "/scrape", &name, model, wishes, total);
-    let pages = Pages { request };
+    let pages = Pages { request: *request };
     Box::pin(run_errand(app, caller, ticket, pages)).await.map(|response| manners.sign(response))
 }
 

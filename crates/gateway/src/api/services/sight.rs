@@ -9,9 +9,8 @@ use bytes::Bytes;
 use cxmpute_market::catalogue::{Capability, ModelEntry};
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::sight::SightRequest;
-use http::HeaderMap;
 
-use crate::api::openai::parse::{Manners, Parsed, resolve_service, wishes};
+use crate::api::openai::parse::{Mannered, Parsed, resolve_service, wishes};
 use crate::api::openai::validate::refuse;
 use crate::app::App;
 use crate::auth::Caller;
@@ -26,10 +25,10 @@ pub async fn create_caption(
     app: State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    manners: Mannered,
     request: Parsed<SightRequest>,
 ) -> ApiResult<Response> {
-    look(app, edge, caller, headers, request, "/m/caption", |_| Ok(Wanted::Caption)).await
+    look(app, edge, caller, manners, request, "/m/caption", |_| Ok(Wanted::Caption)).await
 }
 
 /// Answers a question about a picture.
@@ -37,10 +36,10 @@ pub async fn create_answer(
     app: State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    manners: Mannered,
     request: Parsed<SightRequest>,
 ) -> ApiResult<Response> {
-    look(app, edge, caller, headers, request, "/m/query", |request| {
+    look(app, edge, caller, manners, request, "/m/query", |request| {
         named(request.question.as_deref(), "question").map(|_| Wanted::Answer)
     })
     .await
@@ -51,10 +50,10 @@ pub async fn create_detection(
     app: State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    manners: Mannered,
     request: Parsed<SightRequest>,
 ) -> ApiResult<Response> {
-    look(app, edge, caller, headers, request, "/m/detect", |request| {
+    look(app, edge, caller, manners, request, "/m/detect", |request| {
         named(request.target.as_deref(), "target").map(Wanted::Boxes)
     })
     .await
@@ -65,10 +64,10 @@ pub async fn create_pointing(
     app: State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    manners: Mannered,
     request: Parsed<SightRequest>,
 ) -> ApiResult<Response> {
-    look(app, edge, caller, headers, request, "/m/point", |request| {
+    look(app, edge, caller, manners, request, "/m/point", |request| {
         named(request.target.as_deref(), "target").map(Wanted::Points)
     })
     .await
@@ -78,19 +77,19 @@ async fn look(
     State(app): State<Arc<App>>,
     edge: Edge,
     caller: Caller,
-    headers: HeaderMap,
+    Mannered(manners): Mannered,
     Parsed(mut request, ignored): Parsed<SightRequest>,
     route: &'static str,
     wanted: impl Fn(&SightRequest) -> ApiResult<Wanted>,
 ) -> ApiResult<Response> {
-    let mut manners = Manners::of(&headers)?;
+    let mut manners = manners?;
     manners.ignore(ignored)?;
     let able = |entry: &ModelEntry| entry.capabilities.contains(&Capability::Ocr);
     let model = resolve_service(&app, request.model.as_deref(), ServiceKind::Vision, able)?;
     let wanted = wanted(&request)?;
     let name = request.model.take().unwrap_or_else(|| model.id.clone());
     let wishes = wishes(&app, &name, request.provider.take().as_ref())?;
-    let picture = picture(&app, request).await?;
+    let picture = picture(&app, *request).await?;
     let total = app.config.relay.sight_total();
     let ticket = manners.ticket(edge, route, &name, model, wishes, total);
     let sight = Sight { picture, wanted };

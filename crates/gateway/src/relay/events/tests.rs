@@ -94,6 +94,8 @@ fn an_impossible_claim_is_no_claim() {
         "7",
         r#"{"prompt_tokens":-1,"completion_tokens":2}"#,
         r#"{"prompt_tokens":1e99,"completion_tokens":2}"#,
+        r#"{"prompt_tokens":"1","completion_tokens":2}"#,
+        "[1,2,{}]",
     ] {
         assert_eq!(read(Dialect::Chat, &format!(r#"{{"choices":[],"usage":{usage}}}"#)).unwrap(), []);
     }

@@ -83,14 +83,11 @@ impl WorkPath {
 impl WorkPath {
     /// Where a work stream is opened. Cloning these costs nothing, parsing them for every stream does.
     fn uri(self) -> Uri {
-        static CHAT: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("http://node/chat/completions"));
-        static TEXT: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("http://node/completions"));
-        static EMBEDDINGS: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("http://node/embeddings"));
-        match self {
-            Self::ChatCompletions => CHAT.clone(),
-            Self::Completions => TEXT.clone(),
-            Self::Embeddings => EMBEDDINGS.clone(),
-        }
+        static ALL: LazyLock<[Uri; 7]> = LazyLock::new(|| {
+            WorkPath::ALL.map(|path| format!("http://node{path}").parse().expect("a path of ours is an address"))
+        });
+        let place = Self::ALL.iter().position(|path| *path == self).unwrap_or_default();
+        ALL[place].clone()
     }
 }
 

@@ -46,15 +46,7 @@ impl Writer {
         with_usage: bool,
         old_form: bool,
     ) -> Self {
-        Self {
-            dialect,
-            id,
-            created,
-            model,
-            with_usage,
-            old_form,
-            around_text: OnceLock::new(),
-        }
+        Self { dialect, id, created, model, with_usage, old_form, around_text: OnceLock::new() }
     }
 
     fn print_around_text(&self) -> (Vec<u8>, Vec<u8>) {

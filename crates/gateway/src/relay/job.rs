@@ -233,27 +233,41 @@ impl Job {
     ///
     /// # Errors
     /// The request cannot be printed, which its types rule out.
-    pub fn node_body(&self, cache_salt: &str) -> ApiResult<Bytes> {
+    pub fn node_body(&mut self, cache_salt: &str) -> ApiResult<Bytes> {
         let options = Some(StreamOptions { include_usage: true });
-        let body = match &self.ask {
+        let body = match &mut self.ask {
+            // Changed where it stands, and changed back: a copy of a conversation costs as much as printing it.
             Ask::Chat(request) => {
-                let mut request = request.clone();
-                request.model.clone_from(&self.model.id);
-                request.stream = Some(true);
-                request.stream_options = options;
-                request.max_tokens = Some(self.limit);
-                request.max_completion_tokens = None;
-                serde_json::to_vec(&Salted { request, cache_salt })
+                let asked = (
+                    std::mem::replace(&mut request.model, self.model.id.clone()),
+                    request.stream.replace(true),
+                    std::mem::replace(&mut request.stream_options, options),
+                    request.max_tokens.replace(self.limit),
+                    request.max_completion_tokens.take(),
+                );
+                let body = serde_json::to_vec(&Salted { request: &**request, cache_salt });
+                (
+                    request.model,
+                    request.stream,
+                    request.stream_options,
+                    request.max_tokens,
+                    request.max_completion_tokens,
+                ) = asked;
+                body
             }
             Ask::Completion(request) => {
-                let mut request = request.clone();
-                request.model.clone_from(&self.model.id);
-                request.stream = Some(true);
-                request.stream_options = options;
-                request.max_tokens = Some(self.limit);
-                // The prompt is repeated here, where nobody pays for it.
-                request.echo = None;
-                serde_json::to_vec(&Salted { request, cache_salt })
+                let asked = (
+                    std::mem::replace(&mut request.model, self.model.id.clone()),
+                    request.stream.replace(true),
+                    std::mem::replace(&mut request.stream_options, options),
+                    request.max_tokens.replace(self.limit),
+                    // The prompt is repeated here, where nobody pays for it.
+                    request.echo.take(),
+                );
+                let body = serde_json::to_vec(&Salted { request: &**request, cache_salt });
+                (request.model, request.stream, request.stream_options, request.max_tokens, request.echo) =
+                    asked;
+                body
             }
         };
         body.map(Bytes::from).map_err(ApiError::internal)

@@ -39,8 +39,8 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     for alternative in &job.alternatives {
         caller.permit_model(&alternative.model)?;
     }
-    let (job, Admitted { hold, covered, prompt }) = watched_admission(&app, &caller, job).await?;
-    let body = job.node_body(&app.cache_salt(&caller.user_id))?;
+    let (mut job, Admitted { hold, covered, prompt }) = watched_admission(&app, &caller, job).await?;
+    let body = Arc::make_mut(&mut job).node_body(&app.cache_salt(&caller.user_id))?;
     #[cfg(feature = "sabotage")]
     let body = with_extra_body(&app, &job, body)?;
     let relay = &app.config.relay;

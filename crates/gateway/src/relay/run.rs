@@ -168,7 +168,7 @@ impl Run {
     /// moved before any node hears of it.
     async fn fall_back(&mut self) -> bool {
         let mut job = self.job.clone();
-        while let Some(next) = job.next_model() {
+        while let Some(mut next) = job.next_model() {
             job = Arc::new(next.clone());
             let Ok(body) = next.node_body(&self.app.cache_salt(&self.user)) else { continue };
             match move_over(next, &mut self.hold).await {

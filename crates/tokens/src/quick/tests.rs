@@ -29,7 +29,10 @@ fn texts() -> impl Strategy<Value = String> {
 fn tokenizer(pre: &str) -> TextTokenizer {
     let alphabet = crate::vocabulary::byte_alphabet();
     let mut tokens: Vec<String> = alphabet.iter().map(char::to_string).collect();
-    let merges = ["h e", "l l", "he ll", "hell o", "Ġ t", "Ġt he", "Ġ Ġ", "1 2", "12 3", "' s", "Ċ Ċ", "! !", "Ġ Ċ", "o !"];
+    let merges = [
+        "h e", "l l", "he ll", "hell o", "Ġ t", "Ġt he", "Ġ Ġ", "1 2", "12 3", "' s", "Ċ Ċ", "! !", "Ġ Ċ",
+        "o !",
+    ];
     tokens.extend(merges.iter().map(|merge| merge.replace(' ', "")));
     let mut types = vec![1; tokens.len()];
     for (text, kind) in [("<|im_start|>", 3), ("<|im_end|>", 3), ("<|im_", 4), ("world", 4), ("  w", 4)] {

@@ -135,6 +135,14 @@ pub(super) fn failure(body: &[u8]) -> Option<Fault> {
     Some(code.filter(|code| code.status() == 400).map_or(Fault::Engine, Fault::BadRequest))
 }
 
+/// An answer that is an object. What reads types would take a list for one, field by field.
+pub(super) fn object<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Fault::Protocol);
+    }
+    serde_json::from_slice(body).map_err(|_| Fault::Protocol)
+}
+
 /// An answer as the client gets it.
 #[derive(Debug)]
 pub struct Printed {

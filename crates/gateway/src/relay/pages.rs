@@ -8,7 +8,7 @@ use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::scrape::{PageError, PageMetadata, PageResult, ScrapeRequest, ScrapeResponse};
 use cxmpute_wire::sight::PieceUsage;
 
-use super::errand::{Errand, Misread, Printed, Ticket, failure};
+use super::errand::{Errand, Misread, Printed, Ticket, failure, object};
 use super::retry::Fault;
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
@@ -53,7 +53,7 @@ impl Errand for Pages {
         if let Some(fault) = failure(&body) {
             return Err(fault.into());
         }
-        let answer: ScrapeResponse = serde_json::from_slice(&body).map_err(|_| Fault::Protocol)?;
+        let answer: ScrapeResponse = object(&body)?;
         if answer.results.len() != self.request.urls.len() {
             return Err(Fault::Protocol.into());
         }

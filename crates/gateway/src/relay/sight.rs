@@ -11,7 +11,7 @@ use cxmpute_wire::sight::{
     SightAnswer,
 };
 
-use super::errand::{Errand, Misread, Printed, Ticket, failure};
+use super::errand::{Errand, Misread, Printed, Ticket, failure, object};
 use super::retry::Fault;
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
@@ -70,7 +70,7 @@ impl Errand for Sight {
         if let Some(fault) = failure(&body) {
             return Err(fault.into());
         }
-        let read: ReadText = serde_json::from_slice(&body).map_err(|_| Fault::Protocol)?;
+        let read: ReadText = object(&body)?;
         let plain = |text: &str| !text.chars().any(|c| c.is_control() && c != '\n' && c != '\t');
         let inside = |word: &ReadWord| {
             let [left, top, right, bottom] = word.place;

@@ -12,7 +12,7 @@ use cxmpute_wire::openai::{
     DurationUsage, Heard, Segment, TranscriptFormat, Transcription, VerboseTranscription, Word,
 };
 
-use super::errand::{Errand, Misread, Printed, Ticket, failure};
+use super::errand::{Errand, Misread, Printed, Ticket, failure, object};
 use super::retry::Fault;
 use crate::app::App;
 use crate::error::ApiResult;
@@ -101,7 +101,7 @@ impl Errand for Transcript {
         if let Some(fault) = failure(&body) {
             return Err(fault.into());
         }
-        let heard: Heard = serde_json::from_slice(&body).map_err(|_| Fault::Protocol)?;
+        let heard: Heard = object(&body)?;
         if self.is_sound(&heard) { Ok(heard) } else { Err(Fault::Protocol.into()) }
     }
 

@@ -216,6 +216,11 @@ impl Contract {
         let text = std::str::from_utf8(body).context("the stream is no UTF-8")?;
         let mut ended = false;
         for block in text.split("\n\n").filter(|block| !block.is_empty()) {
+            // Streams of some routes name their events.
+            let (name, block) = match block.strip_prefix("event: ").and_then(|rest| rest.split_once('\n')) {
+                Some((name, rest)) => (Some(name), rest),
+                None => (None, block),
+            };
             let Some(data) = block.strip_prefix("data: ") else {
                 ensure!(
                     block.lines().all(|line| line.starts_with(':')),
@@ -230,7 +235,13 @@ impl Contract {
             }
             let value: Value = serde_json::from_str(data).with_context(|| format!("no JSON: {data}"))?;
             self.validate(key, schema, &value)?;
-            ended = value.get("error").is_some();
+            ended = match name {
+                None => value.get("error").is_some(),
+                Some(name) => {
+                    ensure!(value["type"] == name, "an event called {name} holds {}", value["type"]);
+                    LAST_EVENTS.contains(&name)
+                }
+            };
         }
         ensure!(ended, "the stream has no end");
         Ok(())
@@ -290,6 +301,10 @@ impl Contract {
         )
     }
 }
+
+/// Named events after which nothing follows.
+const LAST_EVENTS: [&str; 5] =
+    ["message_stop", "error", "response.completed", "response.incomplete", "response.failed"];
 
 /// How to judge the body of an answer.
 #[derive(Clone, Debug)]

@@ -36,7 +36,7 @@ const FIELDS_LIMIT: usize = limits::FIELDS;
 
 const ALLOWED_HEADERS: &str = "authorization, content-type, idempotency-key, x-title, http-referer, x-user-id, \
      x-cxmpute-strict, x-cxmpute-timeout-ms, traceparent, tracestate, openai-organization, openai-project, \
-     openai-beta, x-stainless-arch, x-stainless-lang, x-stainless-os, \
+     openai-beta, x-api-key, anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access, x-stainless-arch, x-stainless-lang, x-stainless-os, \
      x-stainless-package-version, x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, \
      x-stainless-timeout, x-stainless-helper-method";
 const EXPOSED_HEADERS: &str = "x-request-id, x-generation-id, retry-after, x-cxmpute-ignored, x-cxmpute-provider, \
@@ -127,7 +127,8 @@ pub async fn answer(app: &Arc<App>, router: &mut Router, mut request: Request<Bo
         // The same answer again, with the request id; what was added to it (`Allow`, `Upgrade`) stays.
         let mut headers = std::mem::take(response.headers_mut());
         headers.remove(header::CONTENT_LENGTH);
-        response = error.render(Some(&edge.request_id));
+        let shape = found.map_or(error.shape, |at| ROUTES[at].operation.refusals.shape(error.shape));
+        response = error.render_as(shape, Some(&edge.request_id));
         headers.extend(std::mem::take(response.headers_mut()));
         *response.headers_mut() = headers;
     }

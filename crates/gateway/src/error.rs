@@ -9,6 +9,7 @@ use std::ops::{Deref, DerefMut};
 
 use axum::response::{IntoResponse, Response};
 use cxmpute_store::{DbError, SpendCap};
+use cxmpute_wire::anthropic::{MessageError, MessageErrorBody};
 use cxmpute_wire::openai::{ErrorBody, ErrorEnvelope};
 use cxmpute_wire::{Code, MicroCredits, RequestId};
 use http::{HeaderValue, StatusCode, header};
@@ -49,6 +50,8 @@ pub enum Shape {
     OpenAi,
     /// `{"error": "message", "code", "action"}`: the routes of the first seed.
     Seed,
+    /// `{"type": "error", "error": {"type", "message", "code", "param"}, "request_id"}`: Anthropic's routes.
+    Anthropic,
 }
 
 impl Deref for ApiError {
@@ -286,7 +289,14 @@ impl ApiError {
     /// The whole answer.
     #[must_use]
     pub fn render(&self, request_id: Option<&RequestId>) -> Response {
-        let body = match self.shape {
+        self.render_as(self.shape, request_id)
+    }
+
+    /// The whole answer, in the shape that its route has for every refusal.
+    #[must_use]
+    pub fn render_as(&self, shape: Shape, request_id: Option<&RequestId>) -> Response {
+        let body = match shape {
+            Shape::Anthropic => serde_json::to_vec(&self.message_error(request_id)),
             Shape::OpenAi => serde_json::to_vec(&self.envelope(request_id)),
             Shape::Seed => serde_json::to_vec(&self.seed_body(request_id)),
         };
@@ -309,6 +319,22 @@ impl ApiError {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// The body in Anthropic's shape, also the data of an error event.
+    #[must_use]
+    pub fn message_error(&self, request_id: Option<&RequestId>) -> MessageError {
+        MessageError {
+            kind: "error".to_owned(),
+            error: MessageErrorBody {
+                kind: MessageErrorBody::kind_of(self.status.as_u16()).to_owned(),
+                message: self.message.clone().into_owned(),
+                code: self.code.as_str().to_owned(),
+                param: self.param.clone(),
+                extra: self.extra.clone(),
+            },
+            request_id: request_id.map(|id| id.as_str().to_owned()),
+        }
     }
 
     fn seed_body(&self, request_id: Option<&RequestId>) -> Map<String, Value> {
@@ -375,6 +401,21 @@ mod tests {
         let json = serde_json::to_value(error.envelope(None)).unwrap();
         assert_eq!(json["error"]["required"], "0.002410");
         assert_eq!(json["error"]["available"], "0.000007");
+    }
+
+    #[test]
+    fn anthropic_s_shape_names_its_class_and_our_code() {
+        let error = ApiError::invalid_api_key();
+        let text = serde_json::to_string(&error.message_error(Some(&RequestId::from_tail("0197")))).unwrap();
+        assert!(
+            text.starts_with(r#"{"type":"error","error":{"type":"authentication_error","message":""#),
+            "{text}"
+        );
+        assert!(text.ends_with(r#","code":"invalid_api_key"},"request_id":"req_0197"}"#), "{text}");
+        for code in Code::ALL {
+            let kind = MessageErrorBody::kind_of(code.status());
+            assert!(MessageErrorBody::KINDS.contains(&kind), "{code}: {kind}");
+        }
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub const FALLBACKS: usize = 8;
 pub const INPUTS: usize = 2_048;
 /// Tokens of all inputs of a request for embeddings.
 pub const INPUT_TOKENS: u64 = 300_000;
+/// Bytes of one event of a chat that is translated into another API's words; nodes may send much less.
+pub const TRANSLATED_EVENT: usize = 64 * 1024 * 1024;
 /// Bytes of a body that carries sound or a picture.
 pub const MEDIA_BODY: usize = 26 * 1024 * 1024;
 /// Bytes of a recording.

@@ -8,6 +8,7 @@ mod media;
 pub mod operation;
 mod provider;
 mod table;
+mod translated;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -84,7 +84,8 @@ impl WorkPath {
     /// Where a work stream is opened. Cloning these costs nothing, parsing them for every stream does.
     fn uri(self) -> Uri {
         static ALL: LazyLock<[Uri; 7]> = LazyLock::new(|| {
-            WorkPath::ALL.map(|path| format!("http://node{path}").parse().expect("a path of ours is an address"))
+            WorkPath::ALL
+                .map(|path| format!("http://node{path}").parse().expect("a path of ours is an address"))
         });
         let place = Self::ALL.iter().position(|path| *path == self).unwrap_or_default();
         ALL[place].clone()

@@ -2,6 +2,7 @@
 //! node. Only serde: no runtime, no database, no clock.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod anthropic;
 pub mod control;
 pub mod error;
 pub mod form;

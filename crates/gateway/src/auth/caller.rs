@@ -15,7 +15,9 @@ use crate::edge::{Edge, Matched, Peer, client_address};
 use crate::error::{ApiError, ApiResult};
 use crate::rates::Permit;
 use crate::router::Cost;
+use crate::router::operation::Refusals;
 
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_STRICT: HeaderName = HeaderName::from_static("x-cxmpute-strict");
 /// The route that every valid key may use.
 pub const OWN_KEY: &str = "/key";
@@ -38,7 +40,7 @@ impl FromRequestParts<Arc<App>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> ApiResult<Self> {
         refuse_key_in_query(parts.uri.query())?;
-        let text = bearer(&parts.headers).ok_or_else(ApiError::invalid_api_key)?;
+        let text = credential(parts).ok_or_else(ApiError::invalid_api_key)?;
         let client = || {
             let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
             peer.map(|peer| client_address(peer, &parts.headers, &app.config.server))
@@ -110,14 +112,31 @@ pub fn refusal(fault: KeyFault) -> ApiError {
     }
 }
 
+/// The key of a request: the bearer token, or `x-api-key` on the routes of Anthropic's shapes, whose clients send it.
+/// Two that differ are none.
+fn credential(parts: &Parts) -> Option<&str> {
+    let route = parts.extensions.get::<Matched>().map(|matched| matched.route());
+    let named = match route {
+        Some(route) if route.operation.refusals == Refusals::Anthropic => single(&parts.headers, &X_API_KEY),
+        _ => None,
+    };
+    match (parts.headers.contains_key(header::AUTHORIZATION), named) {
+        (false, named) => named,
+        (true, None) => bearer(&parts.headers),
+        (true, Some(named)) => bearer(&parts.headers).filter(|token| *token == named),
+    }
+}
+
+/// The value of a header, if there is exactly one.
+fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?.to_str().ok()?;
+    values.next().is_none().then(|| value.trim())
+}
+
 /// The token of `Authorization: Bearer …`, if there is exactly one.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let value = values.next()?.to_str().ok()?;
-    if values.next().is_some() {
-        return None;
-    }
-    let (scheme, token) = value.split_once(' ')?;
+    let (scheme, token) = single(headers, &header::AUTHORIZATION)?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 

@@ -1,6 +1,7 @@
-//! Refusals in the document: two shapes, the codes of each status, and what to do about each code.
+//! Refusals in the document: three shapes, the codes of each status, and what to do about each code.
 
 use cxmpute_wire::Code;
+use cxmpute_wire::anthropic::{MessageError, MessageErrorBody};
 use cxmpute_wire::control::SeedError;
 use cxmpute_wire::openai::ErrorEnvelope;
 use schemars::SchemaGenerator;
@@ -47,10 +48,11 @@ fn extras() -> Map<String, Value> {
     fields
 }
 
-/// Makes both shapes exact: the documented extra fields and no others.
+/// Makes the shapes exact: the documented extra fields and no others.
 pub fn add_shapes(schemas: &mut Schemas) {
     schemas.written(SchemaGenerator::subschema_for::<ErrorEnvelope>);
     schemas.written(SchemaGenerator::subschema_for::<SeedError>);
+    schemas.written(SchemaGenerator::subschema_for::<MessageError>);
 }
 
 /// The extra fields, added to the error object once its type's schema is there.
@@ -69,6 +71,17 @@ pub fn complete_shapes(schemas: &mut Map<String, Value>) {
     if let Some(envelope) = schemas.get_mut("ErrorEnvelope") {
         envelope["required"] = json!(["error", "request_id"]);
         envelope["properties"]["request_id"] = json!({"type": "string", "pattern": "^req_[0-9a-f]{32}$", "description": "The request it belongs to."});
+    }
+    if let Some(body) = schemas.get_mut("MessageErrorBody") {
+        if let Some(properties) = body["properties"].as_object_mut() {
+            properties.extend(extras());
+        }
+        body["properties"]["type"]["enum"] = json!(MessageErrorBody::KINDS);
+    }
+    if let Some(message) = schemas.get_mut("MessageError") {
+        message["required"] = json!(["type", "error", "request_id"]);
+        message["properties"]["type"] = json!({"const": "error"});
+        message["properties"]["request_id"] = json!({"type": "string", "pattern": "^req_[0-9a-f]{32}$", "description": "The request it belongs to."});
     }
     if let Some(flat) = schemas.get_mut(FLAT_ERROR)
         && let Some(properties) = flat["properties"].as_object_mut()
@@ -100,6 +113,7 @@ fn response(refusals: Refusals, status: u16, codes: &[Code]) -> Value {
     let (flat, envelope): (Vec<Code>, Vec<Code>) =
         codes.iter().partition(|code| refusals == Refusals::Seed && !is_early(**code));
     let schema = match (flat.is_empty(), envelope.is_empty()) {
+        _ if refusals == Refusals::Anthropic => message_of(codes),
         (true, _) => envelope_of(&envelope),
         (_, true) => flat_of(&flat),
         _ => json!({"anyOf": [flat_of(&flat), envelope_of(&envelope)]}),
@@ -125,6 +139,13 @@ fn is_early(code: Code) -> bool {
 pub fn envelope_of(codes: &[Code]) -> Value {
     json!({
         "allOf": [{"$ref": "#/components/schemas/ErrorEnvelope"}],
+        "properties": {"error": {"properties": {"code": {"enum": names(codes)}}}},
+    })
+}
+
+fn message_of(codes: &[Code]) -> Value {
+    json!({
+        "allOf": [{"$ref": "#/components/schemas/MessageError"}],
         "properties": {"error": {"properties": {"code": {"enum": names(codes)}}}},
     })
 }

@@ -116,6 +116,10 @@ fn content(answer: &Answer, schemas: &mut Schemas) -> Option<Value> {
             },
             "example": json_of(chunk.example),
         }),
+        Content::Named(event) => json!({
+            "schema": schemas.written(event.schema),
+            "example": json_of(event.example),
+        }),
         Content::Document => json!({"schema": {"type": "object", "required": ["openapi", "info", "paths"]}}),
         Content::Bytes(_) => json!({"schema": {"type": "string", "format": "binary"}}),
         Content::Text(_) => json!({"schema": {"type": "string"}}),
@@ -154,7 +158,7 @@ mod tests {
             of.request.iter().for_each(|body| good(body.example));
             for answer in of.answers {
                 answer.headers.iter().for_each(|header| good(header.schema));
-                if let Content::Json(body) | Content::Events(body) = answer.content {
+                if let Content::Json(body) | Content::Events(body) | Content::Named(body) = answer.content {
                     good(body.example);
                 }
             }

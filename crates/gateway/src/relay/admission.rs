@@ -259,6 +259,7 @@ mod tests {
             ask: Ask::Chat(Box::new(serde_json::from_value(body).unwrap())),
             model: catalogue.resolve("cxm-tiny").unwrap().clone(),
             model_name: "tiny".to_owned(),
+            form: crate::relay::Form::OpenAi,
             rules: crate::relay::Rules::default(),
             force_usage: false,
             timeout: None,

@@ -29,6 +29,17 @@ pub enum Ask {
     Completion(Box<CompletionRequest>),
 }
 
+/// In whose words the client speaks; the relay works on the same chat for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// OpenAI's chat completions, or its legacy completions.
+    OpenAi,
+    /// OpenAI's Responses.
+    Responses,
+    /// Anthropic's Messages.
+    Messages,
+}
+
 /// A model that may answer when the ones before it have no node (`models` of a request).
 #[derive(Debug, Clone)]
 pub struct Alternative {
@@ -57,6 +68,8 @@ pub struct Job {
     pub created: i64,
     /// The request.
     pub ask: Ask,
+    /// In whose words the client speaks.
+    pub form: Form,
     /// What the answer must keep to.
     pub rules: Rules,
     /// The model that answers.
@@ -158,9 +171,11 @@ impl Job {
     /// The route, as it stands in the request's row.
     #[must_use]
     pub fn route(&self) -> &'static str {
-        match self.ask {
-            Ask::Chat(_) => "/chat/completions",
-            Ask::Completion(_) => "/completions",
+        match (self.form, &self.ask) {
+            (Form::OpenAi, Ask::Chat(_)) => "/chat/completions",
+            (Form::OpenAi, Ask::Completion(_)) => "/completions",
+            (Form::Responses, _) => "/responses",
+            (Form::Messages, _) => "/messages",
         }
     }
 
@@ -194,9 +209,11 @@ impl Job {
     /// The id of the answer as clients see it.
     #[must_use]
     pub fn answer_id(&self) -> String {
-        let prefix = match self.ask {
-            Ask::Chat(_) => "chatcmpl-",
-            Ask::Completion(_) => "cmpl-",
+        let prefix = match (self.form, &self.ask) {
+            (Form::OpenAi, Ask::Chat(_)) => "chatcmpl-",
+            (Form::OpenAi, Ask::Completion(_)) => "cmpl-",
+            (Form::Responses, _) => "resp_",
+            (Form::Messages, _) => "msg_",
         };
         let id = self.request_id.as_str();
         format!("{prefix}{}", id.strip_prefix(RequestId::PREFIX).unwrap_or(id))

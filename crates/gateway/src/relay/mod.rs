@@ -34,7 +34,7 @@ mod watchdog;
 
 pub use embed::Embedding;
 pub use errand::{Errand, Printed, Ticket, run_errand};
-pub use job::{Alternative, Ask, Job};
+pub use job::{Alternative, Ask, Form, Job};
 pub use pages::Pages;
 pub use rerank::Rerank;
 pub use respond::run_llm;

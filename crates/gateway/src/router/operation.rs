@@ -4,6 +4,8 @@
 use cxmpute_wire::Code;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
+use crate::error::Shape;
+
 /// A route for people and for generated clients.
 #[derive(Debug)]
 pub struct Operation {
@@ -185,6 +187,9 @@ pub struct Answer {
 pub enum Content {
     /// JSON.
     Json(Payload),
+    /// Server-sent events with names, errors among them; the schema is that of the data of each, and a good stream ends
+    /// with an event that says so.
+    Named(Payload),
     /// Server-sent events; the schema is that of one event's data, `data: [DONE]` ends a good stream.
     Events(Payload),
     /// Bytes of this type.
@@ -205,7 +210,7 @@ impl Content {
     pub const fn media_type(self) -> Option<&'static str> {
         match self {
             Self::Json(_) | Self::Document => Some("application/json"),
-            Self::Events(_) => Some("text/event-stream"),
+            Self::Events(_) | Self::Named(_) => Some("text/event-stream"),
             Self::Bytes(media) | Self::Text(media) => Some(media),
             Self::Page => Some("text/html"),
             Self::Empty => None,
@@ -233,6 +238,16 @@ pub enum Refusals {
     Envelope,
     /// The flat object of the first seed; what is refused before the body was read still has the envelope.
     Seed,
+    /// Anthropic's object, whatever refused.
+    Anthropic,
+}
+
+impl Refusals {
+    /// The shape of a refusal that would come in `shape`.
+    #[must_use]
+    pub fn shape(self, shape: Shape) -> Shape {
+        if self == Self::Anthropic { Shape::Anthropic } else { shape }
+    }
 }
 
 /// What any route may answer with: the head is too large, or the gateway itself failed.

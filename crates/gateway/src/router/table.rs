@@ -5,9 +5,9 @@ use http::Method;
 
 use super::{
     Access, Cost, Handler, Meter, Operation, RateClass, Route, account as about, inference, media,
-    provider as node,
+    provider as node, translated,
 };
-use crate::api::{account, docs, health, openai, provider, services};
+use crate::api::{account, anthropic, docs, health, openai, provider, services};
 use crate::limits;
 
 /// Paid work: a key, a meter, all limits.
@@ -60,6 +60,14 @@ const fn read(
     }
 }
 
+/// Something that is worked out here and costs nothing.
+const fn count(path: &'static str, operation: &'static Operation, handler: Handler) -> Route {
+    let mut route = report(Method::POST, path, Access::Key, operation, handler);
+    route.cost = Cost::Cheap;
+    route.body_limit = limits::BODY;
+    route
+}
+
 /// A change that a node or a device asks for.
 const fn report(
     method: Method,
@@ -98,6 +106,7 @@ pub static ROUTES: &[Route] = &[
     // For users: OpenAI's shapes.
     work("/chat/completions", Meter::Text, &inference::CHAT, || post(openai::chat::create_chat_completion)),
     work("/completions", Meter::Text, &inference::COMPLETION, || post(openai::completion::create_completion)),
+    work("/responses", Meter::Text, &translated::RESPONSES, || post(openai::responses::create_response)),
     work("/embeddings", Meter::Embedding, &inference::EMBEDDING, || {
         post(openai::embedding::create_embedding)
     }),
@@ -106,6 +115,9 @@ pub static ROUTES: &[Route] = &[
     large("/audio/transcriptions", Meter::Seconds, &media::TRANSCRIPTION, || {
         post(openai::transcription::create_transcription)
     }),
+    // For users: Anthropic's shapes.
+    work("/messages", Meter::Text, &translated::MESSAGES, || post(anthropic::messages::create_message)),
+    count("/messages/count_tokens", &translated::COUNT_TOKENS, || post(anthropic::count::count_tokens)),
     // For users: the first seed's shapes.
     work("/tts", Meter::Characters, &media::TTS, || post(openai::speech::create_tts)),
     large("/m/caption", Meter::Images, &media::CAPTION, || post(services::sight::create_caption)),

@@ -172,6 +172,12 @@ impl RouteView {
                     };
                     let example = described.get("example").map(|example| match events {
                         true => format!("data: {example}\n\ndata: [DONE]"),
+                        false if matches!(answer.content, Content::Named(_)) => {
+                            format!(
+                                "event: {}\ndata: {example}",
+                                example["type"].as_str().unwrap_or_default()
+                            )
+                        }
                         false => format!("{example:#}"),
                     });
                     AnswerView {

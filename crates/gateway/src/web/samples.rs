@@ -80,6 +80,7 @@ fn official(route: &Route) -> Option<(String, String)> {
     let (python_call, node_call) = match route.operation.id {
         "createChatCompletion" => ("chat.completions.create", "chat.completions.create"),
         "createCompletion" => ("completions.create", "completions.create"),
+        "createResponse" => ("responses.create", "responses.create"),
         "createEmbedding" => ("embeddings.create", "embeddings.create"),
         "listModels" => ("models.list", "models.list"),
         "getModel" => ("models.retrieve", "models.retrieve"),

@@ -41,7 +41,7 @@ pub struct JsonSchemaFormat {
 }
 
 /// `POST /chat/completions`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ChatRequest {
     /// Model id or alias.
     pub model: String,

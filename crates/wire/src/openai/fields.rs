@@ -2,7 +2,11 @@
 //! types read the same names, and a test holds this table to them.
 
 use self::Inner::{Free, List, Object};
-use super::{ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, SpeechRequest, TtsRequest};
+use super::{
+    ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ResponsesRequest, SpeechRequest,
+    TtsRequest,
+};
+use crate::anthropic::{CountRequest, MessagesRequest};
 use crate::scrape::ScrapeRequest;
 use crate::sight::SightRequest;
 
@@ -65,6 +69,18 @@ impl Closed for SightRequest {
 
 impl Closed for ScrapeRequest {
     const FIELDS: &'static Fields = &SCRAPE;
+}
+
+impl Closed for ResponsesRequest {
+    const FIELDS: &'static Fields = &RESPONSES;
+}
+
+impl Closed for MessagesRequest {
+    const FIELDS: &'static Fields = &MESSAGES;
+}
+
+impl Closed for CountRequest {
+    const FIELDS: &'static Fields = &COUNT;
 }
 
 static CHAT: Fields = Fields(&[
@@ -263,6 +279,125 @@ static PERCENTILES: Fields = Fields(&[("p50", Free), ("p75", Free), ("p90", Free
 static MAX_PRICE: Fields =
     Fields(&[("prompt", Free), ("completion", Free), ("request", Free), ("image", Free)]);
 
+static RESPONSES: Fields = Fields(&[
+    ("model", Free),
+    ("models", Free),
+    ("input", List(&ITEM)),
+    ("instructions", Free),
+    ("max_output_tokens", Free),
+    ("temperature", Free),
+    ("top_p", Free),
+    ("tools", List(&RESPONSE_TOOL)),
+    ("tool_choice", Object(&RESPONSE_NAMED)),
+    ("parallel_tool_calls", Free),
+    ("text", Object(&TEXT_OPTIONS)),
+    ("reasoning", Object(&REASONING)),
+    ("stream", Free),
+    ("metadata", Free),
+    ("store", Free),
+    ("previous_response_id", Free),
+    ("conversation", Free),
+    ("background", Free),
+    ("truncation", Free),
+    ("service_tier", Free),
+    ("user", Free),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static ITEM: Fields = Fields(&[
+    ("type", Free),
+    ("role", Free),
+    ("content", List(&ITEM_PART)),
+    ("call_id", Free),
+    ("name", Free),
+    ("arguments", Free),
+    ("output", List(&ITEM_PART)),
+    ("id", Free),
+    ("status", Free),
+]);
+
+static ITEM_PART: Fields = Fields(&[
+    ("type", Free),
+    ("text", Free),
+    ("refusal", Free),
+    ("image_url", Free),
+    ("detail", Free),
+    ("annotations", Free),
+    ("logprobs", Free),
+]);
+
+static RESPONSE_TOOL: Fields =
+    Fields(&[("type", Free), ("name", Free), ("description", Free), ("parameters", Free), ("strict", Free)]);
+
+static RESPONSE_NAMED: Fields = Fields(&[("type", Free), ("name", Free)]);
+
+static TEXT_OPTIONS: Fields = Fields(&[("format", Object(&TEXT_FORMAT))]);
+
+static TEXT_FORMAT: Fields =
+    Fields(&[("type", Free), ("name", Free), ("description", Free), ("schema", Free), ("strict", Free)]);
+
+static REASONING: Fields = Fields(&[("effort", Free)]);
+
+static MESSAGES: Fields = Fields(&[
+    ("model", Free),
+    ("models", Free),
+    ("messages", List(&INPUT_MESSAGE)),
+    ("max_tokens", Free),
+    ("system", List(&BLOCK)),
+    ("stop_sequences", Free),
+    ("stream", Free),
+    ("temperature", Free),
+    ("top_p", Free),
+    ("top_k", Free),
+    ("tools", List(&ANTHROPIC_TOOL)),
+    ("tool_choice", Object(&ANTHROPIC_TOOL_CHOICE)),
+    ("metadata", Object(&MESSAGE_METADATA)),
+    ("thinking", Object(&THINKING)),
+    ("service_tier", Free),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static COUNT: Fields = Fields(&[
+    ("model", Free),
+    ("messages", List(&INPUT_MESSAGE)),
+    ("system", List(&BLOCK)),
+    ("tools", List(&ANTHROPIC_TOOL)),
+    ("tool_choice", Object(&ANTHROPIC_TOOL_CHOICE)),
+    ("thinking", Object(&THINKING)),
+]);
+
+static INPUT_MESSAGE: Fields = Fields(&[("role", Free), ("content", List(&BLOCK))]);
+
+static BLOCK: Fields = Fields(&[
+    ("type", Free),
+    ("text", Free),
+    ("source", Object(&SOURCE)),
+    ("id", Free),
+    ("name", Free),
+    ("input", Free),
+    ("tool_use_id", Free),
+    ("content", List(&RESULT_BLOCK)),
+]);
+
+static RESULT_BLOCK: Fields = Fields(&[("type", Free), ("text", Free), ("source", Object(&SOURCE))]);
+
+static SOURCE: Fields = Fields(&[("type", Free), ("media_type", Free), ("data", Free), ("url", Free)]);
+
+static ANTHROPIC_TOOL: Fields = Fields(&[
+    ("type", Free),
+    ("name", Free),
+    ("description", Free),
+    ("input_schema", Free),
+    ("strict", Free),
+]);
+
+static ANTHROPIC_TOOL_CHOICE: Fields =
+    Fields(&[("type", Free), ("name", Free), ("disable_parallel_tool_use", Free)]);
+
+static MESSAGE_METADATA: Fields = Fields(&[("user_id", Free)]);
+
+static THINKING: Fields = Fields(&[("type", Free)]);
+
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
@@ -271,7 +406,7 @@ mod tests {
     use serde::forward_to_deserialize_any;
 
     use super::*;
-    use crate::openai;
+    use crate::{anthropic, openai};
 
     /// Asks a type which fields it reads, and answers with nothing else.
     struct Asking<'a>(&'a mut Vec<&'static str>);
@@ -308,8 +443,25 @@ mod tests {
 
     #[test]
     fn the_table_names_what_the_types_read() {
-        let table: [(&Fields, Vec<&str>); 25] = [
+        let table: [(&Fields, Vec<&str>); 43] = [
             (&SPEECH, read_by::<SpeechRequest>()),
+            (&RESPONSES, read_by::<ResponsesRequest>()),
+            (&ITEM, read_by::<openai::ResponseItem>()),
+            (&ITEM_PART, read_by::<openai::ItemPart>()),
+            (&RESPONSE_TOOL, read_by::<openai::ResponseTool>()),
+            (&RESPONSE_NAMED, read_by::<openai::ResponseNamedTool>()),
+            (&TEXT_OPTIONS, read_by::<openai::TextOptions>()),
+            (&REASONING, read_by::<openai::ReasoningOptions>()),
+            (&MESSAGES, read_by::<MessagesRequest>()),
+            (&COUNT, read_by::<CountRequest>()),
+            (&INPUT_MESSAGE, read_by::<anthropic::InputMessage>()),
+            (&BLOCK, read_by::<anthropic::InputBlock>()),
+            (&RESULT_BLOCK, read_by::<anthropic::ResultBlock>()),
+            (&SOURCE, read_by::<anthropic::ImageSource>()),
+            (&ANTHROPIC_TOOL, read_by::<anthropic::AnthropicTool>()),
+            (&ANTHROPIC_TOOL_CHOICE, read_by::<anthropic::AnthropicToolChoice>()),
+            (&MESSAGE_METADATA, read_by::<anthropic::MessageMetadata>()),
+            (&THINKING, read_by::<anthropic::Thinking>()),
             (&TTS, read_by::<TtsRequest>()),
             (&RERANK, read_by::<RerankRequest>()),
             (&SIGHT, read_by::<SightRequest>()),
@@ -335,6 +487,7 @@ mod tests {
             (&MAX_PRICE, read_by::<openai::MaxPrice>()),
             // Enums with a tag: each field belongs to one of the variants.
             (&RESPONSE_FORMAT, vec!["json_schema", "type"]),
+            (&TEXT_FORMAT, vec!["description", "name", "schema", "strict", "type"]),
         ];
         for (fields, read) in table {
             let mut names: Vec<&str> = fields.0.iter().map(|(name, _)| *name).collect();

@@ -147,3 +147,19 @@ pub struct ChatMessage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,
 }
+
+impl ChatMessage {
+    /// A message that says something and nothing else.
+    #[must_use]
+    pub fn new(role: Role, content: Content) -> Self {
+        Self {
+            role,
+            content: Some(content),
+            name: None,
+            tool_calls: None,
+            tool_call_id: None,
+            function_call: None,
+            refusal: None,
+        }
+    }
+}

@@ -14,6 +14,8 @@ mod message;
 mod model;
 mod provider;
 mod rerank;
+mod responses;
+mod responses_answer;
 mod tool;
 mod tool_choice;
 mod usage;
@@ -40,6 +42,14 @@ pub use provider::{
     SortOrder,
 };
 pub use rerank::{RerankDocument, RerankRequest, RerankResponse, RerankResult, RerankText};
+pub use responses::{
+    ItemContent, ItemPart, ReasoningOptions, ResponseInput, ResponseItem, ResponseNamedTool, ResponseTool,
+    ResponseToolChoice, ResponsesRequest, TextFormat, TextOptions,
+};
+pub use responses_answer::{
+    IncompleteDetails, InputDetails, OutputItem, OutputPart, ResponseEvent, ResponseFailure, ResponseObject,
+    ResponseStatus, ResponseUsage,
+};
 pub use tool::{FunctionCall, FunctionSpec, Tool, ToolCall};
 pub use tool_choice::{FunctionChoice, NamedFunction, NamedTool, ToolChoice, ToolMode};
 pub use usage::{CompletionDetails, CostDetails, PromptDetails, StreamOptions, Usage, UsageOptions};

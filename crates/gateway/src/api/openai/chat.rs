@@ -8,14 +8,14 @@ use cxmpute_wire::ServiceKind;
 use cxmpute_wire::openai::ChatRequest;
 
 use super::old_form::modernise;
-use super::parse::{Mannered, Parsed, resolve_alternatives, resolve_model, wishes};
+use super::parse::{Mannered, Manners, Parsed, resolve_alternatives, resolve_model, wishes};
 use super::support::supports_chat;
 use super::validate::{check_chat, check_tools, output_limit};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::edge::Edge;
 use crate::error::{ApiError, ApiResult};
-use crate::relay::{Ask, Job, Rules, run_llm};
+use crate::relay::{Ask, Form, Job, Rules, run_llm};
 
 /// Answers a conversation, as a stream or whole.
 pub async fn create_chat_completion(
@@ -23,10 +23,25 @@ pub async fn create_chat_completion(
     edge: Edge,
     caller: Caller,
     Mannered(manners): Mannered,
-    Parsed(mut request, ignored): Parsed<ChatRequest>,
+    Parsed(request, ignored): Parsed<ChatRequest>,
 ) -> ApiResult<Response> {
     let mut manners = manners?;
     manners.ignore(ignored)?;
+    Box::pin(answer(app, edge, caller, manners, request, Form::OpenAi)).await
+}
+
+/// Checks a conversation and has it answered: as it came, or translated from the words of another API.
+///
+/// # Errors
+/// It is refused, in the words of a chat, or it fails before the first content.
+pub async fn answer(
+    app: Arc<App>,
+    edge: Edge,
+    caller: Caller,
+    mut manners: Manners,
+    mut request: Box<ChatRequest>,
+    form: Form,
+) -> ApiResult<Response> {
     // A list without tools asks for nothing; clients send it, and not every engine takes it.
     request.tools = request.tools.take().filter(|tools| !tools.is_empty());
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Llm).await?;
@@ -34,7 +49,11 @@ pub async fn create_chat_completion(
     supports_chat(&model, &request)?;
     let old_form = modernise(&mut request)?;
     check_tools(&request)?;
-    let param = if request.max_tokens.is_none() { "max_completion_tokens" } else { "max_tokens" };
+    let param = match form {
+        Form::Responses => "max_output_tokens",
+        _ if request.max_tokens.is_none() => "max_completion_tokens",
+        _ => "max_tokens",
+    };
     let (limit, explicit_limit) = output_limit(request.output_limit(), &model, param)?;
     let alternatives =
         resolve_alternatives(&app, request.models.as_deref(), &model, request.output_limit(), param).await?;
@@ -47,6 +66,7 @@ pub async fn create_chat_completion(
         watch: edge.watch,
         arrived: edge.arrived,
         created: app.clock.now().seconds(),
+        form,
         rules,
         force_usage: caller.key.settings.force_usage,
         timeout: manners.timeout,

@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::edge::Edge;
 use crate::error::ApiResult;
-use crate::relay::{Ask, Job, Rules, run_llm};
+use crate::relay::{Ask, Form, Job, Rules, run_llm};
 
 /// Continues texts, as a stream or whole.
 pub async fn create_completion(
@@ -39,6 +39,7 @@ pub async fn create_completion(
         watch: edge.watch,
         arrived: edge.arrived,
         created: app.clock.now().seconds(),
+        form: Form::OpenAi,
         rules: Rules::of_completion(&request),
         force_usage: caller.key.settings.force_usage,
         timeout: manners.timeout,

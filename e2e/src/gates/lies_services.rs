@@ -357,7 +357,7 @@ fn additions(service: Service) -> Vec<(&'static str, Bytes, Value)> {
                 json!({"url": url, "success": true, "content_type": "text/[2Jhtml", "data": "x",
                     "metadata": {"title": "one[2Jtwo", "author": ""}})
             };
-            let all = |of: &dyn Fn(&str) -> Value| json!({"results": URLS.map(|url| of(url))});
+            let all = |of: &dyn Fn(&str) -> Value| json!({"results": URLS.map(of)});
             let mut answer = all(&sent);
             answer["usage"] = json!({"cost": OWN_WORD});
             vec![("extras and control characters", answer.to_string().into(), all(&got))]

@@ -1,8 +1,8 @@
-"""Checks every answer and every stream frame that tap.py kept against the published OpenAI types.
+"""Checks every answer and every stream frame that tap.py kept against the published types of OpenAI and Anthropic.
 
     check_answers.py FOLDER
 
-The types are those of the official Python client. Beyond them, only the extensions listed here may occur. Prints what
+The types are those of the official Python clients. Beyond them, only the extensions listed here may occur. Prints what
 was checked and each violation; ends 1 if there is one, or if there was nothing to check.
 """
 
@@ -15,15 +15,20 @@ import sys
 from urllib.parse import urlsplit
 
 import h11
+from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.shared import ErrorObject
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 # What our answers say beyond OpenAI's types, by type.
 EXTENSIONS = {
     "CompletionUsage": {"cost", "cost_details", "source", "code", "attempts"},
     "Usage": {"cost", "cost_details", "source", "code", "attempts", "completion_tokens", "prompt_tokens_details", "completion_tokens_details"},
+    # `Usage` above is the name of Anthropic's type, too.
+    "MessageDeltaUsage": {"cost", "cost_details", "source", "code"},
+    "ResponseUsage": {"cost", "cost_details", "source", "code"},
     "Model": {
         "name", "description", "aliases", "context_length", "architecture", "pricing", "pricing_micro", "top_provider",
         "supported_parameters", "quantizations", "availability", "stats", "evidence", "dimensions", "kind", "digest",
@@ -36,7 +41,19 @@ WORK = {
     "/chat/completions": (ChatCompletion, ChatCompletionChunk),
     "/completions": (Completion, Completion),
     "/embeddings": (CreateEmbeddingResponse, None),
+    "/responses": (Response, ResponseStreamEvent),
+    "/messages": (Message, RawMessageStreamEvent),
+    "/messages/count_tokens": (MessageTokensCount, None),
 }
+# Streams whose events have names: what opens one, and what ends it.
+NAMED = {
+    "/responses": ("response.created", {"response.completed", "response.incomplete", "response.failed"}),
+    "/messages": ("message_start", {"message_stop", "error"}),
+}
+ANTHROPIC_ERRORS = {
+    "invalid_request_error", "authentication_error", "billing_error", "permission_error", "not_found_error",
+    "request_too_large", "rate_limit_error", "api_error", "overloaded_error", "timeout_error",
+}  # fmt: skip
 
 
 class Report:
@@ -51,7 +68,7 @@ class Report:
     def check(self, kind, value, what):
         self.checked[what] += 1
         try:
-            model = kind.model_validate_json(json.dumps(value), strict=True)
+            model = TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             for fault in error.errors():
                 self.violation(f"{what}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}")
@@ -146,6 +163,59 @@ def check_error(report, value, headers):
         report.violation("an error without x-request-id")
 
 
+def check_message_error(report, value, headers):
+    report.checked["error"] += 1
+    body = value.get("error")
+    if value.get("type") != "error" or not isinstance(body, dict) or set(value) - {"type", "error", "request_id"}:
+        return report.violation("an error of another shape than Anthropic's")
+    if body.get("type") not in ANTHROPIC_ERRORS or not body.get("message") or not body.get("code"):
+        report.violation(f"an error without a class, words or a code: {body}")
+    if headers is not None and value.get("request_id") != headers.get("x-request-id"):
+        report.violation("an error without its request id")
+
+
+def check_named_stream(report, path, text, whole):
+    frames = text.split("\n\n")
+    complete, rest = frames[:-1], frames[-1]
+    if whole and rest:
+        report.violation("a stream that ends inside a frame")
+    first, last = NAMED[path]
+    seen, open_blocks = [], set()
+    for frame in complete:
+        if frame.startswith(":"):
+            continue
+        name, _, data = frame.partition("\n")
+        if not name.startswith("event: ") or not data.startswith("data: ") or "\n" in data:
+            report.violation(f"a frame without name or data: {frame[:60]!r}")
+            continue
+        name, value = name[7:], json.loads(data[6:])
+        if value.get("type") != name:
+            report.violation(f"an event called {name} of type {value.get('type')}")
+        if seen and seen[-1] in last:
+            report.violation("a frame after the end")
+        if name == "ping" and path == "/messages":
+            continue
+        seen.append(name)
+        if name == "error" and path == "/messages":
+            check_message_error(report, value, None)
+            continue
+        report.check(WORK[path][1], value, f"{path} frame")
+        if path == "/responses" and value.get("sequence_number") != len(seen) - 1:
+            report.violation(f"event {len(seen) - 1} has the number {value.get('sequence_number')}")
+        if name in ("content_block_start", "response.output_item.added"):
+            open_blocks.add(value.get("index", value.get("output_index")))
+        elif name in ("content_block_stop", "response.output_item.done"):
+            open_blocks.discard(value.get("index", value.get("output_index")))
+        elif name == "content_block_delta" and value["index"] not in open_blocks:
+            report.violation("a block goes on that is not open")
+    if seen and seen[0] not in (first, "error"):
+        report.violation(f"a stream that begins with {seen[0]}")
+    if whole and not (seen and seen[-1] in last):
+        report.violation("a whole stream without an end")
+    if seen and seen[-1] in ("message_stop", "response.completed", "response.incomplete") and open_blocks:
+        report.violation("a complete stream with open blocks")
+
+
 def check_stream(report, request, chunk_kind, text, whole):
     frames = text.split("\n\n")
     complete, rest = frames[:-1], frames[-1]
@@ -221,10 +291,14 @@ def check_answer(report, method, path, request, status, headers, body, whole):
         if kind != "text/event-stream; charset=utf-8" or headers.get("cache-control") != "no-store":
             report.violation(f"stream headers: {kind}, {headers.get('cache-control')}")
         text = body.decode("utf-8", errors="ignore" if not whole else "strict")
+        if path in NAMED:
+            return check_named_stream(report, path, text, whole)
         return check_stream(report, request, WORK[path][1], text, whole)
     if not whole:
         return None
     value = json.loads(body)
+    if status >= 400 and path.startswith("/messages"):
+        return check_message_error(report, value, headers)
     if status >= 400:
         return check_error(report, value, headers)
     if path in WORK:

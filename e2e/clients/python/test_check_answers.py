@@ -72,3 +72,52 @@ def test_other_bad_answers_are_seen():
     assert violations(json.dumps(error), status=400, headers=json_head)
     assert violations(json.dumps({"detail": "no"}), status=400, headers={**json_head, "x-request-id": "r"})
     assert violations(frames(*GOOD), headers={"content-type": "text/event-stream"})
+
+
+MESSAGE = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [], "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 0, "output_tokens": 0}}
+EVENTS = [
+    {"type": "message_start", "message": MESSAGE},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"input_tokens": 5, "output_tokens": 1, "cost": "0.000001"}},
+    {"type": "message_stop"},
+]
+BROKEN = {"type": "error", "error": {"type": "api_error", "message": "m", "code": "provider_lost"}}
+
+
+def named(*events):
+    return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+
+
+def test_a_good_stream_of_messages_passes():
+    assert violations(named(*EVENTS), path="/messages") == []
+    assert violations(named({"type": "ping"}, *EVENTS[:3], BROKEN), path="/messages") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        named(*EVENTS[1:]),
+        named(*EVENTS[:-1]),
+        named(*EVENTS[:3], *EVENTS[4:]),
+        named(EVENTS[0], *EVENTS[2:]),
+        named(*EVENTS, EVENTS[-1]),
+        named(*EVENTS[:3], BROKEN, EVENTS[-1]),
+        named(*EVENTS[:3], {**BROKEN, "error": {"type": "server_error", "message": "m", "code": "c"}}),
+        named(EVENTS[0], {**EVENTS[1], "content_block": {"type": "text"}}, *EVENTS[2:]),
+        named(*EVENTS).replace("event: message_stop", "event: ping"),
+        frames(*EVENTS, end=""),
+    ],
+)
+def test_a_bad_stream_of_messages_is_seen(text):
+    assert violations(text, path="/messages")
+
+
+def test_errors_of_messages_have_their_own_shape():
+    head = {"content-type": "application/json", "x-request-id": "r"}
+    good = {**BROKEN, "request_id": "r"}
+    assert violations(json.dumps(good), path="/messages", status=502, headers=head) == []
+    assert violations(json.dumps({**good, "request_id": "x"}), path="/messages", status=502, headers=head)
+    envelope = {"error": {"message": "m", "type": "t", "param": None, "code": "c"}, "request_id": "r"}
+    assert violations(json.dumps(envelope), path="/messages", status=400, headers=head)

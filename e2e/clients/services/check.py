@@ -140,7 +140,7 @@ def speech(service, listener):
         said, generation = call(
             "POST",
             "/audio/speech",
-            {"model": service.model, "input": text, "voice": "af_sky", "speed": 0.85, "response_format": "wav"},
+            {"model": service.model, "input": text, "voice": "af_sky", "speed": 0.9, "response_format": "wav"},
         )
         service.paid(generation, len(text))
         with wave.open(io.BytesIO(said)) as sound:

@@ -96,7 +96,7 @@ pub(super) const COUNT_TOKENS: Operation = Operation {
     group: Group::Inference,
     summary: "Count the tokens of a message",
     detail: "The number of prompt tokens that `POST /messages` would be billed for, with the model's own tokenizer and \
-             template. It costs nothing. A model that is priced by characters has no such number: 400.",
+             template. It costs nothing. A model whose tokenizer is not here has no such number: 400.",
     parameters: &[VERSION, STRICT],
     request: Some(Payload::of::<CountRequest>(
         r#"{"model":"cxm-tiny","messages":[{"role":"user","content":"Say hello."}]}"#,
@@ -116,8 +116,6 @@ pub(super) const COUNT_TOKENS: Operation = Operation {
             Code::UnsupportedParameter,
             Code::ModelNotPermitted,
             Code::ModelNotFound,
-            // A price that belongs to a tokenizer which is not here.
-            Code::NoProvider,
         ],
     ],
     refusals: Refusals::Anthropic,

@@ -7,4 +7,5 @@ mod plan;
 mod seed;
 mod start;
 mod surface;
+mod translated;
 mod world;

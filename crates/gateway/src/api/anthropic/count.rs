@@ -11,7 +11,7 @@ use http::HeaderMap;
 
 use super::check_version;
 use super::request::{Translation, translate_count};
-use crate::api::openai::parse::{Manners, Parsed, resolve_model};
+use crate::api::openai::parse::{Manners, Parsed, find_model};
 use crate::api::openai::validate::{check_chat, check_tools};
 use crate::app::App;
 use crate::auth::Caller;
@@ -28,12 +28,14 @@ pub async fn count_tokens(
     let mut manners = Manners::of(&headers)?;
     manners.ignore(ignored)?;
     let Translation { request, names } = translate_count(*request)?;
-    let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Llm).await?;
+    let model = find_model(&app, &request.model, ServiceKind::Llm)?;
     caller.permit_model(&model)?;
     check_chat(&request).and_then(|()| check_tools(&request)).map_err(|error| names.refuse(error))?;
-    let Some(counter) = counter else {
-        let message =
-            format!("The model `{}` is priced by characters; its tokens are not counted.", model.id);
+    let Some(counter) = app.counters.of(&model).await else {
+        let message = format!(
+            "There is no tokenizer of the model `{}` here, so its tokens cannot be counted.",
+            model.id
+        );
         return Err(ApiError::unsupported_parameter("model", message));
     };
     let counted = tokio::task::spawn_blocking(move || counter.count_prompt(&request));

@@ -239,15 +239,20 @@ pub fn wishes(app: &App, model: &str, preferences: Option<&ProviderPreferences>)
     Ok(Arc::new(wishes))
 }
 
+/// The model that was asked for, if it does this kind of work.
+pub fn find_model(app: &App, name: &str, kind: ServiceKind) -> ApiResult<Arc<ModelEntry>> {
+    let (model, _) = split_suffix(&app.catalogue, name);
+    let entry = app.catalogue.resolve(model).filter(|entry| entry.kind == kind);
+    entry.cloned().ok_or_else(|| ApiError::model_not_found(name))
+}
+
 /// The model that was asked for, if it does this kind of work and can be metered here.
 pub async fn resolve_model(
     app: &App,
     name: &str,
     kind: ServiceKind,
 ) -> ApiResult<(Arc<ModelEntry>, Option<TokenCounter>)> {
-    let (model, _) = split_suffix(&app.catalogue, name);
-    let entry = app.catalogue.resolve(model).filter(|entry| entry.kind == kind);
-    let entry = entry.ok_or_else(|| ApiError::model_not_found(name))?.clone();
+    let entry = find_model(app, name, kind)?;
     let counter = app.counters.of(&entry).await;
     if counter.is_none() && entry.price.character.0 == 0 && !entry.price.free {
         // A route without a meter is no route (GR section 11).
@@ -270,9 +275,7 @@ pub fn resolve_service(
     able: impl Fn(&ModelEntry) -> bool,
 ) -> ApiResult<Arc<ModelEntry>> {
     if let Some(name) = name {
-        let (model, _) = split_suffix(&app.catalogue, name);
-        let entry = app.catalogue.resolve(model).filter(|entry| entry.kind == kind);
-        return entry.cloned().ok_or_else(|| ApiError::model_not_found(name));
+        return find_model(app, name, kind);
     }
     let able = || app.catalogue.entries().iter().filter(|entry| entry.kind == kind && able(entry));
     let served = able().find(|entry| app.fleet.state(&entry.service).routable > 0);

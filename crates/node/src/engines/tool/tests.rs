@@ -61,7 +61,7 @@ async fn spoken_digits_are_written_down() {
         return;
     };
     listener.ready().await.unwrap();
-    let say = json!({"model": "m", "input": "4 7 1 1", "voice": "en-us+f5", "speed": 0.85});
+    let say = json!({"model": "m", "input": "4 7 1 1", "voice": "en-us+f5", "speed": 0.9});
     let (_, said) = ask(&speaker, WorkPath::Speech, say.to_string().as_bytes()).await;
     let wave = Wave::read(&said).unwrap();
     // Every sample is given as often as it takes: good enough for an engine that hears 16,000 of them.

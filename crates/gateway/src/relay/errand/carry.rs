@@ -209,7 +209,6 @@ impl<E: Errand> Carry<E> {
             let began = Instant::now();
             let number = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
             self.phase = self.job.ticket.watch.open(Phase::Attempt);
-            self.accepted = std::sync::OnceLock::new();
             let outcome = Box::pin(self.attempt(&seat, number, hold)).await;
             self.node_time += began.elapsed();
             let now = self.app.clock.mono();
@@ -233,6 +232,8 @@ impl<E: Errand> Carry<E> {
                 Err(Stop::Draining) => return Ended::Failed(End::Refused, ApiError::draining()),
                 Err(Stop::Internal(error)) => return Ended::Failed(End::Refused, error),
             };
+            // Who failed is owed nothing, also when the client leaves before the next attempt.
+            self.accepted = std::sync::OnceLock::new();
             if fault == Fault::Lost {
                 seat.lost(now);
             } else if fault.blames_node() {

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import h11
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from openai.types import Completion, CreateEmbeddingResponse, Model
+from openai.types.audio import Transcription, TranscriptionVerbose
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.shared import ErrorObject
@@ -34,6 +35,8 @@ EXTENSIONS = {
         "supported_parameters", "quantizations", "availability", "stats", "evidence", "dimensions", "kind", "digest",
         "max_completion_tokens",
     },
+    "UsageDuration": {"cost"},
+    "TranscriptionVerbose": {"task"},
     "ErrorObject": None,
 }  # fmt: skip
 
@@ -296,11 +299,19 @@ def check_answer(report, method, path, request, status, headers, body, whole):
         return check_stream(report, request, WORK[path][1], text, whole)
     if not whole:
         return None
+    if status == 200 and path.startswith("/audio/") and not kind.startswith("application/json"):
+        report.checked["sound or bare text"] += 1
+        if not body or not kind.startswith(("audio/", "text/")):
+            report.violation(f"{len(body)} bytes of the type {kind}")
+        return None
     value = json.loads(body)
     if status >= 400 and path.startswith("/messages"):
         return check_message_error(report, value, headers)
     if status >= 400:
         return check_error(report, value, headers)
+    if path == "/audio/transcriptions":
+        what = TranscriptionVerbose if "duration" in value else Transcription
+        return report.check(what, value, what.__name__)
     if path in WORK:
         what = WORK[path][0]
         return report.check(what, unpacked(value) if path == "/embeddings" else value, what.__name__)

@@ -121,3 +121,20 @@ def test_errors_of_messages_have_their_own_shape():
     assert violations(json.dumps({**good, "request_id": "x"}), path="/messages", status=502, headers=head)
     envelope = {"error": {"message": "m", "type": "t", "param": None, "code": "c"}, "request_id": "r"}
     assert violations(json.dumps(envelope), path="/messages", status=400, headers=head)
+def test_answers_with_sound_are_looked_at():
+    def seen(value, kind="application/json", path="/audio/transcriptions"):
+        text = value if isinstance(value, str) else json.dumps(value)
+        return violations(text, path=path, headers={"content-type": kind})
+
+    usage = {"type": "duration", "seconds": 3, "cost": "0.0003"}
+    verbose = {"task": "transcribe", "language": "english", "duration": 2.1, "text": "one", "usage": usage}
+    words = [{"word": "one", "start": 0.0, "end": 1.0}]
+    assert seen({"text": "one", "usage": usage}) == []
+    assert seen({**verbose, "words": words}) == []
+    assert seen("RIFF", "audio/wav", "/audio/speech") == []
+    assert seen("one\n", "text/plain; charset=utf-8") == []
+    assert seen({"text": "one", "usage": usage, "server": "x"})
+    assert seen({"usage": usage})
+    assert seen({**verbose, "words": [{"word": "one", "start": "0", "end": 1.0}]})
+    assert seen("", "audio/wav", "/audio/speech")
+    assert seen("RIFF", "application/octet-stream", "/audio/speech")

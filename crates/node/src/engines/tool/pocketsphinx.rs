@@ -101,7 +101,11 @@ impl Loudness {
 
     /// Share of a span, in seconds, in which there is sound.
     fn share(&self, start: f64, end: f64) -> f64 {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "held within the recording")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "held within the recording"
+        )]
         let place = |seconds: f64| ((seconds * 100.0).max(0.0) as usize).min(self.0.len());
         let loud = self.0[place(start)..place(end).max(place(start))].iter().filter(|mark| **mark).count();
         loud as f64 / ((end - start) * 100.0).max(1.0)

@@ -312,6 +312,7 @@ fn vectors() -> Vec<(&'static str, Bytes, Option<&'static str>)> {
         ("one-too-many", list(vec![item(0), item(1)]), None),
         ("twice", list(vec![item(0), item(0)]), None),
         ("none", list(Vec::new()), None),
+        ("a-list", Bytes::from(json!([[item(0)], null]).to_string()), None),
         ("page", Bytes::from_static(PAGE.as_bytes()), None),
     ]
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use cxmpute_wire::openai::{EmbeddingItem, EmbeddingList, EmbeddingValue, Usage};
 use serde::Deserialize;
 
-use super::errand::failure;
+use super::errand::{failure, object};
 use super::retry::Fault;
 
 /// What came back, checked.
@@ -34,7 +34,7 @@ pub(super) fn read(body: &[u8], texts: usize, dimensions: Option<u64>) -> Result
     if let Some(fault) = failure(body) {
         return Err(fault);
     }
-    let answer: NodeAnswer = serde_json::from_slice(body).map_err(|_| Fault::Protocol)?;
+    let answer: NodeAnswer = object(body)?;
     let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); texts];
     let mut length = dimensions;
     for item in answer.data {

@@ -70,6 +70,10 @@ fn refuse(bytes: &[u8], error: &serde_json::Error) -> ApiError {
     }
     let field = shown(&place);
     let message = match (place.split(['[', '.']).next(), wanted(&text)) {
+        _ if text.contains("untagged enum ResponseInput") => {
+            "`input` is a text or a list of items; an item, or a part of one, has a wrong type or value."
+                .to_owned()
+        }
         (Some(name @ ("prompt" | "input")), _) => {
             format!("`{name}` is a text or a list of texts; send text, not token ids.")
         }
@@ -321,7 +325,7 @@ pub async fn resolve_alternatives(
 
 #[cfg(test)]
 mod tests {
-    use cxmpute_wire::openai::{ChatRequest, CompletionRequest, EmbeddingRequest};
+    use cxmpute_wire::openai::{ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest};
 
     use super::*;
 
@@ -397,6 +401,14 @@ mod tests {
             let error = parse::<CompletionRequest>(body.as_bytes()).err().unwrap();
             assert_eq!(error.param.as_deref(), Some("prompt"), "{input}");
         }
+    }
+
+    #[test]
+    fn items_of_a_wrong_type_are_not_taken_for_texts_to_embed() {
+        let body = br#"{"model":"m","input":[{"role":"user","content":7}]}"#;
+        let error = parse::<ResponsesRequest>(body).err().unwrap();
+        assert_eq!(error.param.as_deref(), Some("input"));
+        assert!(error.message.contains("a list of items"), "{}", error.message);
     }
 
     #[test]

@@ -107,7 +107,7 @@ pub async fn play(number: u64, cast: &Cast, contract: &Contract) -> Result<Answe
     let judged = contract.check(&request.method, &request.target, status, &headers, &body);
     let refused = serde_json::from_slice::<Value>(&body).unwrap_or_default();
     let excused = status == 503 && request.choosy && refused["error"]["code"] == "no_provider";
-    let paid = status == 200 && access == "api_key" && method == "post" && request.method == "POST";
+    let paid = status == 200 && operation["x-meter"].is_string() && request.method == "POST";
     let ours = caller.is_some_and(|client| client.key == cast.user.key);
     let receipt = headers.iter().find(|(name, _)| name == "x-request-id").map(|(_, value)| value.clone());
     Ok(Answer { what, status, judged, excused, receipt: receipt.filter(|_| paid && ours) })

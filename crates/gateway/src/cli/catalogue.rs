@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(object["voices"]["alloy"], "en-us");
         assert_eq!(object["price"]["character"], 18_750_000);
         let counts = Counts::of(&all);
-        assert_eq!((counts.entries, counts.pinned, counts.programs), (77, 2, 4));
+        assert_eq!((counts.entries, counts.pinned, counts.programs), (78, 2, 5));
         assert_eq!(counts.library, 71);
     }
 }

@@ -42,6 +42,14 @@ pub enum Service {
     Pages,
 }
 
+/// The plain fields of a request for a transcript.
+const TRANSCRIPT_FIELDS: [(&str, &str); 4] = [
+    ("model", LISTENING_MODEL),
+    ("response_format", "verbose_json"),
+    ("timestamp_granularities[]", "word"),
+    ("timestamp_granularities[]", "segment"),
+];
+
 impl Service {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Speech, Self::Transcript, Self::Picture, Self::Pages];
@@ -108,11 +116,7 @@ impl Service {
             Self::Speech => Payload::json(
                 &json!({"model": SPEECH_MODEL, "input": TEXT, "voice": "alloy", "response_format": "wav"}),
             ),
-            Self::Transcript => {
-                let fields = [("model", LISTENING_MODEL), ("response_format", "verbose_json")];
-                let words = [("timestamp_granularities[]", "word"), ("timestamp_granularities[]", "segment")];
-                Payload::form(&[fields, words].concat(), Some(&recording(RECORDING_MS)))
-            }
+            Self::Transcript => Payload::form(&TRANSCRIPT_FIELDS, Some(&recording(RECORDING_MS))),
             Self::Picture => Payload::json(&json!({"model": READING_MODEL, "imageBase64": PNG})),
             Self::Pages => Payload::json(&json!({"urls": URLS})),
         }
@@ -120,11 +124,18 @@ impl Service {
 
     /// A good request for which a node of this name is asked first.
     #[must_use]
-    pub fn request_of(self, provider: &str) -> Option<Payload> {
-        // A form has no field for it.
-        let mut body: Value = serde_json::from_slice(&self.request().bytes).ok()?;
-        body["provider"] = json!({"order": [provider]});
-        Some(Payload::json(&body))
+    pub fn request_of(self, provider: &str) -> Payload {
+        let wishes = json!({"order": [provider]});
+        if self == Self::Transcript {
+            let wishes = wishes.to_string();
+            return Payload::form(
+                &[&TRANSCRIPT_FIELDS[..], &[("provider", &wishes)]].concat(),
+                Some(&recording(RECORDING_MS)),
+            );
+        }
+        let mut body: Value = serde_json::from_slice(&self.request().bytes).unwrap_or_default();
+        body["provider"] = wishes;
+        Payload::json(&body)
     }
 
     /// What a good node answers to it.

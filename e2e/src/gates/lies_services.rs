@@ -188,8 +188,8 @@ async fn beside_an_honest_one(setting: Setting, verdict: &mut Verdict) -> Result
         let account = world.account("asker@example.org", MicroCredits(1_000_000_000)).await?;
         let liar = world.stand_in("liar").await?;
         let _honest = world.stand_in("honest").await?;
-        // Named first, the liar is asked as long as it is in the running at all; a form names nobody.
-        let request: Payload = service.request_of(&liar.slug()).unwrap_or_else(|| service.request());
+        // Named first, the liar is asked as long as it is in the running at all.
+        let request: Payload = service.request_of(&liar.slug());
         for _ in 0..WARM_UP {
             account.client.post(service.url(), &request).await?;
         }

@@ -39,6 +39,9 @@ struct TranscriptionForm {
     /// `segment`, `word` or both; with `verbose_json` only.
     #[serde(default, rename = "timestamp_granularities[]", skip_serializing_if = "Option::is_none")]
     timestamp_granularities: Option<Vec<String>>,
+    /// What the caller wants of the nodes: the object of the other routes, as JSON text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    provider: Option<String>,
 }
 
 const fn json(detail: &'static str, payload: Payload) -> Answer {

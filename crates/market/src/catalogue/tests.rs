@@ -109,7 +109,7 @@ fn the_shipped_catalogue_has_what_the_seeds_had_and_the_services() {
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), 72, "each name is a model of its own");
-    let here = ["cxm-tiny", "espeak-ng", "pocketsphinx", "tesseract", "scrape"];
+    let here = ["cxm-tiny", "espeak-ng", "pocketsphinx", "pocketsphinx-digits", "tesseract", "scrape"];
     assert_eq!(catalogue.entries().len(), 72 + here.len());
     for (name, service, delivery) in [
         ("tiny", "llm:cxm-tiny", Delivery::Pinned),

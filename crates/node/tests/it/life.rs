@@ -30,8 +30,9 @@ async fn enrolment_is_signed_idempotent_and_remembered() {
         agent::ensure_enrolled(&config, &identity, Some(&grant), &clock).await.unwrap();
     }
     let enrolments = gateway.desk.enrolments.lock().clone();
-    assert_eq!(enrolments.len(), 1, "the second run knows that it is enrolled");
+    assert_eq!(enrolments.len(), 2, "each start says what the machine is made of");
     assert_eq!(enrolments[0]["grant"], "grant");
+    assert_eq!(enrolments[1]["grant"], serde_json::Value::Null, "the second run knows that it is enrolled");
     assert!(enrolments[0]["diagnostics"]["memory"]["total"].as_u64().unwrap() > 0);
     assert_eq!(enrolments[0]["diagnostics"]["net"]["control_plane"], true);
     let state = identity::read_state(dir.path()).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
-use cxmpute_wire::openai::TranscriptFormat;
+use cxmpute_wire::openai::{ProviderPreferences, TranscriptFormat};
 use cxmpute_wire::{Code, ServiceKind};
 use http::{HeaderMap, header};
 
@@ -61,7 +61,7 @@ pub async fn create_transcription(
         segments: form.granularities.is_empty() || form.granularities.iter().any(|each| each == "segment"),
         words: verbose && words,
     };
-    let wishes = wishes(&app, &name, None)?;
+    let wishes = wishes(&app, &name, form.provider.as_ref())?;
     let total = app.config.relay.transcription_total();
     let ticket = manners.ticket(edge, "/audio/transcriptions", &name, model, wishes, total);
     Box::pin(run_errand(app, caller, ticket, transcript)).await.map(|response| manners.sign(response))
@@ -94,6 +94,7 @@ struct Form {
     temperature: f64,
     format: TranscriptFormat,
     granularities: Vec<String>,
+    provider: Option<ProviderPreferences>,
     ignored: Ignored,
 }
 
@@ -183,6 +184,12 @@ impl Form {
                 }
                 self.granularities.push(text.to_owned());
             }
+            "provider" => {
+                let wanted = serde_json::from_str(text).map_err(|_| {
+                    ApiError::invalid_parameter("provider", "provider must be an object of wishes, as JSON.")
+                })?;
+                self.provider = Some(wanted);
+            }
             "stream" if text == "true" => {
                 return Err(ApiError::unsupported_parameter("stream", "Transcripts are not streamed."));
             }
@@ -242,6 +249,7 @@ mod tests {
             ("stream", b"true", "stream"),
             ("prompt", b"a\r\n--x", "prompt"),
             ("prompt", b"\xff", "prompt"),
+            ("provider", b"fast", "provider"),
         ] {
             let error = of(&[(name, value)]).await.unwrap_err();
             assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)), "{name}");

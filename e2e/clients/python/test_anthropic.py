@@ -7,6 +7,8 @@ from conftest import setting
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 STORY = [{"role": "user", "content": "Tell me a story."}]
 WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
+# This version of the client has no argument for it any more; the API has.
+GREEDY = {"temperature": 0}
 LOOK = {
     "name": "get_weather",
     "description": "The weather of a city.",
@@ -28,7 +30,7 @@ def claude():
 
 
 def test_a_message_has_text_usage_and_a_reason(claude, chat_model):
-    answer = claude.messages.create(model=chat_model, messages=QUESTION, max_tokens=64, temperature=0)
+    answer = claude.messages.create(model=chat_model, messages=QUESTION, max_tokens=64, extra_body=GREEDY)
     assert (answer.type, answer.role, answer.model, answer.stop_reason) == ("message", "assistant", chat_model, "end_turn")
     assert answer.id.startswith("msg_")
     (block,) = answer.content
@@ -41,13 +43,13 @@ def test_a_message_has_text_usage_and_a_reason(claude, chat_model):
 def test_a_message_says_what_a_chat_says(claude, client, chat_model):
     turns = [{"role": "system", "content": "Be kind."}, *STORY]
     chat = client.chat.completions.create(model=chat_model, messages=turns, max_tokens=128, temperature=0)
-    answer = claude.messages.create(model=chat_model, system="Be kind.", messages=STORY, max_tokens=128, temperature=0)
+    answer = claude.messages.create(model=chat_model, system="Be kind.", messages=STORY, max_tokens=128, extra_body=GREEDY)
     assert answer.content[0].text == chat.choices[0].message.content
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (chat.usage.prompt_tokens, chat.usage.completion_tokens)
 
 
 def test_a_stream_flows_and_ends_with_the_whole(claude, chat_model):
-    asked = {"model": chat_model, "messages": STORY, "max_tokens": 128, "temperature": 0}
+    asked = {"model": chat_model, "messages": STORY, "max_tokens": 128, "extra_body": GREEDY}
     whole = claude.messages.create(**asked)
     with claude.messages.stream(**asked) as stream:
         pieces = list(stream.text_stream)
@@ -63,7 +65,7 @@ def test_a_stream_flows_and_ends_with_the_whole(claude, chat_model):
 
 
 def test_max_tokens_and_stop_sequences_end_a_message(claude, chat_model):
-    asked = {"model": chat_model, "messages": STORY, "temperature": 0}
+    asked = {"model": chat_model, "messages": STORY, "extra_body": GREEDY}
     cut = claude.messages.create(**asked, max_tokens=5)
     assert (cut.stop_reason, cut.usage.output_tokens <= 5) == ("max_tokens", True)
     whole = claude.messages.create(**asked, max_tokens=128).content[0].text
@@ -74,7 +76,7 @@ def test_max_tokens_and_stop_sequences_end_a_message(claude, chat_model):
 
 
 def test_a_tool_is_called_and_its_result_can_be_sent(claude, chat_model):
-    asked = {"model": chat_model, "tools": [LOOK], "max_tokens": 128, "temperature": 0}
+    asked = {"model": chat_model, "tools": [LOOK], "max_tokens": 128, "extra_body": GREEDY}
     answer = claude.messages.create(**asked, messages=WEATHER, tool_choice={"type": "any"})
     assert answer.stop_reason == "tool_use"
     call = next(block for block in answer.content if block.type == "tool_use")
@@ -100,7 +102,7 @@ def test_tokens_are_counted_as_they_are_billed(claude, chat_model):
 def test_refusals_are_the_client_s_own_errors(claude, chat_model):
     asked = {"model": chat_model, "messages": QUESTION, "max_tokens": 5}
     with pytest.raises(anthropic.BadRequestError) as bad:
-        claude.messages.create(**{**asked, "temperature": 3})
+        claude.messages.create(**asked, extra_body={"temperature": 3})
     assert bad.value.body["error"]["type"] == "invalid_request_error"
     assert (bad.value.body["error"]["code"], bad.value.body["error"]["param"]) == ("invalid_parameter", "temperature")
     with pytest.raises(anthropic.NotFoundError) as missing:
@@ -117,7 +119,7 @@ def test_refusals_are_the_client_s_own_errors(claude, chat_model):
 
 
 def test_after_an_abandoned_stream_the_next_request_works(claude, chat_model):
-    asked = {"model": chat_model, "messages": STORY, "max_tokens": 128, "temperature": 0}
+    asked = {"model": chat_model, "messages": STORY, "max_tokens": 128, "extra_body": GREEDY}
     stream = claude.messages.create(**asked, stream=True)
     for _ in range(4):
         next(stream)

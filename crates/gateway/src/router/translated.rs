@@ -13,8 +13,8 @@ const VERSION: Parameter = Parameter {
     name: "anthropic-version",
     place: Place::Header,
     required: false,
-    detail: "The version of the API; Anthropic's clients send it.",
-    schema: r#"{"type":"string","enum":["2023-06-01"]}"#,
+    detail: "The version of the API, a date; Anthropic's clients send it. Answers have the shape of 2023-06-01 for all.",
+    schema: r#"{"type":"string","pattern":"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"}"#,
     example: "2023-06-01",
 };
 

@@ -190,6 +190,7 @@ const fn broken_text(error: &EngineError) -> &'static str {
         EngineError::NotReady(_) => "the engine is not ready",
         EngineError::Broken(_) => "the engine broke off",
         EngineError::TooLong => "the engine's answer is too long",
+        EngineError::OtherWork(_) => "the engine does other work",
     }
 }
 

@@ -90,6 +90,15 @@ impl Sandbox {
         self.front.iter().any(|word| word == "--reuid")
     }
 
+    /// This program behind it.
+    #[must_use]
+    pub fn command(&self, program: &Path) -> Command {
+        let Some((first, rest)) = self.front.split_first() else { return Command::new(program) };
+        let mut command = Command::new(first);
+        command.args(rest).arg(program);
+        command
+    }
+
     /// Whether the network is out of reach.
     #[must_use]
     pub fn is_offline(&self) -> bool {
@@ -178,14 +187,7 @@ impl Once<'_> {
     /// # Errors
     /// It gave nothing that counts.
     pub async fn run(&self, sandbox: &Sandbox) -> Result<Vec<u8>, OnceError> {
-        let mut command = match sandbox.front.split_first() {
-            None => Command::new(self.program),
-            Some((first, rest)) => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(self.program);
-                command
-            }
-        };
+        let mut command = sandbox.command(self.program);
         command.args(self.arguments).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent");
         command.envs(self.environment.iter().copied()).process_group(0).kill_on_drop(true).current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

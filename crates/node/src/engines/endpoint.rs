@@ -73,6 +73,9 @@ pub enum EngineError {
     /// Its answer is longer than it may be.
     #[error("the engine's answer is too long")]
     TooLong,
+    /// It is never asked for this path.
+    #[error("the engine does not serve {0}")]
+    OtherWork(&'static str),
 }
 
 /// An open connection to an engine.

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use cxmpute_runtime::Secret;
+use cxmpute_runtime::{Secret, Tasks};
 use cxmpute_wire::control::DesiredService;
 
-use super::Endpoint;
+use super::{Endpoint, EngineError, Question, Reply};
 use crate::config::External;
 
 /// Requests an owner's server takes at a time when nothing else is configured.
@@ -42,5 +42,23 @@ impl ExternalEngine {
             model: external.model.clone().unwrap_or_else(|| desired.model.clone()),
             slots: external.slots.unwrap_or(DEFAULT_SLOTS).max(1),
         }
+    }
+    /// Succeeds when it lists its models.
+    ///
+    /// # Errors
+    /// It is not there, or not ready.
+    pub async fn ready(&self, tasks: &Tasks) -> Result<(), EngineError> {
+        let reply = self.endpoint.connect(tasks).await?.get_below("/models").await?;
+        if reply.status().is_success() { Ok(()) } else { Err(EngineError::NotReady(reply.status().as_u16())) }
+    }
+
+    /// Hands one request over.
+    ///
+    /// # Errors
+    /// It cannot be reached or hung up.
+    pub async fn ask(&self, question: Question, tasks: &Tasks) -> Result<Reply, EngineError> {
+        let content_type = question.content_type();
+        let link = self.endpoint.connect(tasks).await?;
+        link.post(question.path.as_str(), &content_type, question.body).await.map(Reply::Http)
     }
 }

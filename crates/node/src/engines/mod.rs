@@ -2,10 +2,13 @@
 //! ready, and how work is handed to them.
 
 pub mod builtin;
+pub mod child;
 pub mod endpoint;
 pub mod external;
 pub mod fake;
+pub mod profile;
 pub mod scrape;
+pub mod server;
 pub mod tool;
 
 use bytes::Bytes;
@@ -15,21 +18,19 @@ use cxmpute_wire::control::{DesiredService, EnginePresent};
 use cxmpute_wire::{RequestId, ServiceKind, form};
 use http::StatusCode;
 
+pub use child::Child;
 pub use endpoint::{Endpoint, EngineError};
+pub use profile::{Profile, Ready, Stop};
+pub use server::Server;
 
 use crate::config::NodeConfig;
 use crate::supervise::Surroundings;
 
-/// Most of an engine's list of models that is read.
-const MODELS_LIMIT_BYTES: usize = 1024 * 1024;
-
 /// What runs a service on this machine.
 #[derive(Clone, Debug)]
 pub enum Adapter {
-    /// Our own engine program, a child process.
-    Builtin(builtin::Builtin),
-    /// This program itself, as a child process that fetches pages.
-    Scrape(builtin::Builtin),
+    /// A server that we start as a child process: our own engine program, this program as the one that fetches pages.
+    Child(Box<Child>),
     /// A program that runs once for each request.
     Tool(tool::Tool),
     /// A server that the owner runs.
@@ -102,11 +103,11 @@ impl Adapter {
             return Ok(Self::External(external::ExternalEngine::new(own, desired)));
         }
         if desired.engines.iter().any(|engine| engine == "builtin") && builtin::knows(desired.kind) {
-            return builtin::Builtin::new(config, desired).map(Self::Builtin);
+            return builtin::engine(config, desired).map(Box::new).map(Self::Child);
         }
         if desired.engines.iter().any(|engine| engine == scrape::NAME) && desired.kind == ServiceKind::Scrape
         {
-            return scrape::engine(config, desired).map(Self::Scrape);
+            return scrape::engine(config, desired).map(Box::new).map(Self::Child);
         }
         let parallel = std::thread::available_parallelism().map_or(1, usize::from);
         let slots = config.engine.slots.min(u16::try_from(parallel).unwrap_or(u16::MAX));
@@ -117,10 +118,9 @@ impl Adapter {
 
     /// Its name in reports.
     #[must_use]
-    pub const fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
-            Self::Builtin(_) => "builtin",
-            Self::Scrape(_) => scrape::NAME,
+            Self::Child(child) => child.server.profile.name,
             Self::Tool(tool) => tool.name(),
             Self::External(_) => "external",
             Self::Fake(_) => "fake",
@@ -129,9 +129,18 @@ impl Adapter {
 
     /// The process that we have to start for it.
     #[must_use]
-    pub const fn process(&self) -> Option<&builtin::Builtin> {
+    pub fn process(&self) -> Option<&Child> {
         match self {
-            Self::Builtin(engine) | Self::Scrape(engine) => Some(engine),
+            Self::Child(child) => Some(child),
+            Self::Tool(_) | Self::External(_) | Self::Fake(_) => None,
+        }
+    }
+
+    /// The server that we keep running for it, whatever it runs in.
+    #[must_use]
+    pub fn server(&self) -> Option<&Server> {
+        match self {
+            Self::Child(child) => Some(&child.server),
             Self::Tool(_) | Self::External(_) | Self::Fake(_) => None,
         }
     }
@@ -140,7 +149,7 @@ impl Adapter {
     #[must_use]
     pub fn model(&self) -> &str {
         match self {
-            Self::Builtin(engine) | Self::Scrape(engine) => &engine.model,
+            Self::Child(child) => &child.server.model,
             Self::Tool(tool) => tool.model(),
             Self::External(engine) => &engine.model,
             Self::Fake(_) => "",
@@ -157,7 +166,7 @@ impl Adapter {
     #[must_use]
     pub fn capacity(&self) -> (u32, u32) {
         match self {
-            Self::Builtin(engine) | Self::Scrape(engine) => (engine.slots.into(), engine.queue.into()),
+            Self::Child(child) => (child.server.slots.into(), child.server.queue.into()),
             // What waits here waits for a processor.
             Self::Tool(tool) => (tool.slots.into(), u32::from(tool.slots) * 4),
             Self::External(engine) => (engine.slots.into(), 0),
@@ -170,30 +179,12 @@ impl Adapter {
     /// # Errors
     /// It is not there, or not ready.
     pub async fn ready(&self, tasks: &Tasks) -> Result<Option<String>, EngineError> {
-        let endpoint = match self {
-            Self::Builtin(engine) | Self::Scrape(engine) => {
-                let health = engine.endpoint.connect(tasks).await?.get("/health").await?;
-                if !health.status().is_success() {
-                    return Err(EngineError::NotReady(health.status().as_u16()));
-                }
-                &engine.endpoint
-            }
-            Self::External(engine) => &engine.endpoint,
-            Self::Tool(tool) => return tool.ready().await.map(|()| None),
-            Self::Fake(_) => return Ok(None),
-        };
-        let reply = endpoint.connect(tasks).await?.get_below("/models").await?;
-        if !reply.status().is_success() {
-            return Err(EngineError::NotReady(reply.status().as_u16()));
+        match self {
+            Self::Child(child) => child.server.ready(tasks).await,
+            Self::External(engine) => engine.ready(tasks).await.map(|()| None),
+            Self::Tool(tool) => tool.ready().await.map(|()| None),
+            Self::Fake(_) => Ok(None),
         }
-        let body = reply.whole(MODELS_LIMIT_BYTES).await?;
-        let models: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        let entry =
-            models["data"].as_array().and_then(|list| list.iter().find(|model| model["id"] == self.model()));
-        // Only our own engine's word on its file is worth anything.
-        Ok(entry
-            .filter(|_| self.process().is_some())
-            .and_then(|entry| entry["digest"].as_str().map(str::to_owned)))
     }
 
     /// Hands one request over; gives the head of the answer. Dropping the answer, or this future, cancels the work.
@@ -201,17 +192,14 @@ impl Adapter {
     /// # Errors
     /// It cannot be reached or hung up.
     pub async fn ask(&self, question: Question, tasks: &Tasks) -> Result<Reply, EngineError> {
-        let (path, body) = (question.path.as_str(), &question.body);
-        let endpoint = match self {
-            Self::Builtin(engine) | Self::Scrape(engine) => &engine.endpoint,
-            Self::External(engine) => &engine.endpoint,
+        match self {
+            Self::Child(child) => child.server.ask(question, tasks).await,
+            Self::External(engine) => engine.ask(question, tasks).await,
             Self::Tool(tool) => {
-                return tool.ask(question.path, &question.request, body).await.map(Reply::Made);
+                tool.ask(question.path, &question.request, &question.body).await.map(Reply::Made)
             }
-            Self::Fake(engine) => return engine.ask(path, body).map(Reply::Fake),
-        };
-        let content_type = question.content_type();
-        endpoint.connect(tasks).await?.post(path, &content_type, question.body).await.map(Reply::Http)
+            Self::Fake(engine) => engine.ask(question.path.as_str(), &question.body).map(Reply::Fake),
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! The engine that fetches pages: this program itself as a child process on a unix socket. What it does is in
 //! [`crate::scrape`]; here is how it is started.
 
+use cxmpute_runtime::once::Sandbox;
+use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::control::DesiredService;
 
-use super::builtin::Builtin;
-use super::{AdapterError, Endpoint};
+use super::{AdapterError, Child, Endpoint, Profile, Ready, Server, Stop};
 use crate::config::NodeConfig;
 use crate::scrape::quota;
 
@@ -13,11 +14,21 @@ pub const NAME: &str = "scrape";
 /// The name of the service where the plan gives it no model.
 const MODEL: &str = "scrape";
 
+/// What it is as a server.
+const PROFILE: Profile = Profile {
+    name: NAME,
+    ready: Ready { path: "/health", status: 200, body: None },
+    work: &[WorkPath::Scrape],
+    stop: Stop::POLITE,
+    environment: &[],
+    tells_digest: false,
+};
+
 /// The engine for a planned service.
 ///
 /// # Errors
 /// The owner has not switched scraping on (NR50).
-pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Builtin, AdapterError> {
+pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Child, AdapterError> {
     let service = desired.service_id.to_string();
     if !config.scrape.enabled {
         return Err(AdapterError::NoEngine(format!("{service}: its owner has not set scrape.enabled")));
@@ -39,15 +50,21 @@ pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Builtin, 
         format!("--count={}", quota::file(&config.data_dir).display()),
         format!("--model={model}"),
     ];
-    Ok(Builtin {
-        program: NodeConfig::own_program(),
-        arguments: arguments.to_vec(),
+    let server = Server {
+        profile: PROFILE,
         endpoint: Endpoint::Unix(socket.clone()),
-        socket,
         model,
         slots: slots.max(1),
         queue: 0,
         weight_bytes: 0,
+    };
+    Ok(Child {
+        server,
+        program: NodeConfig::own_program(),
+        arguments: arguments.to_vec(),
+        environment: Vec::new(),
+        socket: Some(socket),
+        sandbox: Sandbox::default(),
     })
 }
 
@@ -70,7 +87,7 @@ mod tests {
         config.scrape.enabled = true;
         config.scrape.deny_domains = vec!["example.com".into()];
         let engine = engine(&config, &planned()).unwrap();
-        assert_eq!((engine.slots, engine.model.as_str()), (2, "scrape"));
+        assert_eq!((engine.server.slots, engine.server.model.as_str()), (2, "scrape"));
         assert!(
             engine.arguments.iter().any(|argument| argument.contains("\"deny_domains\":[\"example.com\"]"))
         );

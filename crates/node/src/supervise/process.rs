@@ -1,46 +1,47 @@
 //! One engine process: own process group, no shell, a small environment, output into a capped log. It holds the read
 //! end of a pipe as standard input and ends when we do, so a killed node leaves no orphan.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
 use cxmpute_runtime::Tasks;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{self, ChildStdin};
 
 use super::log;
+use crate::engines::Child;
 
-/// Variables an engine may see.
-const ENVIRONMENT: [&str; 7] =
-    ["PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "RAYON_NUM_THREADS"];
+/// Variables of ours that every engine may see; a profile names the others.
+const ENVIRONMENT: [&str; 6] = ["PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"];
 
 /// A running engine. Dropping it kills its whole process group.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
+    child: process::Child,
     pid: u32,
     /// Closing it tells the engine that we are gone.
     _stdin: Option<ChildStdin>,
 }
 
 impl Process {
-    /// Starts a program.
+    /// Starts an engine behind its sandbox.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(program: &Path, arguments: &[String], log: PathBuf, tasks: &Tasks) -> Result<Self> {
-        let mut command = Command::new(program);
-        command.args(arguments).env_clear().process_group(0).kill_on_drop(true);
-        for name in ENVIRONMENT {
+    pub fn start(engine: &Child, log: PathBuf, tasks: &Tasks) -> Result<Self> {
+        let mut command = engine.sandbox.command(&engine.program);
+        command.args(&engine.arguments).env_clear().process_group(0).kill_on_drop(true);
+        for name in ENVIRONMENT.iter().chain(engine.server.profile.environment) {
             if let Some(value) = cxmpute_runtime::config::env_var(name) {
                 command.env(name, value);
             }
         }
+        command.envs(engine.environment.iter().map(|(name, value)| (name, value.expose())));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child =
-            command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
+            command.spawn().with_context(|| format!("{} cannot be started", engine.program.display()))?;
         let pid = child.id().context("the engine ended at once")?;
         if let Some(stderr) = child.stderr.take() {
             tasks.spawn("engine-log", log::write(stderr, log));
@@ -61,8 +62,8 @@ impl Process {
     }
 
     /// Asks it to end.
-    pub fn terminate(&self) {
-        self.signal(Signal::SIGTERM);
+    pub fn terminate(&self, politely: Signal) {
+        self.signal(politely);
     }
 
     /// Ends it with its whole group.
@@ -86,13 +87,41 @@ impl Drop for Process {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
+    use cxmpute_runtime::Secret;
+    use cxmpute_runtime::once::Sandbox;
+
     use super::*;
+    use crate::engines::{Endpoint, Profile, Ready, Server, Stop};
 
     fn shell(script: &str, dir: &Path, tasks: &Tasks) -> Process {
-        let arguments = ["-c".to_owned(), script.to_owned()];
-        Process::start(Path::new("/bin/sh"), &arguments, dir.join("engine.log"), tasks).unwrap()
+        let profile = Profile {
+            name: "shell",
+            ready: Ready { path: "/health", status: 200, body: None },
+            work: &[],
+            stop: Stop::POLITE,
+            environment: &["CARGO_MANIFEST_DIR"],
+            tells_digest: false,
+        };
+        let server = Server {
+            profile,
+            endpoint: Endpoint::Unusable("a shell".to_owned()),
+            model: String::new(),
+            slots: 1,
+            queue: 0,
+            weight_bytes: 0,
+        };
+        let engine = Child {
+            server,
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".to_owned(), script.to_owned()],
+            environment: vec![("ENGINE_KEY", Secret::new("sesame".to_owned()))],
+            socket: None,
+            sandbox: Sandbox::default(),
+        };
+        Process::start(&engine, dir.join("engine.log"), tasks).unwrap()
     }
 
     async fn gone(pid: i32) {
@@ -140,6 +169,7 @@ mod tests {
         assert!(tasks.stop(Duration::from_secs(20)).await.is_empty());
         let log = std::fs::read_to_string(dir.path().join("engine.log")).unwrap();
         assert!(log.contains("input ended") && log.contains("PATH="), "{log}");
-        assert!(!log.contains("CARGO"), "{log}");
+        assert!(log.contains("CARGO_MANIFEST_DIR=") && log.contains("ENGINE_KEY=sesame"), "{log}");
+        assert!(!log.contains("CARGO_PKG"), "{log}");
     }
 }

@@ -10,6 +10,7 @@ use cxmpute_runtime::once::Sandbox;
 use cxmpute_runtime::{CancellationToken, Clock, Tasks};
 use cxmpute_wire::control::{DesiredService, ObservedService, ServiceState};
 use cxmpute_wire::{Code, Generation};
+use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -18,6 +19,7 @@ use super::process::Process;
 use super::state::{Act, Event, Machine};
 use crate::config::NodeConfig;
 use crate::engines::fake::Fake;
+use crate::engines::profile::GRACE;
 use crate::engines::{Adapter, AdapterError};
 
 /// Time an engine gets to become ready, plus a share for the size of its weights.
@@ -202,6 +204,12 @@ impl Service {
     }
 }
 
+/// Time that a server with this many bytes of weights gets to become ready.
+fn start_budget(weight_bytes: u64) -> Duration {
+    let gib = u32::try_from(weight_bytes >> 30).unwrap_or(u32::MAX);
+    START_BUDGET.saturating_add(START_BUDGET_PER_GIB.saturating_mul(gib)).min(START_BUDGET_CAP)
+}
+
 /// The task of one service.
 struct Keeper {
     around: Surroundings,
@@ -233,8 +241,11 @@ impl Keeper {
                 && let Some(process) = self.process.take()
             {
                 tracing::info!(service = %self.desired.service_id, pid = process.pid(), "engine ended");
-                if let Some(engine) = self.shared.view.lock().adapter.as_deref().and_then(Adapter::process) {
-                    let _ = std::fs::remove_file(&engine.socket);
+                let adapter = self.shared.view.lock().adapter.clone();
+                if let Some(socket) =
+                    adapter.as_deref().and_then(Adapter::process).and_then(|engine| engine.socket.as_ref())
+                {
+                    let _ = std::fs::remove_file(socket);
                 }
             }
             act = machine.step(event, self.around.clock.mono());
@@ -279,7 +290,7 @@ impl Keeper {
             }
             Act::Terminate => match &self.process {
                 Some(process) => {
-                    process.terminate();
+                    process.terminate(self.polite_signal());
                     Event::Time
                 }
                 None => Event::Ended,
@@ -329,13 +340,9 @@ impl Keeper {
     fn prepare(&mut self, machine: &mut Machine) -> Event {
         match Adapter::choose(&self.around, &self.desired) {
             Ok(adapter) => {
-                let budget = adapter.process().map(|engine| {
-                    let gib = u32::try_from(engine.weight_bytes >> 30).unwrap_or(u32::MAX);
-                    START_BUDGET
-                        .saturating_add(START_BUDGET_PER_GIB.saturating_mul(gib))
-                        .min(START_BUDGET_CAP)
-                });
-                machine.set_start_budget(budget);
+                let server = adapter.server();
+                machine.set_start_budget(server.map(|server| start_budget(server.weight_bytes)));
+                machine.set_grace(server.map_or(GRACE, |server| server.profile.stop.grace));
                 self.shared.view.lock().adapter = Some(Arc::new(adapter));
                 Event::Prepared
             }
@@ -350,6 +357,12 @@ impl Keeper {
         }
     }
 
+    fn polite_signal(&self) -> Signal {
+        let adapter = self.shared.view.lock().adapter.clone();
+        let stop = adapter.as_ref().and_then(|adapter| adapter.server()).map(|server| server.profile.stop);
+        stop.unwrap_or_default().signal
+    }
+
     fn start(&mut self) -> Event {
         let adapter = self.shared.view.lock().adapter.clone();
         let Some(engine) = adapter.as_ref().and_then(|adapter| adapter.process()) else {
@@ -357,10 +370,9 @@ impl Keeper {
         };
         let log = self.log_path();
         let made = crate::place::make_private(&self.around.config.logs_dir())
-            .and_then(|()| engine.socket.parent().map_or(Ok(()), crate::place::make_private));
-        let started = made
-            .map_err(anyhow::Error::from)
-            .and_then(|()| Process::start(&engine.program, &engine.arguments, log, &self.around.tasks));
+            .and_then(|()| crate::place::make_private(&crate::place::run_dir(&self.around.config.data_dir)));
+        let started =
+            made.map_err(anyhow::Error::from).and_then(|()| Process::start(engine, log, &self.around.tasks));
         match started {
             Ok(process) => {
                 tracing::info!(service = %self.desired.service_id, pid = process.pid(), "engine starting");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use cxmpute_wire::control::ServiceState;
 
 use super::restart::{Next, Restarts};
+use crate::engines::profile::GRACE;
 
 /// A starting engine is asked this often whether it is ready, at first …
 const ASK_EVERY: Duration = Duration::from_millis(50);
@@ -21,8 +22,6 @@ const PROBE_AGAIN: Duration = Duration::from_secs(10);
 const PROBE_FAILURES: u32 = 3;
 /// Missing files are looked for again after this time.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// Time between the polite signal and the hard one.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +92,7 @@ pub struct Machine {
     phase: Phase,
     restarts: Restarts,
     start_budget: Option<Duration>,
+    grace: Duration,
     last_work: Duration,
 }
 
@@ -102,6 +102,7 @@ impl Default for Machine {
             phase: Phase::Preparing,
             restarts: Restarts::default(),
             start_budget: None,
+            grace: GRACE,
             last_work: Duration::ZERO,
         }
     }
@@ -117,6 +118,11 @@ impl Machine {
     /// Time the engine may take to become ready; no end for servers that somebody else starts.
     pub fn set_start_budget(&mut self, budget: Option<Duration>) {
         self.start_budget = budget;
+    }
+
+    /// Time between the polite signal and the hard one.
+    pub fn set_grace(&mut self, grace: Duration) {
+        self.grace = grace;
     }
 
     /// Real work succeeded last at this moment.
@@ -275,13 +281,15 @@ impl Machine {
                 }
                 if now < *probe { Act::Wait(*probe) } else { Act::Probe }
             }
-            Phase::Ending { since, killed: false, .. } if now < *since + GRACE => Act::Wait(*since + GRACE),
+            Phase::Ending { since, killed: false, .. } if now < *since + self.grace => {
+                Act::Wait(*since + self.grace)
+            }
             Phase::Ending { killed, .. } if !*killed => {
                 *killed = true;
                 Act::Kill
             }
             // A killed process ends; there is nothing else to do about one that does not.
-            Phase::Ending { .. } => Act::Wait(now + GRACE),
+            Phase::Ending { .. } => Act::Wait(now + self.grace.max(GRACE)),
             Phase::Finished => Act::Finish,
         }
     }

@@ -43,6 +43,8 @@ pub struct Deps {
     pub fake: Option<Fake>,
     /// For enrolling again when the gateway forgot this node.
     pub grant: Option<Secret<String>>,
+    /// What tells when the owner needs the machine.
+    pub sensors: owner::Sensors,
 }
 
 impl std::fmt::Debug for Deps {
@@ -55,7 +57,7 @@ impl Deps {
     /// The system's clock and real engines.
     #[must_use]
     pub const fn new(clock: Clock, tasks: Tasks) -> Self {
-        Self { clock, tasks, fake: None, grant: None }
+        Self { clock, tasks, fake: None, grant: None, sensors: owner::Sensors::Machine }
     }
 }
 
@@ -159,6 +161,8 @@ impl Node {
             self.view.services.clone(),
             self.deps.clock.clone(),
             self.view.pause.subscribe(),
+            self.deps.sensors.clone(),
+            owner::Transfer::open(&self.config.data_dir),
         );
         let keeper = self.deps.tasks.spawn_owned("owner", resting);
         let result = Box::pin(self.sessions()).await;

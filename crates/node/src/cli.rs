@@ -21,7 +21,7 @@ use crate::agent::{self, Deps, Node, NodeView};
 use crate::config::NodeConfig;
 use crate::local::{self, Question};
 use crate::output::{self, Output};
-use crate::owner::Pause;
+use crate::owner::{self, Pause};
 use crate::{enrol, identity};
 
 /// How long `stop` waits for the node's end: the drain and what follows it.
@@ -153,6 +153,11 @@ fn run(cli: Cli) -> Result<()> {
     let output = if cli.global.json { Output::Json } else { Output::Human };
     let config = NodeConfig::read(cli.global.config.clone(), flags(&cli.global))?;
     telemetry::init(&config.log).map_err(|error| ExitError::new(exit::CONFIG, error.to_string()))?;
+    if matches!(cli.command, Command::Start { .. })
+        && let Err(error) = owner::leave_processors(&config.owner.caps)
+    {
+        tracing::warn!(%error, "the owner's processors are used, too: the system does not let them be left");
+    }
     // One thread relays for less than several would; engines have processes of their own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {

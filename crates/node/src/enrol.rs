@@ -39,6 +39,7 @@ pub async fn enrol(
     let roots = Roots::new(config.api.ca_file.as_deref())?;
     let client = HttpClient::new(roots);
     let mut diagnostics = diagnose::measure(&config.models_dir());
+    config.owner.caps.lower(&mut diagnostics, diagnose::size_of(&config.models_dir()));
     diagnostics.net = diagnose::net::reach(&client, &config.api.url, clock).await;
     diagnostics.engines = engines::present(config);
     diagnostics.services = config.services.wishes();

@@ -73,6 +73,7 @@ pub fn answer(view: &NodeView) -> StatusAnswer {
     let facts = Facts {
         draining,
         resting: view.services.resting().map(|rest| rest.cause),
+        yielding: view.services.is_yielding(),
         connected: seen.connected,
         trouble: seen.trouble.as_deref(),
         server: seen.status.as_ref(),

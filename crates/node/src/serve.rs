@@ -21,6 +21,8 @@ const BODY_LIMIT_BYTES: usize = 24 * 1024 * 1024;
 const REFUSAL_LIMIT_BYTES: usize = 8 * 1024;
 /// Time the engine gets to refuse before the node accepts for it; the gateway waits 2 s for either (NR17).
 const REFUSAL_TIME: Duration = Duration::from_millis(1200);
+/// Said of work that is given up because the owner uses the accelerators.
+const WITHDRAWN: &str = "the owner of this node needs the machine";
 /// Longest sentence of an engine that is handed on.
 const MESSAGE_LIMIT_CHARS: usize = 500;
 
@@ -33,7 +35,10 @@ pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, task
         Err(code) => return work.refuse(code, refusal_text(code)),
     };
     let body = match tokio::time::timeout_at(deadline, work.body(BODY_LIMIT_BYTES)).await {
-        Ok(Ok(body)) => body,
+        Ok(Ok(body)) => {
+            services.count_transfer(body.len());
+            body
+        }
         Ok(Err(cxmpute_tunnel::BodyError::TooLarge)) => {
             return work.refuse(Code::BodyTooLarge, "the request is too large");
         }
@@ -55,6 +60,7 @@ pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, task
     let early = tokio::select! {
         answer = &mut asking => Some(answer),
         () = work.cancelled() => return,
+        () = place.withdrawn() => return work.refuse(Code::Draining, WITHDRAWN),
         () = tokio::time::sleep_until(decide_by) => None,
     };
     let (answer, responder) = match early {
@@ -81,6 +87,7 @@ pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, task
             let answer = tokio::select! {
                 answer = asking => answer,
                 () = responder.cancelled() => return,
+                () = place.withdrawn() => return report(responder, path, Code::Draining, WITHDRAWN).await,
                 () = tokio::time::sleep_until(deadline) => {
                     return report(responder, path, Code::DeadlineExceeded, "the engine was too slow").await;
                 }
@@ -90,7 +97,7 @@ pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, task
     };
     match answer {
         Ok(reply) if reply.status().is_success() => {
-            let relayed = relay(reply, responder, &place, &clock, path, deadline);
+            let relayed = relay(reply, responder, &services, &place, &clock, path, deadline);
             // A gateway that neither reads nor cancels does not hold a slot for ever.
             let _ = tokio::time::timeout_at(deadline + REFUSAL_TIME, relayed).await;
         }
@@ -106,6 +113,7 @@ pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, task
 async fn relay(
     mut reply: Reply,
     mut responder: WorkResponder,
+    services: &Services,
     place: &Place,
     clock: &Clock,
     path: WorkPath,
@@ -119,6 +127,7 @@ async fn relay(
     loop {
         let chunk = tokio::select! {
             chunk = reply.chunk() => chunk,
+            () = place.withdrawn() => return report(responder, path, Code::Draining, WITHDRAWN).await,
             // Dropping the reply hangs up on the engine, which stops generating.
             () = responder.cancelled() => return,
             () = &mut late => {
@@ -144,6 +153,7 @@ async fn relay(
                 }
             },
         };
+        services.count_transfer(bytes.len());
         sent = sent.saturating_add(bytes.len() as u64);
         if sent > limit {
             return report(responder, path, Code::EngineFailed, "the engine's answer is too long").await;

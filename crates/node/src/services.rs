@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cxmpute_runtime::CancellationToken;
 use cxmpute_wire::control::{Desired, ObservedService};
@@ -25,6 +25,10 @@ struct Inner {
     around: Surroundings,
     draining: AtomicBool,
     rest: Mutex<Option<Rest>>,
+    /// The owner uses the accelerators.
+    yielding: AtomicBool,
+    /// Bytes of requests and answers that nobody has counted yet.
+    transferred: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -47,6 +51,8 @@ impl Services {
                 around,
                 draining: AtomicBool::new(false),
                 rest: Mutex::new(None),
+                yielding: AtomicBool::new(false),
+                transferred: AtomicU64::new(0),
                 state: Mutex::default(),
             }),
         }
@@ -64,13 +70,25 @@ impl Services {
         let nothing = self.resting().is_some_and(|rest| rest.free_memory);
         state.ending.retain(|_, service| !service.has_ended());
         let have = state.running.iter().map(|(id, service)| (id.clone(), service.desired.clone())).collect();
-        let allowed = |service: &ServiceId| !nothing && around.config.services.allows(service);
+        let yielding = self.is_yielding();
+        let on_gpu = |service: &ServiceId| {
+            desired.services.iter().any(|want| want.service_id == *service && !want.gpus.is_empty())
+        };
+        let allowed = |service: &ServiceId| {
+            let stays = !nothing && (!yielding || !on_gpu(service));
+            stays && around.config.services.allows(service)
+        };
         for action in reconcile::plan(&desired.services, &have, allowed) {
             match action {
                 Action::Stop(id) => {
                     if let Some(service) = state.running.remove(&id) {
-                        tracing::info!(service = %id, "stopping: the plan does not name it like this any more");
-                        service.stop();
+                        if yielding && !service.desired.gpus.is_empty() {
+                            tracing::info!(service = %id, "stopping at once: the owner uses the accelerators");
+                            service.withdraw();
+                        } else {
+                            tracing::info!(service = %id, "stopping: the plan does not name it like this any more");
+                            service.stop();
+                        }
                         state.ending.insert(id, service);
                     }
                 }
@@ -158,6 +176,40 @@ impl Services {
             self.apply(&plan);
         }
         self.inner.around.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Whether the accelerators are left to the owner.
+    #[must_use]
+    pub fn is_yielding(&self) -> bool {
+        self.inner.yielding.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the accelerators to the owner, or takes them again. Services on them end at once, with their work: before its
+    /// first token it goes to another node. All others go on.
+    pub fn yield_gpus(&self, yielding: bool) {
+        if self.inner.yielding.swap(yielding, Ordering::Relaxed) == yielding {
+            return;
+        }
+        match yielding {
+            true => tracing::info!("the owner uses the accelerators; services leave them"),
+            false => tracing::info!("the accelerators are quiet; services come back"),
+        }
+        let plan = self.inner.state.lock().plan.clone();
+        if let Some(plan) = plan {
+            self.apply(&plan);
+        }
+        self.inner.around.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Counts bytes of a request or an answer.
+    pub fn count_transfer(&self, bytes: usize) {
+        self.inner.transferred.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes of requests and answers that were not taken from here yet.
+    #[must_use]
+    pub fn transferred(&self) -> &AtomicU64 {
+        &self.inner.transferred
     }
 
     /// Moves with every change.

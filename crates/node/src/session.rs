@@ -163,6 +163,7 @@ impl Session {
         epoch: Epoch,
     ) -> impl Future<Output = ()> + Send + 'static {
         let (view, boot, models) = (self.view.clone(), self.boot, self.config.models_dir());
+        let caps = self.config.owner.caps;
         let mut changes = view.services.changes();
         async move {
             let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
@@ -173,7 +174,10 @@ impl Session {
                 tokio::select! {
                     _ = beat.tick() => {
                         let models = models.clone();
-                        let look = move || (diagnose::gpu_load(), diagnose::disk(&models).free);
+                        let look = move || {
+                            let used = caps.disk_mib.map_or(Bytes(0), |_| diagnose::size_of(&models));
+                            (diagnose::gpu_load(), caps.disk_free(diagnose::disk(&models).free, used))
+                        };
                         if let Ok(found) = tokio::task::spawn_blocking(look).await {
                             machine = found;
                         }

@@ -22,6 +22,8 @@ pub struct Facts<'a> {
     pub draining: bool,
     /// The owner's rest.
     pub resting: Option<Cause>,
+    /// The accelerators are left to the owner.
+    pub yielding: bool,
     /// A tunnel is up.
     pub connected: bool,
     /// Why there is no tunnel.
@@ -46,6 +48,20 @@ pub fn why_idle(facts: Facts<'_>) -> Option<Reason> {
         Some(Cause::OutsideHours) => {
             return reason("outside_hours", "It is outside the hours of the key owner.hours.".into());
         }
+        Some(Cause::OwnerActive) => {
+            return reason(
+                "owner_active",
+                "Somebody works at this machine; the key is owner.idle_minutes.".into(),
+            );
+        }
+        Some(Cause::PowerOrHeat) => {
+            let message = "It runs on its battery or is hotter than the key owner.max_celsius allows.";
+            return reason("power_or_heat", message.into());
+        }
+        Some(Cause::TransferUsedUp) => {
+            let message = "The day's transfers are used up; the key is owner.caps.daily_transfer_mib.";
+            return reason("transfer_used_up", message.into());
+        }
         None => {}
     }
     if !facts.connected {
@@ -64,6 +80,10 @@ pub fn why_idle(facts: Facts<'_>) -> Option<Reason> {
     }
     if !server.routable.is_empty() {
         return None;
+    }
+    if facts.yielding {
+        let message = "Other programs use the accelerators; services come back when these are quiet.";
+        return reason("gpu_busy", message.into());
     }
     let in_state =
         |states: &[ServiceState]| facts.services.iter().find(|service| states.contains(&service.state));
@@ -119,7 +139,15 @@ mod tests {
     #[test]
     fn every_standing_has_one_reason() {
         let code = |connected, server: Option<&NodeStatus>, services: &[ObservedService]| {
-            let facts = Facts { draining: false, resting: None, connected, trouble: None, server, services };
+            let facts = Facts {
+                draining: false,
+                resting: None,
+                yielding: false,
+                connected,
+                trouble: None,
+                server,
+                services,
+            };
             why_idle(facts).map(|reason| reason.code).unwrap_or_default()
         };
         let (on, off) = (status(true), status(false));
@@ -141,6 +169,7 @@ mod tests {
         let leaving = Facts {
             draining: true,
             resting: Some(Cause::PausedByOwner),
+            yielding: true,
             connected: false,
             trouble: None,
             server: None,
@@ -149,7 +178,16 @@ mod tests {
         assert_eq!(why_idle(leaving).unwrap().code, "draining");
         let paused = Facts { draining: false, ..leaving };
         assert_eq!(why_idle(paused).unwrap().code, "paused_by_owner");
-        let night = Facts { resting: Some(Cause::OutsideHours), ..paused };
-        assert_eq!(why_idle(night).unwrap().code, "outside_hours");
+        for (cause, code) in [
+            (Cause::OutsideHours, "outside_hours"),
+            (Cause::OwnerActive, "owner_active"),
+            (Cause::PowerOrHeat, "power_or_heat"),
+            (Cause::TransferUsedUp, "transfer_used_up"),
+        ] {
+            assert_eq!(why_idle(Facts { resting: Some(cause), ..paused }).unwrap().code, code);
+        }
+        let busy = Facts { resting: None, connected: true, server: Some(&off), ..paused };
+        assert_eq!(why_idle(busy).unwrap().code, "gpu_busy");
+        assert_eq!(why_idle(Facts { server: Some(&on), ..busy }), None, "others work on");
     }
 }

@@ -30,3 +30,40 @@ pub fn look(dir: &Path) -> DiskInfo {
         free: Bytes(disk.available_space()),
     })
 }
+
+/// How deep a directory is looked into; hubs lay their files out no deeper.
+const DEPTH: usize = 6;
+
+/// What the files below a directory take, without following links. What cannot be read counts nothing.
+#[must_use]
+pub fn size_of(dir: &Path) -> Bytes {
+    fn below(dir: &Path, depth: usize) -> u64 {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let size = |entry: std::fs::DirEntry| {
+            let meta = entry.metadata().ok()?;
+            match meta.is_dir() {
+                true if depth > 0 => Some(below(&entry.path(), depth - 1)),
+                true => None,
+                false => meta.is_file().then_some(meta.len()),
+            }
+        };
+        entries.filter_map(size).sum()
+    }
+    Bytes(below(dir, DEPTH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_takes_what_its_files_take() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(size_of(&dir.path().join("missing")), Bytes(0));
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        std::fs::write(dir.path().join("a/model.gguf"), [0; 2048]).unwrap();
+        std::fs::write(dir.path().join("b.gguf"), [0; 3]).unwrap();
+        std::os::unix::fs::symlink("/usr", dir.path().join("usr")).unwrap();
+        assert_eq!(size_of(dir.path()), Bytes(2051));
+    }
+}

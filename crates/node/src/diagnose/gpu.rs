@@ -1,11 +1,17 @@
 //! NVIDIA accelerators through NVML, which is loaded when it is there; a machine without it has none.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use cxmpute_wire::Bytes;
 use cxmpute_wire::control::{GpuInfo, GpuLoad};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use nvml_wrapper::error::NvmlError;
+use parking_lot::Mutex;
+
+/// Generations that are looked back in the search for the program that started a process.
+const GENERATIONS: usize = 32;
 
 /// The library, opened once: opening it takes a second on machines with many cards.
 fn library() -> Option<&'static Nvml> {
@@ -56,4 +62,80 @@ pub fn load() -> Vec<GpuLoad> {
             })
         })
         .collect()
+}
+
+/// How many there are.
+#[must_use]
+pub fn count() -> u32 {
+    library().and_then(|nvml| nvml.device_count().ok()).unwrap_or(0)
+}
+
+/// What programs other than ours take of the busiest accelerator, in percent. Drivers that do not tell programs apart say
+/// how busy a card is while none of ours works (`working`).
+pub fn foreign(ours: &[u32], working: bool) -> u32 {
+    let Some(nvml) = library() else {
+        return 0;
+    };
+    let of_card = |index| {
+        let device = nvml.device_by_index(index).ok()?;
+        match device.process_utilization_stats(newest(index)) {
+            Ok(samples) => {
+                let seen = samples.iter().map(|sample| sample.timestamp).max();
+                note(index, seen);
+                let foreign = samples.iter().filter(|sample| !descends(sample.pid, ours, &parent));
+                foreign.map(|sample| sample.sm_util.min(100)).max()
+            }
+            // No program used it since the last look.
+            Err(NvmlError::NotFound) => None,
+            Err(_) if working => None,
+            Err(_) => device.utilization_rates().ok().map(|rates| rates.gpu),
+        }
+    };
+    (0..count()).filter_map(of_card).max().unwrap_or(0)
+}
+
+/// The newest sample of each card that was looked at; older ones say nothing new.
+static SEEN: Mutex<BTreeMap<u32, u64>> = Mutex::new(BTreeMap::new());
+
+fn newest(index: u32) -> Option<u64> {
+    SEEN.lock().get(&index).copied()
+}
+
+fn note(index: u32, seen: Option<u64>) {
+    if let Some(seen) = seen {
+        SEEN.lock().insert(index, seen);
+    }
+}
+
+/// Whether a process is one of ours or was started by one of them.
+fn descends(pid: u32, ours: &[u32], parent: &impl Fn(u32) -> Option<u32>) -> bool {
+    let line = std::iter::successors(Some(pid), |pid| parent(*pid).filter(|parent| *parent > 1));
+    line.take(GENERATIONS).any(|pid| ours.contains(&pid))
+}
+
+/// The parent of a process: the second word behind the name, which stands in brackets and may hold anything.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_our_engines_start_is_ours() {
+        let parents = |pid| match pid {
+            9 => Some(8),
+            8 => Some(5),
+            7 => Some(1),
+            // A table that was read while it changed.
+            6 => Some(6),
+            _ => None,
+        };
+        let ours = |pid| descends(pid, &[5, 4], &parents);
+        assert_eq!([9, 8, 5, 4, 7, 6, 3].map(ours), [true, true, true, true, false, false, false]);
+        let own = std::process::id();
+        assert!(parent(own).is_some_and(|parent| parent > 0) && parent(u32::MAX).is_none());
+    }
 }

@@ -3,7 +3,7 @@
 
 mod cpu;
 mod disk;
-mod gpu;
+pub mod gpu;
 mod memory;
 pub mod net;
 
@@ -12,7 +12,7 @@ use std::path::Path;
 use cxmpute_wire::control::{Diagnostics, GpuLoad, NetInfo, OsInfo, ServiceWishes};
 use sysinfo::System;
 
-pub use disk::look as disk;
+pub use disk::{look as disk, size_of};
 
 /// Measures. Takes some milliseconds; asks no network.
 #[must_use]

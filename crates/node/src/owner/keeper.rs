@@ -1,38 +1,80 @@
-//! Carries the owner's hours and pauses out: looks at the clock, and tells the services.
+//! Carries the owner's wishes out: looks at clock and sensors, and tells the services.
 
 use std::time::Duration;
 
 use cxmpute_runtime::Clock;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use tokio::sync::watch::Receiver;
 
-use super::{LocalTime, OwnerSection, Pause, rest};
+use super::{LocalTime, OwnerSection, Pause, Senses, Sensors, Transfer, Watch};
 use crate::services::Services;
 
-/// How often the clock is looked at; hours are exact to this.
-const LOOK: Duration = Duration::from_secs(10);
+/// How often clock and slow sensors are looked at; hours are exact to this.
+const LOOK: Duration = Duration::from_secs(2);
+/// How often accelerators are looked at: services have left them 500 ms after the owner began to use them.
+const LOOK_AT_GPUS: Duration = Duration::from_millis(200);
 
 /// Keeps the services to what the owner wants, for as long as it is polled.
 pub async fn keep(
     section: OwnerSection,
     services: Services,
     clock: Clock,
-    mut pause: tokio::sync::watch::Receiver<Option<Pause>>,
+    mut pause: Receiver<Option<Pause>>,
+    sensors: Sensors,
+    mut transfer: Transfer,
 ) {
     let zone = TimeZone::system();
+    let mut watch = Watch::default();
+    let mut senses = Senses::default();
+    let watch_gpus = section.gpu_busy_percent > 0 && look(&sensors, Sensors::watch_gpus).await;
+    let (mut slow, mut fast) = (tokio::time::interval(LOOK), tokio::time::interval(LOOK_AT_GPUS));
+    for timer in [&mut slow, &mut fast] {
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    }
     loop {
-        let said = *pause.borrow_and_update();
-        let now = local(clock.now().0, &zone);
-        services.rest(rest(&section, said, now));
         tokio::select! {
             changed = pause.changed() => {
                 if changed.is_err() {
                     return;
                 }
             }
-            () = tokio::time::sleep(LOOK) => {}
+            _ = slow.tick() => {
+                let now = clock.now();
+                let seen = look(&sensors, move |sensors| sensors.look(now)).await;
+                senses = Senses { foreign_gpu: senses.foreign_gpu, ..seen };
+                senses.transferred = transfer.today(services.transferred(), now);
+                if let Err(error) = transfer.note() {
+                    tracing::warn!(%error, "the day's transfers cannot be noted down");
+                }
+            }
+            _ = fast.tick(), if watch_gpus => {
+                let ours = engines(&services);
+                let working = services.in_flight() > 0;
+                senses.foreign_gpu = look(&sensors, move |sensors| sensors.foreign_gpu(&ours, working)).await;
+            }
         }
+        let said = *pause.borrow_and_update();
+        let local = local(clock.now().0, &zone);
+        let decision = watch.judge(&section, said, local, clock.mono(), &senses);
+        services.rest(decision.rest);
+        services.yield_gpus(decision.yield_gpus);
     }
+}
+
+/// Asks the sensors where they may block.
+async fn look<T: Send + Default + 'static>(
+    sensors: &Sensors,
+    ask: impl FnOnce(&Sensors) -> T + Send + 'static,
+) -> T {
+    let sensors = sensors.clone();
+    tokio::task::spawn_blocking(move || ask(&sensors)).await.unwrap_or_default()
+}
+
+/// The processes of our engines, and this one.
+fn engines(services: &Services) -> Vec<u32> {
+    let pids = services.observed().1.into_iter().filter_map(|service| service.pid);
+    pids.chain([std::process::id()]).collect()
 }
 
 /// The machine's own time of a moment in milliseconds since 1970.

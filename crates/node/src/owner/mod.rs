@@ -1,23 +1,60 @@
-//! The owner first: when the machine works for others, and when it rests. What the owner says by `pause` and `resume` is
-//! remembered over restarts; the hours stand in the configuration.
+//! The owner first: when the machine works for others, how much of it, and when it rests. What the owner says by `pause`
+//! and `resume` is remembered over restarts; hours, caps and what is watched stand in the configuration.
 
+mod caps;
 pub mod hours;
 mod keeper;
+mod processors;
+mod senses;
+mod transfer;
+mod watch;
 
 use serde::{Deserialize, Serialize};
 
+pub use caps::Caps;
 pub use hours::{Hours, LocalTime};
 pub use keeper::keep;
+pub use processors::leave as leave_processors;
+pub use senses::Sensors;
+pub use transfer::Transfer;
+pub use watch::{Decision, Senses, Watch};
 
 /// `[owner]`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OwnerSection {
     /// When the machine may work for others, such as `mon-fri 18:00-08:00` and `sat,sun`; always when empty. The time is
     /// the machine's own.
     pub hours: Hours,
-    /// Whether engines are stopped outside these hours, so that their memory is free.
+    /// Whether engines are stopped in a rest that the owner did not ask for, so that their memory is free.
     pub free_memory: bool,
+    /// The machine works only when nobody has typed at one of its terminals for so many minutes; not watched when absent.
+    pub idle_minutes: Option<u32>,
+    /// Whether it rests while it runs on a battery.
+    pub rest_on_battery: bool,
+    /// It rests while processor or accelerator are hotter, in degrees Celsius; not watched when absent.
+    pub max_celsius: Option<u32>,
+    /// Services leave the accelerators when other programs take this much of one, in percent; never when 0.
+    pub gpu_busy_percent: u32,
+    /// They come back when the accelerators were quiet for so many seconds.
+    pub gpu_quiet_s: u64,
+    /// How much of the machine the network may plan with.
+    pub caps: Caps,
+}
+
+impl Default for OwnerSection {
+    fn default() -> Self {
+        Self {
+            hours: Hours::default(),
+            free_memory: false,
+            idle_minutes: None,
+            rest_on_battery: true,
+            max_celsius: None,
+            gpu_busy_percent: 10,
+            gpu_quiet_s: 60,
+            caps: Caps::default(),
+        }
+    }
 }
 
 /// A pause that the owner asked for.
@@ -38,6 +75,12 @@ pub enum Cause {
     PausedByOwner,
     /// It is outside the configured hours.
     OutsideHours,
+    /// Somebody types at the machine.
+    OwnerActive,
+    /// It runs on its battery, or is too hot.
+    PowerOrHeat,
+    /// The day's transfers are used up.
+    TransferUsedUp,
 }
 
 /// A rest: its cause, and whether engines are stopped meanwhile.
@@ -47,38 +90,4 @@ pub struct Rest {
     pub cause: Cause,
     /// Whether memory is freed.
     pub free_memory: bool,
-}
-
-/// Whether the node rests. What the owner says now counts more than the hours.
-#[must_use]
-pub fn rest(section: &OwnerSection, pause: Option<Pause>, now: LocalTime) -> Option<Rest> {
-    match pause {
-        Some(pause) => Some(Rest { cause: Cause::PausedByOwner, free_memory: pause == Pause::Memory }),
-        None if !section.hours.contains(now) => {
-            Some(Rest { cause: Cause::OutsideHours, free_memory: section.free_memory })
-        }
-        None => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_owner_says_counts_more_than_the_hours() {
-        let section = OwnerSection { hours: "mon 08:00-09:00".parse().unwrap(), free_memory: true };
-        let (inside, outside) = (LocalTime { day: 0, minute: 8 * 60 }, LocalTime { day: 1, minute: 0 });
-        assert_eq!(rest(&section, None, inside), None);
-        assert_eq!(
-            rest(&section, None, outside),
-            Some(Rest { cause: Cause::OutsideHours, free_memory: true })
-        );
-        let paused = |free_memory| Some(Rest { cause: Cause::PausedByOwner, free_memory });
-        for now in [inside, outside] {
-            assert_eq!(rest(&section, Some(Pause::Work), now), paused(false));
-            assert_eq!(rest(&section, Some(Pause::Memory), now), paused(true));
-        }
-        assert_eq!(rest(&OwnerSection::default(), None, outside), None);
-    }
 }

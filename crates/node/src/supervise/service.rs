@@ -72,6 +72,8 @@ struct Shared {
     last_work_ms: AtomicU64,
     /// Somebody could not reach the engine.
     doubt: Notify,
+    /// The owner wants the machine back at once.
+    withdrawn: CancellationToken,
 }
 
 #[derive(Clone, Debug)]
@@ -96,6 +98,11 @@ impl Place {
     pub fn succeeded(&self, clock: &Clock) {
         let now = u64::try_from(clock.mono().as_millis()).unwrap_or(u64::MAX);
         self.shared.last_work_ms.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// Ends when the owner wants the machine back: the work is given up.
+    pub async fn withdrawn(&self) {
+        self.shared.withdrawn.cancelled().await;
     }
 
     /// Nothing listens where the engine should.
@@ -126,6 +133,7 @@ impl Service {
             in_flight: AtomicU32::new(0),
             last_work_ms: AtomicU64::new(0),
             doubt: Notify::new(),
+            withdrawn: CancellationToken::new(),
         });
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
         let keeper = Keeper {
@@ -197,6 +205,12 @@ impl Service {
 }
 
 impl Service {
+    /// As [`Service::stop`], but its running requests are given up at once.
+    pub fn withdraw(&self) -> CancellationToken {
+        self.shared.withdrawn.cancel();
+        self.stop()
+    }
+
     /// Whether its engine is gone for ever.
     #[must_use]
     pub fn has_ended(&self) -> bool {
@@ -424,6 +438,7 @@ impl Keeper {
         tokio::select! {
             () = idle => {}
             () = hard.cancelled() => {}
+            () = self.shared.withdrawn.cancelled() => {}
             () = tokio::time::sleep(DRAIN) => {}
         }
     }

@@ -46,7 +46,7 @@ pub struct Gateway {
     pub address: SocketAddr,
     pub desk: Arc<Desk>,
     links: mpsc::UnboundedReceiver<Link>,
-    tasks: Tasks,
+    pub tasks: Tasks,
 }
 
 impl Gateway {
@@ -241,9 +241,13 @@ impl Running {
     }
 
     pub fn again(config: NodeConfig, fake: Option<Fake>) -> Self {
-        let tasks = Tasks::new();
-        let mut deps = Deps::new(Clock::system(), tasks.clone());
+        let mut deps = Deps::new(Clock::system(), Tasks::new());
         deps.fake = fake;
+        Self::with(config, deps)
+    }
+
+    pub fn with(config: NodeConfig, deps: Deps) -> Self {
+        let tasks = deps.tasks.clone();
         let node = Node::build(config.clone(), deps).unwrap();
         let view = node.view();
         let result = tokio::spawn(node.run());

@@ -4,5 +4,6 @@
 mod engines;
 mod gateway;
 mod life;
+mod owner;
 mod scrape;
 mod work;

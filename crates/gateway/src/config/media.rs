@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MediaConfig {
-    /// The ffmpeg that packs speech as mp3, opus, aac or flac; looked for in the usual places when absent, not used when
-    /// empty. Without it there are wav and pcm.
+    /// The ffmpeg that packs speech as mp3, opus, aac or flac, and decodes recordings in opus; looked for in the usual places
+    /// when absent, not used when empty. Without it speech is wav or pcm, and recordings have the other codecs.
     pub ffmpeg: Option<PathBuf>,
     /// Networks (`10.0.0.0/8`) and addresses (`10.1.2.3:8080`) that are not public and from which pictures may be fetched
     /// all the same.

@@ -25,7 +25,7 @@ pub use log::LogConfig;
 pub use media::MediaConfig;
 pub use metrics::MetricsConfig;
 pub use relay::RelayConfig;
-pub use server::{ForwardedHeader, Network, Origin, ServerConfig, Tls};
+pub use server::{ForwardedHeader, Origin, ServerConfig, Tls};
 pub use store::StoreConfig;
 pub use traces::TracesConfig;
 

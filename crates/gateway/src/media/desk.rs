@@ -10,7 +10,8 @@ use cxmpute_egress::{Connector, Fetcher, Limits, Policy, Wanted};
 use cxmpute_runtime::Clock;
 use tokio::sync::Semaphore;
 
-use super::{Packer, Picture, PictureError, Sound, SoundError};
+use super::unpack::unpack;
+use super::{Ffmpeg, Packer, Picture, PictureError, Sound, SoundError};
 use crate::config::Config;
 use crate::limits;
 
@@ -24,6 +25,7 @@ const TYPES: [&str; 5] = ["image/png", "image/jpeg", "image/webp", "image/gif", 
 pub struct Desk {
     /// Packs speech.
     pub packer: Packer,
+    ffmpeg: Option<Ffmpeg>,
     fetcher: Fetcher,
     places: Arc<Semaphore>,
 }
@@ -51,8 +53,10 @@ impl Desk {
         let policy = Policy { allowed: config.media.allow.clone(), own, ..Policy::default() };
         let bounds = Limits { decoded_bytes: limits::IMAGE_BYTES, ..Limits::default() };
         let places = std::thread::available_parallelism().map_or(1, usize::from);
+        let ffmpeg = Ffmpeg::find(config.media.ffmpeg.as_deref());
         Self {
-            packer: Packer::find(config.media.ffmpeg.as_deref()),
+            packer: Packer::new(ffmpeg.clone()),
+            ffmpeg,
             fetcher: Fetcher::new(Connector::new(policy), bounds, AGENT, clock.clone()),
             places: Arc::new(Semaphore::new(places)),
         }
@@ -63,7 +67,16 @@ impl Desk {
     /// # Errors
     /// Why it cannot be used.
     pub async fn sound(&self, file: Bytes, longest: Duration) -> Result<Sound, SoundError> {
-        self.work(move || Sound::decode(file, longest)).await.unwrap_or(Err(SoundError::Broken))
+        let same = file.clone();
+        let decoded =
+            self.work(move || Sound::decode(same, longest)).await.unwrap_or(Err(SoundError::Broken));
+        match (&self.ffmpeg, decoded) {
+            (Some(ffmpeg), Err(SoundError::Unknown)) => {
+                let _place = self.places.acquire().await.map_err(|_| SoundError::Broken)?;
+                unpack(ffmpeg, &file, longest).await
+            }
+            (_, decoded) => decoded,
+        }
     }
 
     /// Decodes a picture.

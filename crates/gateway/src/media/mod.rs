@@ -1,12 +1,16 @@
-//! Sound and pictures of clients: taken apart here, by libraries in safe Rust, bounded in bytes, length and pixels, and
+//! Sound and pictures of clients: taken apart here, by libraries in safe Rust (or by ffmpeg in a cage, where these do not
+//! know a codec), bounded in bytes, length and pixels, and
 //! handed to nodes in one plain form each. Sound of nodes is checked here and packed as the client asked.
 
 mod desk;
+mod ffmpeg;
 mod pack;
 mod picture;
 mod sound;
+mod unpack;
 
 pub use desk::{Desk, NoPicture};
+pub use ffmpeg::Ffmpeg;
 pub use pack::Packer;
 pub use picture::{Picture, PictureError};
 pub use sound::{SPEECH_RATE, Sound, SoundError, resample};

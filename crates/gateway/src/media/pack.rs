@@ -2,30 +2,22 @@
 //! is made by ffmpeg, where the operator has it, from samples that were checked before, in a process without network and
 //! rights.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
 use bytes::Bytes;
-use cxmpute_runtime::once::{Once, OnceError, Sandbox};
+use cxmpute_runtime::once::OnceError;
 use cxmpute_wire::openai::AudioFormat;
 use cxmpute_wire::wave::Wave;
 
-use super::resample;
+use super::{Ffmpeg, resample};
 
 /// Samples per second of [`AudioFormat::Pcm`], as OpenAI has it.
 const PCM_RATE: u32 = 24_000;
-/// Longest that encoding may take.
-const TIME: Duration = Duration::from_secs(60);
 /// Most bytes of a packed answer.
 const OUTPUT: usize = 64 * 1024 * 1024;
-/// Where ffmpeg is looked for.
-const PLACES: [&str; 3] = ["/usr/local/bin/ffmpeg", "/usr/bin/ffmpeg", "/opt/homebrew/bin/ffmpeg"];
 
 /// What packs speech.
 #[derive(Debug, Clone, Default)]
 pub struct Packer {
-    ffmpeg: Option<PathBuf>,
-    sandbox: Sandbox,
+    ffmpeg: Option<Ffmpeg>,
 }
 
 /// Why an answer was not packed.
@@ -43,16 +35,10 @@ pub enum PackError {
 }
 
 impl Packer {
-    /// Looks for ffmpeg: where the configuration says, else in the usual places.
+    /// One that packs with this encoder.
     #[must_use]
-    pub fn find(configured: Option<&Path>) -> Self {
-        let ffmpeg = match configured {
-            Some(path) if path.as_os_str().is_empty() => None,
-            Some(path) => Some(path.to_owned()),
-            None => PLACES.iter().map(PathBuf::from).find(|path| path.is_file()),
-        };
-        let sandbox = if ffmpeg.is_some() { Sandbox::probe() } else { Sandbox::default() };
-        Self { ffmpeg, sandbox }
+    pub const fn new(ffmpeg: Option<Ffmpeg>) -> Self {
+        Self { ffmpeg }
     }
 
     /// Whether it can make this.
@@ -90,25 +76,14 @@ impl Packer {
             AudioFormat::Aac => &["-c:a", "aac", "-b:a", "96k", "-f", "adts"],
             _ => &["-c:a", "flac", "-f", "flac"],
         };
-        let front =
-            ["-hide_banner", "-loglevel", "error", "-nostdin", "-threads", "1", "-f", "wav", "-i", "pipe:0"];
-        // Nothing of a request is an argument, and no tag says who made the file.
-        let line = front.iter().chain(&["-map_metadata", "-1", "-vn"]).chain(codec).chain(&["pipe:1"]);
-        let arguments: Vec<String> = line.map(|&word| word.to_owned()).collect();
-        let once = Once {
-            program: ffmpeg,
-            arguments: &arguments,
-            environment: &[],
-            input: &wave,
-            output_limit: OUTPUT,
-            time: TIME,
-        };
-        Ok(once.run(&self.sandbox).await?.into())
+        Ok(ffmpeg.turn("wav", &wave, codec, OUTPUT).await?.into())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::media::Sound;
 
@@ -128,7 +103,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_an_encoder_there_are_waveforms_and_samples() {
-        let packer = Packer::find(Some(Path::new("")));
+        let packer = Packer::new(None);
         assert_eq!(packer.usual(), AudioFormat::Wav);
         assert_eq!(packer.pack(wave(), AudioFormat::Wav).await.unwrap(), wave());
         assert_eq!(packer.pack(wave(), AudioFormat::Pcm).await.unwrap().len(), 48_000);
@@ -138,7 +113,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_ffmpeg_packs_is_as_long_as_what_it_was_given() {
-        let packer = Packer::find(None);
+        let packer = Packer::new(Ffmpeg::find(None));
         if !packer.makes(AudioFormat::Mp3) {
             crate::media::skipped("ffmpeg is not installed");
             return;

@@ -36,7 +36,9 @@ pub struct Sound {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SoundError {
     /// No decoder knows it.
-    #[error("the file is no sound in wav, mp3, flac, ogg (vorbis) or m4a (aac)")]
+    #[error(
+        "the file is no sound in wav, mp3, flac, ogg (vorbis), m4a (aac) or, where the gateway has ffmpeg, opus (ogg, webm)"
+    )]
     Unknown,
     /// It begins well and goes on badly.
     #[error("the file is broken")]

@@ -19,7 +19,7 @@ const HEADERS: &[Parameter] = &[STRICT, TIMEOUT, TITLE, REFERER];
 /// The fields of a form with a recording.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct TranscriptionForm {
-    /// The recording: wav, mp3, flac, ogg (vorbis) or m4a (aac).
+    /// The recording: wav, mp3, flac, ogg (vorbis), m4a (aac); opus in ogg or webm where the gateway has ffmpeg.
     #[schemars(extend("format" = "binary"))]
     file: String,
     /// Model id or alias.

@@ -1,0 +1,61 @@
+//! ffmpeg, where the operator has it: for what no library in safe Rust knows. It runs once for a piece of work, as nobody,
+//! without network, in bounded memory and time, and it is told what it is given: it never guesses a format, and reads and
+//! writes nothing but its two pipes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cxmpute_runtime::once::{Once, OnceError, Sandbox};
+
+/// Longest that it may run.
+const TIME: Duration = Duration::from_secs(60);
+/// Where it is looked for.
+const PLACES: [&str; 3] = ["/usr/local/bin/ffmpeg", "/usr/bin/ffmpeg", "/opt/homebrew/bin/ffmpeg"];
+
+/// The program with its sandbox. Cloning shares nothing but where it is.
+#[derive(Debug, Clone)]
+pub struct Ffmpeg {
+    program: PathBuf,
+    sandbox: Sandbox,
+}
+
+impl Ffmpeg {
+    /// Looks for it: where the configuration says, else in the usual places.
+    #[must_use]
+    pub fn find(configured: Option<&Path>) -> Option<Self> {
+        let program = match configured {
+            Some(path) if path.as_os_str().is_empty() => None,
+            Some(path) => Some(path.to_owned()),
+            None => PLACES.iter().map(PathBuf::from).find(|path| path.is_file()),
+        };
+        program.map(|program| Self { program, sandbox: Sandbox::probe() })
+    }
+
+    /// Turns `input`, in the format `from`, into what `to` says, at most `limit` bytes of it. Nothing of a request is an
+    /// argument, and no tag says who made the result.
+    ///
+    /// # Errors
+    /// It failed, ran too long or made too much.
+    pub async fn turn(
+        &self,
+        from: &str,
+        input: &[u8],
+        to: &[&str],
+        limit: usize,
+    ) -> Result<Vec<u8>, OnceError> {
+        let quiet = ["-hide_banner", "-loglevel", "error", "-nostdin", "-threads", "1"];
+        let given = ["-protocol_whitelist", "pipe", "-f", from, "-i", "pipe:0"];
+        let wanted = ["-map", "0:a:0", "-map_metadata", "-1"];
+        let line = quiet.iter().chain(&given).chain(&wanted).chain(to).chain(&["pipe:1"]);
+        let arguments: Vec<String> = line.map(|&word| word.to_owned()).collect();
+        let once = Once {
+            program: &self.program,
+            arguments: &arguments,
+            environment: &[],
+            input,
+            output_limit: limit,
+            time: TIME,
+        };
+        once.run(&self.sandbox).await
+    }
+}

@@ -19,8 +19,9 @@ use url::Url;
 
 use super::cage;
 use super::content::DATA_LIMIT_BYTES;
-use super::request::UrlError;
+use super::request;
 use super::settings::{AGENT, ScrapeSection};
+use cxmpute_wire::scrape::PageError;
 
 /// Programs that are looked for.
 const PROGRAMS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
@@ -97,9 +98,9 @@ impl Browser {
     ///
     /// # Errors
     /// The browser fails, is too slow, too large, or says too much.
-    pub async fn render(&self, url: &Url, connector: &Connector) -> Result<String, UrlError> {
+    pub async fn render(&self, url: &Url, connector: &Connector) -> Result<String, PageError> {
         let failed =
-            |why: String| UrlError::new("render_failed", format!("The page could not be rendered: {why}."));
+            |why: String| request::error("render_failed", format!("The page could not be rendered: {why}."));
         let _turn = self.turn.acquire().await.map_err(|error| failed(error.to_string()))?;
         let place = Place::make(&self.user).map_err(|error| failed(error.to_string()))?;
         let socket = place.0.join("out.sock");

@@ -7,7 +7,8 @@ use url::Url;
 
 use super::document::{self, Parsed};
 use super::metadata;
-use super::request::{Format, Metadata, UrlError};
+use super::request;
+use cxmpute_wire::scrape::{PageError, PageFormat, PageMetadata};
 
 /// Elements in which the main part is searched; a page with more is given whole.
 const READABILITY_ELEMENTS: usize = 50_000;
@@ -24,22 +25,22 @@ pub struct Made {
     /// In the format asked for.
     pub data: String,
     /// What it says of itself.
-    pub metadata: Metadata,
+    pub metadata: PageMetadata,
 }
 
 /// Makes a page of HTML ready. Takes up to a few seconds of one core for the largest pages.
 ///
 /// # Errors
 /// The page is nested too deeply, or too large.
-pub fn make(html: String, url: &Url, format: Format, main: bool) -> Result<Made, UrlError> {
+pub fn make(html: String, url: &Url, format: PageFormat, main: bool) -> Result<Made, PageError> {
     let Parsed { document, cut } = document::parse(&html);
     let metadata = metadata::read(&document);
-    if format == Format::Html && !main {
+    if format == PageFormat::Html && !main {
         return sized(html, metadata);
     }
     drop(html);
     if let Some(why) = cut {
-        return Err(UrlError::new("page_too_complex", format!("The page cannot be converted: {why}.")));
+        return Err(request::error("page_too_complex", format!("The page cannot be converted: {why}.")));
     }
     absolute_links(&document, url);
     let data = match main.then(|| main_part(&document, format)).flatten() {
@@ -49,41 +50,41 @@ pub fn make(html: String, url: &Url, format: Format, main: bool) -> Result<Made,
     sized(data, metadata)
 }
 
-fn sized(data: String, metadata: Metadata) -> Result<Made, UrlError> {
+fn sized(data: String, metadata: PageMetadata) -> Result<Made, PageError> {
     if data.len() > DATA_LIMIT_BYTES {
         let message = format!("The converted page is larger than {DATA_LIMIT_BYTES} bytes.");
-        return Err(UrlError::new("too_large", message));
+        return Err(request::error("too_large", message));
     }
     Ok(Made { data, metadata })
 }
 
-fn whole(document: &Document, format: Format) -> String {
-    if format == Format::Html {
+fn whole(document: &Document, format: PageFormat) -> String {
+    if format == PageFormat::Html {
         return document.html().to_string();
     }
     document.select(UNSEEN).remove();
     let text = match format {
-        Format::Markdown => document.md(None),
-        Format::Text | Format::Html => document.formatted_text(),
+        PageFormat::Markdown => document.md(None),
+        PageFormat::Text | PageFormat::Html => document.formatted_text(),
     };
     text.trim().to_owned()
 }
 
 /// The article of the page, if it has one.
-fn main_part(document: &Document, format: Format) -> Option<String> {
+fn main_part(document: &Document, format: PageFormat) -> Option<String> {
     let text_mode = match format {
-        Format::Markdown => TextMode::Markdown,
-        Format::Text | Format::Html => TextMode::Formatted,
+        PageFormat::Markdown => TextMode::Markdown,
+        PageFormat::Text | PageFormat::Html => TextMode::Formatted,
     };
     let config = Config {
         max_elements_to_parse: READABILITY_ELEMENTS,
-        // Metadata is read elsewhere, with a parser of JSON that bounds its depth.
+        // PageMetadata is read elsewhere, with a parser of JSON that bounds its depth.
         disable_json_ld: true,
         text_mode,
         ..Config::default()
     };
     let article = Readability::with_document(document.clone(), None, Some(config)).ok()?.parse().ok()?;
-    let part = if format == Format::Html { article.content } else { article.text_content };
+    let part = if format == PageFormat::Html { article.content } else { article.text_content };
     let part = part.trim();
     (!part.is_empty()).then(|| part.to_owned())
 }
@@ -121,18 +122,18 @@ mod tests {
         Url::parse("https://example.com/a/b").unwrap()
     }
 
-    fn made(format: Format, main: bool) -> String {
+    fn made(format: PageFormat, main: bool) -> String {
         make(PAGE.to_owned(), &url(), format, main).unwrap().data
     }
 
     #[test]
     fn each_format_keeps_what_it_promises() {
-        assert_eq!(made(Format::Html, false), PAGE);
-        let markdown = made(Format::Markdown, false);
+        assert_eq!(made(PageFormat::Html, false), PAGE);
+        let markdown = made(PageFormat::Markdown, false);
         assert!(markdown.contains("# Tides and clocks") && markdown.contains("## The moon"), "{markdown}");
         assert!(markdown.contains("(https://example.com/a/harbour)"), "{markdown}");
         assert!(markdown.contains("Imprint") && !markdown.contains("tracking"), "{markdown}");
-        let text = made(Format::Text, false);
+        let text = made(PageFormat::Text, false);
         assert!(text.contains("Tides and clocks") && text.contains("Imprint"), "{text}");
         for noise in ["tracking", "color: red", "<p>", "enable scripts"] {
             assert!(!text.contains(noise), "{noise}: {text}");
@@ -141,13 +142,13 @@ mod tests {
 
     #[test]
     fn the_main_part_leaves_the_rest_out() {
-        for format in [Format::Text, Format::Markdown, Format::Html] {
+        for format in [PageFormat::Text, PageFormat::Markdown, PageFormat::Html] {
             let part = made(format, true);
             assert!(part.contains("twice a day"), "{format:?}: {part}");
             assert!(!part.contains("Imprint") && !part.contains("Subscribe"), "{format:?}: {part}");
         }
         // A page without an article is given whole.
-        let little = make("<p>short</p>".into(), &url(), Format::Text, true).unwrap();
+        let little = make("<p>short</p>".into(), &url(), PageFormat::Text, true).unwrap();
         assert_eq!(little.data, "short");
     }
 
@@ -162,9 +163,9 @@ mod tests {
         let begun = Instant::now();
         for (what, page) in [("deep", deep), ("foster", foster), ("links", links), ("formatting", formatting)]
         {
-            let error = make(page.clone(), &url(), Format::Markdown, true).unwrap_err();
+            let error = make(page.clone(), &url(), PageFormat::Markdown, true).unwrap_err();
             assert_eq!(error.code, "page_too_complex", "{what}");
-            assert_eq!(make(page.clone(), &url(), Format::Html, false).unwrap().data, page, "{what}");
+            assert_eq!(make(page.clone(), &url(), PageFormat::Html, false).unwrap().data, page, "{what}");
         }
         assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     }
@@ -176,7 +177,7 @@ mod tests {
         let large = "<p>some <b>words</b> of a <a href=x>long</a> page, and more.</p>\n".repeat(15_000);
         for (page, word) in [(deep, "bottom"), (large, "long")] {
             for main in [false, true] {
-                for format in [Format::Text, Format::Markdown, Format::Html] {
+                for format in [PageFormat::Text, PageFormat::Markdown, PageFormat::Html] {
                     let made = make(page.clone(), &url(), format, main).unwrap();
                     assert!(made.data.contains(word), "{format:?} {main}");
                 }
@@ -189,7 +190,7 @@ mod tests {
     fn links_are_made_absolute_within_a_budget() {
         let base = Url::parse(&format!("https://example.com/{}/", "x".repeat(4000))).unwrap();
         let page = "<a href=y>z</a>".repeat(5000);
-        let made = make(page, &base, Format::Markdown, false).unwrap();
+        let made = make(page, &base, PageFormat::Markdown, false).unwrap();
         assert!(made.data.len() < LINKS_LIMIT_BYTES * 2, "{}", made.data.len());
         assert!(made.data.contains("https://example.com/xxx"));
     }

@@ -14,7 +14,8 @@ use tokio::sync::Semaphore;
 use url::Url;
 
 use super::content::{self, Made};
-use super::request::{Format, UrlError};
+use super::request;
+use cxmpute_wire::scrape::{PageError, PageFormat};
 
 /// Pages that are converted at a time: it is work for a core, on a machine that has other work.
 const AT_A_TIME: usize = 2;
@@ -38,7 +39,7 @@ pub struct Converter {
 #[derive(Debug, Deserialize, Serialize)]
 struct Order {
     url: String,
-    format: Format,
+    format: PageFormat,
     main: bool,
 }
 
@@ -53,9 +54,15 @@ impl Converter {
     ///
     /// # Errors
     /// The page is too much for its process, or has no such form.
-    pub async fn convert(&self, html: &str, url: &Url, format: Format, main: bool) -> Result<Made, UrlError> {
+    pub async fn convert(
+        &self,
+        html: &str,
+        url: &Url,
+        format: PageFormat,
+        main: bool,
+    ) -> Result<Made, PageError> {
         let unreadable = |why: String| {
-            UrlError::new("page_unreadable", format!("The page could not be converted: {why}."))
+            request::error("page_unreadable", format!("The page could not be converted: {why}."))
         };
         let order = serde_json::to_string(&Order { url: url.to_string(), format, main });
         let order = order.map_err(|error| unreadable(error.to_string()))?;
@@ -66,7 +73,7 @@ impl Converter {
             }
             Ok(Err(error)) => Err(unreadable(error.to_string())),
             Ok(Ok(None)) | Err(_) => {
-                Err(UrlError::new("page_too_complex", "Converting the page takes too much time or memory."))
+                Err(request::error("page_too_complex", "Converting the page takes too much time or memory."))
             }
         }
     }

@@ -3,7 +3,7 @@
 use dom_query::Document;
 use serde_json::Value;
 
-use super::request::Metadata;
+use cxmpute_wire::scrape::PageMetadata;
 
 /// Longest value that is handed on, in characters.
 const VALUE_LIMIT_CHARS: usize = 1000;
@@ -16,12 +16,12 @@ const JSON_DEPTH: usize = 4;
 
 /// Reads it.
 #[must_use]
-pub fn read(document: &Document) -> Metadata {
+pub fn read(document: &Document) -> PageMetadata {
     let stated = Stated::of(document);
     let title = || document.select("title").iter().next().map(|title| title.text().to_string());
     let language = document.select("html").attr("lang").map(|lang| lang.to_string());
     let stamped = || document.select("time[datetime]").attr("datetime").map(|date| date.to_string());
-    let metadata = Metadata {
+    let metadata = PageMetadata {
         title: stated.first(&["og:title"]).or_else(title).or_else(|| stated.json(&["headline", "name"])),
         description: stated.first(&[
             "description",
@@ -45,7 +45,7 @@ pub fn read(document: &Document) -> Metadata {
             .or_else(stamped),
         language: language.or_else(|| stated.first(&["content-language", "language", "og:locale"])),
     };
-    Metadata {
+    PageMetadata {
         title: tidy(metadata.title),
         description: tidy(metadata.description),
         author: tidy(metadata.author),
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(found.description.as_deref(), Some("What it is"));
         assert_eq!((found.author.as_deref(), found.language.as_deref()), (Some("Ada"), Some("de")));
         assert_eq!(found.publish_date.as_deref(), Some("2024-05-06T07:08:09Z"));
-        assert_eq!(read(&Document::from("")), Metadata::default());
+        assert_eq!(read(&Document::from("")), PageMetadata::default());
     }
 
     #[test]
@@ -146,6 +146,6 @@ mod tests {
         assert_eq!((found.title.as_deref(), found.author.as_deref()), (Some("H"), Some("Grace")));
         assert_eq!(found.publish_date.as_deref(), Some("2023-01-02"));
         let deep = format!("<script type=\"application/ld+json\">{}</script>", "[".repeat(100_000));
-        assert_eq!(read(&Document::from(deep)), Metadata::default());
+        assert_eq!(read(&Document::from(deep)), PageMetadata::default());
     }
 }

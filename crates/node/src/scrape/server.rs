@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::request::{BadRequest, ScrapeRequest};
+use super::request::{self, BadRequest};
 use super::work::Scraper;
 
 /// Largest request: twenty URLs of the largest size, and room.
@@ -132,7 +132,7 @@ async fn scrape(request: Request<Incoming>, engine: &Engine) -> Response<Full<By
         Ok(body) => body.to_bytes(),
         Err(_) => return refuse(Code::BodyTooLarge, None, "The request is too large, or broke off."),
     };
-    match ScrapeRequest::parse(&body) {
+    match request::parse(&body) {
         Ok(request) => say(StatusCode::OK, &engine.scraper.run(request).await),
         Err(BadRequest { code, field, message }) => refuse(code, field, &message),
     }

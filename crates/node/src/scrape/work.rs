@@ -12,7 +12,8 @@ use super::charset;
 use super::content::Made;
 use super::convert::Converter;
 use super::quota::Quota;
-use super::request::{Format, Metadata, Outcome, ScrapeAnswer, ScrapeRequest, UrlError};
+use super::request;
+use cxmpute_wire::scrape::{PageError, PageFormat, PageMetadata, PageResult, ScrapeRequest, ScrapeResponse};
 
 /// URLs of one request that are worked on at a time.
 const AT_A_TIME: usize = 4;
@@ -66,16 +67,16 @@ impl Scraper {
     }
 
     /// Carries a request out. Dropping the future ends everything it began.
-    pub async fn run(self: &Arc<Self>, request: ScrapeRequest) -> ScrapeAnswer {
+    pub async fn run(self: &Arc<Self>, request: ScrapeRequest) -> ScrapeResponse {
         let deadline = Instant::now() + REQUEST_TIME;
         // What may not be asked costs the owner's day nothing.
         let judged: Vec<_> = request.urls.iter().map(|url| self.fetcher.connector().target(url)).collect();
         let mut left = self.quota.take(judged.iter().filter(|target| target.is_ok()).count());
         let jobs = request.urls.iter().zip(judged).map(|(url, target)| match target {
-            Err(refusal) => (url, Some(UrlError::new(refusal.code(), refusal.to_string()))),
+            Err(refusal) => (url, Some(request::error(refusal.code(), refusal.to_string()))),
             Ok(_) if left == 0 => {
                 let message = "The owner of this machine lets it fetch no more today.";
-                (url, Some(UrlError::new("daily_limit", message)))
+                (url, Some(request::error("daily_limit", message)))
             }
             Ok(_) => {
                 left -= 1;
@@ -85,21 +86,21 @@ impl Scraper {
         let carried: Vec<_> =
             jobs.map(|(url, refused)| self.carry_out(url, refused, &request, deadline)).collect();
         let outcomes = futures_util::stream::iter(carried).buffered(AT_A_TIME).collect::<Vec<_>>().await;
-        ScrapeAnswer { results: fit(outcomes) }
+        ScrapeResponse { results: fit(outcomes), usage: None }
     }
 
     async fn carry_out(
         &self,
         url: &str,
-        refused: Option<UrlError>,
+        refused: Option<PageError>,
         request: &ScrapeRequest,
         deadline: Instant,
-    ) -> Outcome {
+    ) -> PageResult {
         if let Some(error) = refused {
-            return Outcome::failed(url, error);
+            return request::failed(url, error);
         }
         let late =
-            || Outcome::failed(url, UrlError::new("timed_out", "The time for this request was used up."));
+            || request::failed(url, request::error("timed_out", "The time for this request was used up."));
         if Instant::now() >= deadline {
             return late();
         }
@@ -107,10 +108,10 @@ impl Scraper {
         tokio::time::timeout_at(deadline, scraping).await.unwrap_or_else(|_| late())
     }
 
-    async fn scrape(&self, url: &str, request: &ScrapeRequest) -> Outcome {
+    async fn scrape(&self, url: &str, request: &ScrapeRequest) -> PageResult {
         if request.render && self.browser.is_none() {
             let message = "This machine has no browser to render pages with.";
-            return Outcome::failed(url, UrlError::new("render_unavailable", message));
+            return request::failed(url, request::error("render_unavailable", message));
         }
         let wanted = Wanted {
             accept: ACCEPT.into(),
@@ -120,18 +121,18 @@ impl Scraper {
         };
         let page = match self.fetcher.get(url, &wanted).await {
             Ok(page) => page,
-            Err(error) => return Outcome::failed(url, told(&error)),
+            Err(error) => return request::failed(url, told(&error)),
         };
-        let mut outcome = Outcome {
+        let mut outcome = PageResult {
             url: url.to_owned(),
             final_url: Some(page.url.to_string()),
             status: Some(page.status.as_u16()),
             content_type: page.content_type.clone(),
-            ..Outcome::default()
+            ..PageResult::default()
         };
         if !page.status.is_success() {
             let message = format!("The page answered with status {}.", page.status.as_u16());
-            return Outcome { error: Some(UrlError::new("http_status", message)), ..outcome };
+            return PageResult { error: Some(request::error("http_status", message)), ..outcome };
         }
         match self.make(page, request).await {
             Ok(made) => {
@@ -140,15 +141,15 @@ impl Scraper {
                 outcome.metadata = Some(made.metadata);
                 outcome
             }
-            Err(error) => Outcome { error: Some(error), ..outcome },
+            Err(error) => PageResult { error: Some(error), ..outcome },
         }
     }
 
-    async fn make(&self, page: Page, request: &ScrapeRequest) -> Result<Made, UrlError> {
+    async fn make(&self, page: Page, request: &ScrapeRequest) -> Result<Made, PageError> {
         let html = page.media_type().is_some_and(|media_type| HTML_TYPES.contains(&media_type.as_str()));
         let text = charset::decode(&page.body, page.content_type.as_deref());
         if !html {
-            return Ok(Made { data: text, metadata: Metadata::default() });
+            return Ok(Made { data: text, metadata: PageMetadata::default() });
         }
         let text = match &self.browser {
             Some(browser) if request.render => {
@@ -162,7 +163,7 @@ impl Scraper {
         match made {
             // The page itself needs no converting; only what it says of itself could not be read.
             Err(error) if error.code == "page_too_complex" && as_it_is(request) => {
-                Ok(Made { data: text, metadata: Metadata::default() })
+                Ok(Made { data: text, metadata: PageMetadata::default() })
             }
             made => made,
         }
@@ -170,25 +171,25 @@ impl Scraper {
 }
 
 const fn as_it_is(request: &ScrapeRequest) -> bool {
-    matches!(request.format, Format::Html) && !request.main_content
+    matches!(request.format, PageFormat::Html) && !request.main_content
 }
 
-fn told(error: &FetchError) -> UrlError {
-    UrlError::new(error.code(), error.to_string())
+fn told(error: &FetchError) -> PageError {
+    request::error(error.code(), error.to_string())
 }
 
 /// Takes data away where the whole would be too much for one answer.
-fn fit(outcomes: Vec<Outcome>) -> Vec<Outcome> {
+fn fit(outcomes: Vec<PageResult>) -> Vec<PageResult> {
     let mut left = ANSWER_LIMIT_BYTES;
-    let keep = |outcome: Outcome| {
+    let keep = |outcome: PageResult| {
         let size = outcome.data.as_ref().map_or(0, String::len);
         if let Some(rest) = left.checked_sub(size) {
             left = rest;
             return outcome;
         }
         let message = "The answer is full; ask for this page in a request of its own.";
-        let error = Some(UrlError::new("answer_full", message));
-        Outcome { success: false, data: None, metadata: None, error, ..outcome }
+        let error = Some(request::error("answer_full", message));
+        PageResult { success: false, data: None, metadata: None, error, ..outcome }
     };
     outcomes.into_iter().map(keep).collect()
 }
@@ -200,7 +201,7 @@ mod tests {
     #[test]
     fn an_answer_has_a_size_and_what_does_not_fit_says_so() {
         let page =
-            |size: usize| Outcome { success: true, data: Some("x".repeat(size)), ..Outcome::default() };
+            |size: usize| PageResult { success: true, data: Some("x".repeat(size)), ..PageResult::default() };
         let fitted = fit(vec![page(ANSWER_LIMIT_BYTES - 10), page(11), page(10), page(1)]);
         let kept: Vec<bool> =
             fitted.iter().map(|outcome| outcome.success && outcome.data.is_some()).collect();

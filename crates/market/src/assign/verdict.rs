@@ -135,7 +135,11 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stays { minutes, others } => {
-                write!(f, "runs here for {minutes} min and stays; {} it", served(*others))
+                match minutes {
+                    0 => f.write_str("has just begun to run here")?,
+                    _ => write!(f, "runs here for {minutes} min")?,
+                }
+                write!(f, " and stays; {} it", served(*others))
             }
             Self::Added { value, others, target, demand } => {
                 write!(f, "worth {}: {} it, {target} wanted", Value(*value), served(*others))?;

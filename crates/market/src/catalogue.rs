@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use cxmpute_wire::control::ContainerImage;
 use cxmpute_wire::{Bytes, Millis, ServiceId, ServiceKind, Tokens};
 
 use crate::price::PriceRow;
 
 mod capability;
+mod container;
 mod engine;
 mod entry;
 mod parameter;
@@ -55,6 +57,8 @@ pub struct ModelEntry {
     pub hub: Option<HubReference>,
     /// Its name in Ollama's library.
     pub ollama: Option<String>,
+    /// The image that serves it, for the engine `docker`.
+    pub container: Option<Arc<ContainerImage>>,
     /// Memory of the machine that one engine needs; beside `vram` where it uses an accelerator.
     pub memory: Bytes,
     /// Memory of accelerators that one engine needs; 0 where it runs on the processor.

@@ -53,6 +53,7 @@ mod tests {
             since: None,
             ollama: None,
             hub: None,
+            container: None,
         }
     }
 

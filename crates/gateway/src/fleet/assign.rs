@@ -103,5 +103,6 @@ fn desired(planned: &Planned, catalogue: &Catalogue) -> Option<DesiredService> {
                 file: hub.file.clone(),
             })
         }),
+        container: entry.container.as_deref().cloned().map(Box::new),
     })
 }

@@ -44,6 +44,8 @@ engines! {
     Tesseract = "tesseract",
     /// The node's own fetcher of pages; present where the owner has opted in.
     Scrape = "scrape",
+    /// A container of the image that the entry pins; present where the owner has opted in.
+    Docker = "docker",
     /// An OpenAI-compatible server that the owner runs and names in the node's configuration.
     External = "external",
 }

@@ -9,7 +9,7 @@ use cxmpute_wire::{Bytes, MicroCredits, Millis, ServiceId, ServiceKind, Tokens};
 use toml::Spanned;
 
 use super::raw::{RawFile, RawHub, RawModel, Source};
-use super::{Capability, CatalogueError, Engine, HubReference, ModelEntry, ModelFile, Parameter};
+use super::{Capability, CatalogueError, Engine, HubReference, ModelEntry, ModelFile, Parameter, container};
 use crate::price::{DEFAULT_SHARE_BP, PriceRow};
 
 pub(super) fn check(
@@ -60,6 +60,7 @@ pub(super) fn check(
             .as_ref()
             .map(|name| plain(source, name, "model.ollama", ":/._-").map(str::to_owned))
             .transpose()?,
+        container: container::check(source, raw, &span)?.map(Arc::new),
         memory: megabytes(u64::from(raw.memory_mb)),
         vram: megabytes(u64::from(raw.vram_mb)),
         cpu_memory: cpu_memory(source, raw)?,
@@ -84,7 +85,7 @@ fn service(kind: ServiceKind, id: &str) -> ServiceId {
     }
 }
 
-const fn megabytes(count: u64) -> Bytes {
+pub(super) const fn megabytes(count: u64) -> Bytes {
     Bytes(count << 20)
 }
 

@@ -45,6 +45,7 @@ pub(super) struct RawModel {
     pub disk_mb: u32,
     pub hub: Option<Spanned<RawHub>>,
     pub ollama: Option<Spanned<String>>,
+    pub container: Option<Spanned<RawContainer>>,
     pub capabilities: Option<Vec<Spanned<String>>>,
     #[serde(default)]
     pub voices: BTreeMap<String, Spanned<String>>,
@@ -66,6 +67,29 @@ pub(super) struct RawHub {
     pub repository: Spanned<String>,
     pub revision: Option<Spanned<String>>,
     pub file: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawContainer {
+    pub image: Spanned<String>,
+    pub command: Spanned<Vec<String>>,
+    pub environment: Option<Spanned<BTreeMap<String, String>>>,
+    pub cpus: Option<Spanned<f64>>,
+    pub pids: Option<Spanned<i64>>,
+    pub tmp_mb: Option<Spanned<i64>>,
+    pub shm_mb: Option<Spanned<i64>>,
+    pub gpu: Option<Spanned<bool>>,
+    pub ready: Option<Spanned<RawReady>>,
+    pub paths: Option<Spanned<Vec<String>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawReady {
+    pub path: Option<String>,
+    pub status: Option<u16>,
+    pub body: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -214,6 +214,7 @@ pub fn service(name: &str) -> DesiredService {
         since: None,
         ollama: None,
         hub: None,
+        container: None,
     }
 }
 

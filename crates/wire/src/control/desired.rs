@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ContainerImage;
 use crate::{Bytes, Generation, ServiceId, ServiceKind, Timestamp};
 
 /// The whole desired state of one provision; a later generation replaces an earlier one as a whole.
@@ -51,6 +52,9 @@ pub struct DesiredService {
     /// Where a hub has it, where no files are pinned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<Box<HubModel>>,
+    /// The image that serves it, for the engine `docker`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Box<ContainerImage>>,
 }
 
 /// A part of one accelerator.

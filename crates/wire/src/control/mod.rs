@@ -1,11 +1,13 @@
 //! Messages between gateway and node. Versioned by addition: unknown fields are ignored, new fields have defaults.
 
+mod container;
 mod desired;
 mod diagnostics;
 mod enrol;
 mod heartbeat;
 mod seed_routes;
 
+pub use container::{ContainerFault, ContainerImage, PLACEHOLDERS, ReadyCheck};
 pub use desired::{Desired, DesiredFile, DesiredService, GpuShare, HubModel, Policy};
 pub use diagnostics::{
     CpuInfo, Diagnostics, DiskInfo, EnginePresent, GpuInfo, MemoryInfo, NetInfo, OsInfo, ServiceWishes,

@@ -19,7 +19,7 @@ use crate::identity::Identity;
 use crate::owner::{self, Pause};
 use crate::services::Services;
 use crate::session::{End, Session};
-use crate::supervise::Surroundings;
+use crate::supervise::{Surroundings, container};
 use crate::{enrol, identity, place};
 
 /// The first new try after a loss comes within this time, later ones wait longer, up to the cap (NR16).
@@ -131,6 +131,8 @@ impl Node {
             clock: deps.clock.clone(),
             tasks: deps.tasks.clone(),
             changes: Arc::new(watch::Sender::new(0)),
+            images: Arc::default(),
+            provision: identity.provision_id.clone(),
             sandbox: Sandbox::probe(),
             fake: deps.fake.clone(),
         };
@@ -156,6 +158,9 @@ impl Node {
     /// # Errors
     /// The reason, with its exit code.
     pub async fn run(self) -> Result<()> {
+        if self.config.docker.enabled {
+            container::tidy(&self.config.docker.socket, self.view.provision_id.as_str()).await;
+        }
         let resting = owner::keep(
             self.config.owner.clone(),
             self.view.services.clone(),

@@ -34,6 +34,8 @@ pub struct NodeConfig {
     pub services: ServicesSection,
     /// Fetching pages for others; off by default.
     pub scrape: ScrapeSection,
+    /// Engines in containers; off by default.
+    pub docker: DockerSection,
     /// When the machine works for others.
     pub owner: OwnerSection,
     /// Servers the owner already runs.
@@ -95,6 +97,23 @@ impl Default for EngineSection {
     }
 }
 
+/// `[docker]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DockerSection {
+    /// Whether images that the operator of the network pins may run here, on the owner's Docker. Whoever may speak to
+    /// Docker's daemon is as good as root: an owner says so knowingly.
+    pub enabled: bool,
+    /// The daemon's socket.
+    pub socket: PathBuf,
+}
+
+impl Default for DockerSection {
+    fn default() -> Self {
+        Self { enabled: false, socket: "/var/run/docker.sock".into() }
+    }
+}
+
 /// `[services]`
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -152,6 +171,7 @@ impl Default for NodeConfig {
             engine: EngineSection::default(),
             services: ServicesSection::default(),
             scrape: ScrapeSection::default(),
+            docker: DockerSection::default(),
             owner: OwnerSection::default(),
             external: Vec::new(),
             log: LogConfig::default(),

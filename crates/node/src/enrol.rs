@@ -42,6 +42,7 @@ pub async fn enrol(
     config.owner.caps.lower(&mut diagnostics, diagnose::size_of(&config.models_dir()));
     diagnostics.net = diagnose::net::reach(&client, &config.api.url, clock).await;
     diagnostics.engines = engines::present(config);
+    diagnostics.engines.extend(engines::docker::present(config).await);
     diagnostics.services = config.services.wishes();
     let signer = Signer::new(identity.key.clone(), clock.clone());
     let run = data_encoding::HEXLOWER.encode(&cxmpute_runtime::random::bytes::<8>());

@@ -31,6 +31,12 @@ pub fn engine_socket(data_dir: &Path) -> PathBuf {
     run_dir(data_dir).join(format!("e-{}.sock", data_encoding::HEXLOWER.encode(&random::bytes::<6>())))
 }
 
+/// A path for the directory of a container's socket; like [`engine_socket`], never the same twice.
+#[must_use]
+pub fn door(data_dir: &Path) -> PathBuf {
+    run_dir(data_dir).join(format!("d-{}", data_encoding::HEXLOWER.encode(&random::bytes::<4>())))
+}
+
 /// The socket that the running node answers on.
 #[must_use]
 pub fn node_socket(data_dir: &Path) -> PathBuf {
@@ -65,6 +71,8 @@ pub fn tidy(data_dir: &Path) -> io::Result<()> {
         let name = entry.file_name();
         if name.as_encoded_bytes().starts_with(b"e-") {
             let _ = std::fs::remove_file(entry.path());
+        } else if name.as_encoded_bytes().starts_with(b"d-") {
+            let _ = std::fs::remove_dir_all(entry.path());
         }
     }
     Ok(())
@@ -82,6 +90,8 @@ mod tests {
             assert!(engine_socket(dir).as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES);
             assert!(engine_socket(dir).file_name().unwrap().len() <= NAME_LIMIT_BYTES);
             assert_ne!(engine_socket(dir), engine_socket(dir));
+            assert_ne!(door(dir), door(dir));
+            assert!(door(dir).join("e.sock").as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES);
         }
         assert_ne!(run_dir(&long), run_dir(&other));
         assert_eq!(node_socket(Path::new("/d")), Path::new("/d/run/node.sock"));

@@ -67,6 +67,9 @@ impl Services {
         }
         state.generation = desired.generation;
         state.plan = Some(desired.clone());
+        let images =
+            desired.services.iter().filter_map(|service| Some(service.container.as_ref()?.image.clone()));
+        *around.images.lock() = images.collect();
         let nothing = self.resting().is_some_and(|rest| rest.free_memory);
         state.ending.retain(|_, service| !service.has_ended());
         let have = state.running.iter().map(|(id, service)| (id.clone(), service.desired.clone())).collect();

@@ -118,6 +118,8 @@ codes! {
     ProviderProtocolError = "provider_protocol_error", 502;
     /// The engine on the node failed.
     EngineFailed = "engine_failed", 502;
+    /// The engine was ended at its limit of memory.
+    OutOfMemory = "out_of_memory", 503;
     /// No node can serve the model now.
     NoProvider = "no_provider", 503;
     /// A node is loading the model.

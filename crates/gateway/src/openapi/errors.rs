@@ -211,9 +211,11 @@ pub const fn remedy(code: Code) -> &'static str {
         Code::ClientClosed => "Nothing: the client left.",
         Code::InternalError => "Try again; if it stays, tell the operator the `request_id`.",
         Code::ProviderError => "Try again; every node that was asked failed before it answered.",
-        Code::ProviderLost | Code::ProviderStalled | Code::ProviderProtocolError | Code::EngineFailed => {
-            "Send the request again; the broken answer costs nothing."
-        }
+        Code::ProviderLost
+        | Code::ProviderStalled
+        | Code::ProviderProtocolError
+        | Code::EngineFailed
+        | Code::OutOfMemory => "Send the request again; the broken answer costs nothing.",
         Code::NoProvider => {
             "Try later, relax the condition that `filter` names, or name fallbacks in `models`."
         }

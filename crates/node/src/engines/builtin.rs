@@ -92,7 +92,7 @@ fn fit(planned: u32, own: u16) -> u16 {
 }
 
 /// The path of a planned file; the plan comes from the network, so it may only name files below the model directory.
-fn below(models: &Path, file: &DesiredFile) -> Result<PathBuf, AdapterError> {
+pub(super) fn below(models: &Path, file: &DesiredFile) -> Result<PathBuf, AdapterError> {
     let name = Path::new(&file.name);
     let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
     if plain && !file.name.is_empty() {

@@ -3,6 +3,7 @@
 
 pub mod builtin;
 pub mod child;
+pub mod docker;
 pub mod endpoint;
 pub mod external;
 pub mod fake;
@@ -31,6 +32,8 @@ use crate::supervise::Surroundings;
 pub enum Adapter {
     /// A server that we start as a child process: our own engine program, this program as the one that fetches pages.
     Child(Box<Child>),
+    /// A server in a container.
+    Docker(Box<docker::DockerEngine>),
     /// A program that runs once for each request.
     Tool(tool::Tool),
     /// A server that the owner runs.
@@ -102,6 +105,13 @@ impl Adapter {
         if let Some(own) = own {
             return Ok(Self::External(external::ExternalEngine::new(own, desired)));
         }
+        // An image that the operator pinned is preferred where the owner runs containers.
+        if config.docker.enabled
+            && desired.container.is_some()
+            && desired.engines.iter().any(|engine| engine == docker::NAME)
+        {
+            return docker::engine(config, &around.provision, desired).map(Box::new).map(Self::Docker);
+        }
         if desired.engines.iter().any(|engine| engine == "builtin") && builtin::knows(desired.kind) {
             return builtin::engine(config, desired).map(Box::new).map(Self::Child);
         }
@@ -121,9 +131,19 @@ impl Adapter {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Child(child) => child.server.profile.name,
+            Self::Docker(_) => docker::NAME,
             Self::Tool(tool) => tool.name(),
             Self::External(_) => "external",
             Self::Fake(_) => "fake",
+        }
+    }
+
+    /// The container that we have to start for it.
+    #[must_use]
+    pub fn container(&self) -> Option<&docker::DockerEngine> {
+        match self {
+            Self::Docker(engine) => Some(engine),
+            Self::Child(_) | Self::Tool(_) | Self::External(_) | Self::Fake(_) => None,
         }
     }
 
@@ -132,7 +152,7 @@ impl Adapter {
     pub fn process(&self) -> Option<&Child> {
         match self {
             Self::Child(child) => Some(child),
-            Self::Tool(_) | Self::External(_) | Self::Fake(_) => None,
+            Self::Docker(_) | Self::Tool(_) | Self::External(_) | Self::Fake(_) => None,
         }
     }
 
@@ -141,6 +161,7 @@ impl Adapter {
     pub fn server(&self) -> Option<&Server> {
         match self {
             Self::Child(child) => Some(&child.server),
+            Self::Docker(engine) => Some(&engine.server),
             Self::Tool(_) | Self::External(_) | Self::Fake(_) => None,
         }
     }
@@ -150,6 +171,7 @@ impl Adapter {
     pub fn model(&self) -> &str {
         match self {
             Self::Child(child) => &child.server.model,
+            Self::Docker(engine) => &engine.server.model,
             Self::Tool(tool) => tool.model(),
             Self::External(engine) => &engine.model,
             Self::Fake(_) => "",
@@ -167,6 +189,7 @@ impl Adapter {
     pub fn capacity(&self) -> (u32, u32) {
         match self {
             Self::Child(child) => (child.server.slots.into(), child.server.queue.into()),
+            Self::Docker(engine) => (engine.server.slots.into(), engine.server.queue.into()),
             // What waits here waits for a processor.
             Self::Tool(tool) => (tool.slots.into(), u32::from(tool.slots) * 4),
             Self::External(engine) => (engine.slots.into(), 0),
@@ -181,6 +204,7 @@ impl Adapter {
     pub async fn ready(&self, tasks: &Tasks) -> Result<Option<String>, EngineError> {
         match self {
             Self::Child(child) => child.server.ready(tasks).await,
+            Self::Docker(engine) => engine.ready(tasks).await.map(|()| None),
             Self::External(engine) => engine.ready(tasks).await.map(|()| None),
             Self::Tool(tool) => tool.ready().await.map(|()| None),
             Self::Fake(_) => Ok(None),
@@ -194,6 +218,7 @@ impl Adapter {
     pub async fn ask(&self, question: Question, tasks: &Tasks) -> Result<Reply, EngineError> {
         match self {
             Self::Child(child) => child.server.ask(question, tasks).await,
+            Self::Docker(engine) => engine.ask(question, tasks).await,
             Self::External(engine) => engine.ask(question, tasks).await,
             Self::Tool(tool) => {
                 tool.ask(question.path, &question.request, &question.body).await.map(Reply::Made)

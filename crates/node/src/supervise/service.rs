@@ -1,5 +1,6 @@
 //! One supervised service: the task that carries [`super::state`] out, and what serving sees of it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -9,15 +10,18 @@ use cxmpute_runtime::lifecycle::OwnedTask;
 use cxmpute_runtime::once::Sandbox;
 use cxmpute_runtime::{CancellationToken, Clock, Tasks};
 use cxmpute_wire::control::{DesiredService, ObservedService, ServiceState};
-use cxmpute_wire::{Code, Generation};
+use cxmpute_wire::{Code, Generation, ProvisionId};
 use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use super::container::Container;
 use super::probe;
 use super::process::Process;
+use super::running::{Ending, Running};
 use super::state::{Act, Event, Machine};
 use crate::config::NodeConfig;
+use crate::engines::docker::{self, DockerEngine, DockerError};
 use crate::engines::fake::Fake;
 use crate::engines::profile::GRACE;
 use crate::engines::{Adapter, AdapterError};
@@ -33,6 +37,9 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time that running requests get when the plan no longer names their service.
 const DRAIN: Duration = Duration::from_secs(30);
 
+/// Time between two words on how far a pull is.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
 /// What all services of a node share.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
@@ -44,6 +51,10 @@ pub struct Surroundings {
     pub tasks: Tasks,
     /// Moves with every change of a service.
     pub changes: Arc<watch::Sender<u64>>,
+    /// Images that the last plan names.
+    pub images: Arc<Mutex<BTreeSet<String>>>,
+    /// This node, for what it leaves with others.
+    pub provision: ProvisionId,
     /// What is taken away from programs that run once for a request.
     pub sandbox: Sandbox,
     /// Takes the place of all engines, in tests.
@@ -83,6 +94,8 @@ struct View {
     pid: Option<u32>,
     digest: Option<String>,
     trouble: Option<(Code, String)>,
+    /// How far what has to be fetched is.
+    progress: Option<String>,
 }
 
 /// A place in a service, held while one request is worked on.
@@ -126,8 +139,14 @@ impl Service {
         since: Generation,
         before: Option<CancellationToken>,
     ) -> Self {
-        let view =
-            View { state: ServiceState::Queued, adapter: None, pid: None, digest: None, trouble: None };
+        let view = View {
+            state: ServiceState::Queued,
+            adapter: None,
+            pid: None,
+            digest: None,
+            trouble: None,
+            progress: None,
+        };
         let shared = Arc::new(Shared {
             view: Mutex::new(view),
             in_flight: AtomicU32::new(0),
@@ -142,6 +161,7 @@ impl Service {
             shared: shared.clone(),
             stop: stop.clone(),
             process: None,
+            image_id: String::new(),
             trouble: None,
         };
         let end = ended.clone().drop_guard();
@@ -178,6 +198,7 @@ impl Service {
     pub fn observed(&self) -> ObservedService {
         let view = self.shared.view.lock().clone();
         let (code, detail) = view.trouble.map_or((None, None), |(code, detail)| (Some(code), Some(detail)));
+        let (code, detail) = view.progress.map_or((code, detail), |progress| (None, Some(progress)));
         ObservedService {
             service_id: self.desired.service_id.clone(),
             state: if self.stop.is_cancelled() { ServiceState::Stopping } else { view.state },
@@ -230,7 +251,9 @@ struct Keeper {
     desired: DesiredService,
     shared: Arc<Shared>,
     stop: CancellationToken,
-    process: Option<Process>,
+    process: Option<Running>,
+    /// The image that a container is made from, by its own id.
+    image_id: String,
     /// What went wrong last; said as long as the service is not ready.
     trouble: Option<(Code, String)>,
 }
@@ -265,6 +288,19 @@ impl Keeper {
             act = machine.step(event, self.around.clock.mono());
             self.publish(machine.state());
         }
+        self.sweep_images().await;
+    }
+
+    /// Takes images away that this node pulled and that no plan names any more.
+    async fn sweep_images(&self) {
+        if self.desired.container.is_none() || !self.around.config.docker.enabled {
+            return;
+        }
+        let wanted = self.around.images.lock().clone();
+        match docker::daemon::connect(&self.around.config.docker.socket).await {
+            Ok(docker) => docker::kept::sweep(&docker, &self.around.config.data_dir, &wanted).await,
+            Err(error) => tracing::warn!(%error, "images that nobody needs were not looked for"),
+        }
     }
 
     /// Does one thing; gives what came of it. A stop interrupts everything that waits.
@@ -277,8 +313,17 @@ impl Keeper {
             }
         };
         match act {
-            Act::Prepare => self.prepare(machine),
-            Act::Start => self.start(),
+            Act::Prepare => match self.prepare(machine) {
+                Event::Prepared => {
+                    tokio::select! {
+                        event = self.fetch() => event,
+                        // A pull that is dropped ends at the daemon, too.
+                        () = stopped => Event::Time,
+                    }
+                }
+                event => event,
+            },
+            Act::Start => self.start().await,
             Act::Ask | Act::Probe => {
                 let Some(adapter) = self.shared.view.lock().adapter.clone() else {
                     return Event::Ended;
@@ -325,7 +370,7 @@ impl Keeper {
                         // A server of the owner has no process that we could watch; failed work tells.
                         None if ready => {
                             self.shared.doubt.notified().await;
-                            "it cannot be reached".to_owned()
+                            Ending { code: Code::EngineFailed, text: "it cannot be reached".to_owned() }
                         }
                         None => std::future::pending().await,
                     }
@@ -338,12 +383,16 @@ impl Keeper {
                 if !stopping {
                     let detail = match self.process {
                         Some(_) => {
-                            format!("the engine ended ({end}); its log is {}", self.log_path().display())
+                            format!(
+                                "the engine ended ({}); its log is {}",
+                                end.text,
+                                self.log_path().display()
+                            )
                         }
-                        None => format!("the owner's server is away: {end}"),
+                        None => format!("the owner's server is away: {}", end.text),
                     };
                     tracing::warn!(service = %self.desired.service_id, detail, "engine ended");
-                    self.trouble = Some((Code::EngineFailed, detail));
+                    self.trouble = Some((end.code, detail));
                 }
                 Event::Ended
             }
@@ -377,8 +426,59 @@ impl Keeper {
         stop.unwrap_or_default().signal
     }
 
-    fn start(&mut self) -> Event {
+    /// Makes sure that the image of a container is there, and tells how far it is.
+    async fn fetch(&mut self) -> Event {
         let adapter = self.shared.view.lock().adapter.clone();
+        let Some(engine) = adapter.as_ref().and_then(|adapter| adapter.container()) else {
+            return Event::Prepared;
+        };
+        let mut told = None;
+        let fetched = async {
+            let docker = docker::daemon::connect(&engine.daemon).await?;
+            let tell = |progress: &docker::pull::Progress| {
+                let now = self.around.clock.mono();
+                if told.is_none_or(|last| now.saturating_sub(last) >= TELL_EVERY) {
+                    told = Some(now);
+                    self.show_progress(progress.sentence(&engine.image.image));
+                }
+            };
+            docker::pull::fetch(&docker, &engine.image, &self.around.config.data_dir, tell).await
+        };
+        let fetched = fetched.await;
+        self.shared.view.lock().progress = None;
+        match fetched {
+            Ok(id) => {
+                self.image_id = id;
+                Event::Prepared
+            }
+            Err(error) => {
+                self.fail_in_docker(&error);
+                Event::Unprepared
+            }
+        }
+    }
+
+    fn show_progress(&self, sentence: String) {
+        let mut view = self.shared.view.lock();
+        view.state = ServiceState::Downloading;
+        view.progress = Some(sentence);
+        drop(view);
+        self.around.changes.send_modify(|count| *count += 1);
+    }
+
+    fn fail_in_docker(&mut self, error: &DockerError) {
+        let code = match error {
+            DockerError::WrongDigest { .. } => Code::DigestMismatch,
+            _ => Code::EngineFailed,
+        };
+        self.fail(code, error.to_string());
+    }
+
+    async fn start(&mut self) -> Event {
+        let adapter = self.shared.view.lock().adapter.clone();
+        if let Some(engine) = adapter.as_ref().and_then(|adapter| adapter.container()) {
+            return self.start_container(engine).await;
+        }
         let Some(engine) = adapter.as_ref().and_then(|adapter| adapter.process()) else {
             return Event::Started;
         };
@@ -390,11 +490,30 @@ impl Keeper {
         match started {
             Ok(process) => {
                 tracing::info!(service = %self.desired.service_id, pid = process.pid(), "engine starting");
-                self.process = Some(process);
+                self.process = Some(Running::Process(Box::new(process)));
                 Event::Started
             }
             Err(error) => {
                 self.fail(Code::EngineFailed, format!("{error:#}"));
+                Event::Ended
+            }
+        }
+    }
+
+    async fn start_container(&mut self, engine: &DockerEngine) -> Event {
+        let (log, around) = (self.log_path(), &self.around);
+        let started = match crate::place::make_private(&around.config.logs_dir()) {
+            Ok(()) => Container::start(engine, &self.image_id, log, &around.clock, &around.tasks).await,
+            Err(error) => Err(DockerError::Refused(error.to_string())),
+        };
+        match started {
+            Ok(container) => {
+                tracing::info!(service = %self.desired.service_id, image = %engine.image.image, "container starting");
+                self.process = Some(Running::Container(container));
+                Event::Started
+            }
+            Err(error) => {
+                self.fail_in_docker(&error);
                 Event::Ended
             }
         }
@@ -421,7 +540,7 @@ impl Keeper {
             self.fail(Code::DigestMismatch, detail);
             return Event::WrongModel;
         }
-        tracing::info!(service = %self.desired.service_id, pid = self.process.as_ref().map(Process::pid), "engine ready");
+        tracing::info!(service = %self.desired.service_id, pid = self.process.as_ref().map(Running::pid), "engine ready");
         self.shared.view.lock().digest = found;
         Event::SaysReady
     }
@@ -463,7 +582,7 @@ impl Keeper {
         if state == ServiceState::Ready {
             self.trouble = None;
         }
-        let pid = self.process.as_ref().map(Process::pid);
+        let pid = self.process.as_ref().map(Running::pid);
         let mut view = self.shared.view.lock();
         let changed = view.state != state || view.pid != pid || view.trouble != self.trouble;
         view.state = state;

@@ -115,7 +115,7 @@ impl ContainerImage {
                 return fault("environment", reason);
             }
         }
-        if self.millicpus.is_some_and(|count| count < 10 || count > MILLICPUS_LIMIT) {
+        if self.millicpus.is_some_and(|count| !(10..=MILLICPUS_LIMIT).contains(&count)) {
             return fault("cpus", format!("is not between 0.01 and {}", MILLICPUS_LIMIT / 1000));
         }
         if self.pids == 0 || self.pids > PIDS_LIMIT {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use cxmpute_egress::judge::Network;
 use cxmpute_gateway::App;
-use cxmpute_gateway::config::{Config, Network, TracesConfig};
+use cxmpute_gateway::config::{Config, TracesConfig};
 use cxmpute_store::KeyKind;
 use cxmpute_wire::{MicroCredits, ProvisionId, UserId};
 use serde_json::Value;

@@ -19,6 +19,7 @@ use crate::identity::Identity;
 use crate::owner::{self, Pause};
 use crate::services::Services;
 use crate::session::{End, Session};
+use crate::supervise::confine::Confiner;
 use crate::supervise::{Surroundings, container};
 use crate::{enrol, identity, place};
 
@@ -41,6 +42,8 @@ pub struct Deps {
     pub tasks: Tasks,
     /// Takes the place of all engines, in tests.
     pub fake: Option<Fake>,
+    /// The program `cxmpute-provider`, where this one is another and it does not lie beside it.
+    pub program: Option<PathBuf>,
     /// For enrolling again when the gateway forgot this node.
     pub grant: Option<Secret<String>>,
     /// What tells when the owner needs the machine.
@@ -57,7 +60,7 @@ impl Deps {
     /// The system's clock and real engines.
     #[must_use]
     pub const fn new(clock: Clock, tasks: Tasks) -> Self {
-        Self { clock, tasks, fake: None, grant: None, sensors: owner::Sensors::Machine }
+        Self { clock, tasks, fake: None, program: None, grant: None, sensors: owner::Sensors::Machine }
     }
 }
 
@@ -134,6 +137,7 @@ impl Node {
             images: Arc::default(),
             provision: identity.provision_id.clone(),
             sandbox: Sandbox::probe(),
+            confiner: Confiner::probe(deps.program.clone().unwrap_or_else(NodeConfig::own_program)),
             fake: deps.fake.clone(),
         };
         let view = NodeView {

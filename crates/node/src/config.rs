@@ -30,6 +30,8 @@ pub struct NodeConfig {
     pub models: ModelsSection,
     /// The built-in engine.
     pub engine: EngineSection,
+    /// Engine servers of others.
+    pub engines: EnginesSection,
     /// What the owner lets the node serve.
     pub services: ServicesSection,
     /// Fetching pages for others; off by default.
@@ -114,6 +116,16 @@ impl Default for DockerSection {
     }
 }
 
+/// `[engines]`
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EnginesSection {
+    /// Engines to take before others that could serve the same, such as `["llama-server"]`; else the plan's order.
+    pub prefer: Vec<String>,
+    /// Path of llama.cpp's `llama-server`; the one beside this program or on the path when absent.
+    pub llama_server: Option<PathBuf>,
+}
+
 /// `[services]`
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -169,6 +181,7 @@ impl Default for NodeConfig {
             location: LocationSection::default(),
             models: ModelsSection::default(),
             engine: EngineSection::default(),
+            engines: EnginesSection::default(),
             services: ServicesSection::default(),
             scrape: ScrapeSection::default(),
             docker: DockerSection::default(),

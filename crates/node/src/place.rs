@@ -37,6 +37,18 @@ pub fn door(data_dir: &Path) -> PathBuf {
     run_dir(data_dir).join(format!("d-{}", data_encoding::HEXLOWER.encode(&random::bytes::<4>())))
 }
 
+/// A directory for an engine that is about to start, for its socket and its temporary files. Never the same twice.
+#[must_use]
+pub fn engine_room(data_dir: &Path) -> PathBuf {
+    run_dir(data_dir).join(format!("e-{}", data_encoding::HEXLOWER.encode(&random::bytes::<5>())))
+}
+
+/// The socket in an engine's room.
+#[must_use]
+pub fn socket_in(room: &Path) -> PathBuf {
+    room.join("s.sock")
+}
+
 /// The socket that the running node answers on.
 #[must_use]
 pub fn node_socket(data_dir: &Path) -> PathBuf {
@@ -70,7 +82,7 @@ pub fn tidy(data_dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(&dir)?.flatten() {
         let name = entry.file_name();
         if name.as_encoded_bytes().starts_with(b"e-") {
-            let _ = std::fs::remove_file(entry.path());
+            let _ = std::fs::remove_file(entry.path()).or_else(|_| std::fs::remove_dir_all(entry.path()));
         } else if name.as_encoded_bytes().starts_with(b"d-") {
             let _ = std::fs::remove_dir_all(entry.path());
         }
@@ -92,6 +104,10 @@ mod tests {
             assert_ne!(engine_socket(dir), engine_socket(dir));
             assert_ne!(door(dir), door(dir));
             assert!(door(dir).join("e.sock").as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES);
+            let room = engine_room(dir);
+            assert!(
+                socket_in(&room).as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES && engine_room(dir) != room
+            );
         }
         assert_ne!(run_dir(&long), run_dir(&other));
         assert_eq!(node_socket(Path::new("/d")), Path::new("/d/run/node.sock"));

@@ -72,6 +72,12 @@ impl Sandbox {
         Self { front }
     }
 
+    /// A sandbox that another program makes: it and its arguments stand in front of what is run.
+    #[must_use]
+    pub const fn behind(front: Vec<String>) -> Self {
+        Self { front }
+    }
+
     /// A file with these bytes that nobody but the program behind this sandbox, and we, can read. It is gone when it is
     /// dropped.
     ///

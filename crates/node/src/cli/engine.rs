@@ -19,6 +19,7 @@ use crate::scrape::quota::Quota;
 use crate::scrape::server::{Engine as ScrapeEngine, Listener};
 use crate::scrape::settings::ScrapeSection;
 use crate::scrape::work::Scraper;
+use crate::supervise::confine::{self, Terms};
 
 /// Time that running requests get at the end.
 const GRACE: Duration = Duration::from_secs(20);
@@ -55,6 +56,18 @@ pub enum Engine {
         #[arg(last = true)]
         command: Vec<String>,
     },
+    /// Takes away what an engine server does not need, and becomes it.
+    Confined {
+        /// What is taken away and what is left, as JSON.
+        #[arg(long, value_name = "JSON", required_unless_present = "check")]
+        terms: Option<String>,
+        /// Only say whether it can be done.
+        #[arg(long)]
+        check: bool,
+        /// The program and its arguments.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
     /// Runs a program in a network namespace with one door.
     Cage {
         /// The socket behind the door.
@@ -82,6 +95,14 @@ pub(super) fn run(engine: Engine) -> Result<()> {
     if let Engine::Inmate { user, command } = &engine {
         return cage::become_inmate(user, command).map(|never| match never {});
     }
+    if let Engine::Confined { terms, check, command } = &engine {
+        if *check {
+            return confine::check();
+        }
+        let terms: Terms =
+            serde_json::from_str(terms.as_deref().unwrap_or_default()).context("--terms are none")?;
+        return confine::become_engine(&terms, command).map(|never| match never {});
+    }
     if let Engine::Cage { .. } = &engine {
         cage::enter().map_err(|error| ExitError::new(cage::NO_CAGE, format!("{error:#}")))?;
     }
@@ -89,7 +110,10 @@ pub(super) fn run(engine: Engine) -> Result<()> {
     runtime.block_on(async move {
         let tasks = Tasks::new();
         match engine {
-            Engine::Convert | Engine::Inmate { .. } | Engine::Cage { check: true, .. } => Ok(()),
+            Engine::Convert
+            | Engine::Inmate { .. }
+            | Engine::Confined { .. }
+            | Engine::Cage { check: true, .. } => Ok(()),
             Engine::Cage { socket, user, command, .. } => {
                 let socket = socket.context("--socket is missing")?;
                 let code = cage::hold(Inmate { socket, user, command }, &tasks).await?;

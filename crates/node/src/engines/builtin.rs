@@ -1,13 +1,11 @@
 //! The built-in engine: `cxmpute-engine` as a child process on a unix socket.
 
-use std::path::{Component, Path, PathBuf};
-
 use cxmpute_runtime::once::Sandbox;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::ServiceKind;
-use cxmpute_wire::control::{DesiredFile, DesiredService};
+use cxmpute_wire::control::DesiredService;
 
-use super::{AdapterError, Child, Endpoint, Profile, Ready, Server, Stop};
+use super::{AdapterError, Child, Endpoint, Profile, Ready, Server, Stop, files};
 use crate::config::NodeConfig;
 
 /// What it is as a server.
@@ -32,20 +30,8 @@ pub const fn knows(kind: ServiceKind) -> bool {
 /// A file is missing or lies outside the model directory.
 pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Child, AdapterError> {
     let models = config.models_dir();
-    for file in &desired.files {
-        let path = below(&models, file)?;
-        if !path.is_file() {
-            return Err(AdapterError::ModelMissing(path.display().to_string()));
-        }
-    }
-    let file = desired
-        .files
-        .iter()
-        .find(|file| file.role == "model")
-        .ok_or_else(|| AdapterError::ModelMissing(format!("a model file of {}", desired.service_id)))?;
-    let path = below(&models, file)?;
-    let slots =
-        if desired.slots == 0 { config.engine.slots } else { fit(desired.slots, config.engine.slots) }.max(1);
+    let path = files::model(&models, desired)?;
+    let slots = super::slots(desired, config.engine.slots);
     let socket = crate::place::engine_socket(&config.data_dir);
     let mut arguments = vec![
         "--listen".to_owned(),
@@ -76,6 +62,7 @@ pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Child, Ad
         slots,
         queue: config.engine.queue,
         weight_bytes,
+        model_file: None,
     };
     Ok(Child {
         server,
@@ -83,36 +70,7 @@ pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Child, Ad
         arguments,
         environment: Vec::new(),
         socket: Some(socket),
+        room: None,
         sandbox: Sandbox::default(),
     })
-}
-
-fn fit(planned: u32, own: u16) -> u16 {
-    u16::try_from(planned).unwrap_or(u16::MAX).min(own)
-}
-
-/// The path of a planned file; the plan comes from the network, so it may only name files below the model directory.
-pub(super) fn below(models: &Path, file: &DesiredFile) -> Result<PathBuf, AdapterError> {
-    let name = Path::new(&file.name);
-    let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
-    if plain && !file.name.is_empty() {
-        Ok(models.join(name))
-    } else {
-        Err(AdapterError::UnsafePath(file.name.clone()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_plan_cannot_leave_the_model_directory() {
-        let file =
-            |name: &str| DesiredFile { role: "model".into(), name: name.into(), sha256: None, size: None };
-        for bad in ["../x", "/etc/passwd", "a/../../x", "", "."] {
-            assert!(below(Path::new("/models"), &file(bad)).is_err(), "{bad}");
-        }
-        assert_eq!(below(Path::new("/m"), &file("a/b.gguf")).unwrap(), Path::new("/m/a/b.gguf"));
-    }
 }

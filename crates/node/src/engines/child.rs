@@ -20,6 +20,8 @@ pub struct Child {
     pub environment: Vec<(&'static str, Secret<String>)>,
     /// The socket that it makes; removed once it has ended.
     pub socket: Option<PathBuf>,
+    /// The directory that is its own: made before it starts, gone with all that is in it once it has ended.
+    pub room: Option<PathBuf>,
     /// What is taken away from it before it starts.
     pub sandbox: Sandbox,
 }

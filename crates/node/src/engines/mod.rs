@@ -7,13 +7,18 @@ pub mod docker;
 pub mod endpoint;
 pub mod external;
 pub mod fake;
+pub mod files;
+pub mod llama_server;
 pub mod profile;
 pub mod scrape;
 pub mod server;
 pub mod tool;
 
+use std::path::{Path, PathBuf};
+
 use bytes::Bytes;
-use cxmpute_runtime::Tasks;
+use cxmpute_runtime::config::env_var;
+use cxmpute_runtime::{Tasks, random};
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::control::{DesiredService, EnginePresent};
 use cxmpute_wire::{RequestId, ServiceKind, form};
@@ -52,7 +57,56 @@ pub fn present(config: &NodeConfig) -> Vec<EnginePresent> {
         Some(named(program.name(), program.version_at(&path)))
     });
     let scrape = config.scrape.enabled.then(|| named(scrape::NAME, env!("CARGO_PKG_VERSION").to_owned()));
-    tools.chain(scrape).chain(config.external_engine()).collect()
+    let llama = llama_server::find(config)
+        .map(|program| named(llama_server::NAME, llama_server::version_at(&program)));
+    tools.chain(scrape).chain(llama).chain(config.external_engine()).collect()
+}
+
+/// The engines of a plan in its order, those that the owner prefers first.
+fn order<'a>(planned: &'a [String], preferred: &[String]) -> Vec<&'a str> {
+    let mut names: Vec<&str> = planned.iter().map(String::as_str).collect();
+    names.sort_by_key(|name| {
+        preferred.iter().position(|preferred| preferred == name).unwrap_or(preferred.len())
+    });
+    names
+}
+
+/// Where a program is: as configured, beside this one, or on the path.
+fn find_program(configured: Option<&Path>, name: &str) -> Option<PathBuf> {
+    if let Some(path) = configured {
+        return path.is_file().then(|| path.to_owned());
+    }
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(name)));
+    let listed = env_var("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&listed).filter(|dir| dir.is_absolute()).map(|dir| dir.join(name));
+    beside.into_iter().chain(on_path).find(|path| path.is_file()).and_then(|path| path.canonicalize().ok())
+}
+
+/// Requests at a time: what the plan says, but no more than the owner allows.
+fn slots(desired: &DesiredService, most: u16) -> u16 {
+    match u16::try_from(desired.slots) {
+        Ok(0) | Err(_) => most,
+        Ok(planned) => planned.min(most),
+    }
+    .max(1)
+}
+
+/// Directories in which an engine of others finds nothing: the node's own and its user's.
+fn private_places(config: &NodeConfig) -> Vec<PathBuf> {
+    std::iter::once(config.data_dir.clone()).chain(env_var("HOME").map(PathBuf::from)).collect()
+}
+
+/// The folder of a program, with the libraries beside it.
+fn folder_of(program: &Path) -> PathBuf {
+    program.parent().unwrap_or(program).to_owned()
+}
+
+/// A port of the loopback and a key for a server that knows no unix sockets. Another program may have the port; then the
+/// start fails, and the next one gets another.
+fn loopback_door() -> (u16, String) {
+    let [high, low] = random::bytes::<2>();
+    let port = 20_000 + u16::from_be_bytes([high, low]) % 12_000;
+    (port, data_encoding::HEXLOWER.encode(&random::bytes::<24>()))
 }
 
 /// One request for an engine.
@@ -96,7 +150,7 @@ impl Adapter {
     ///
     /// # Errors
     /// No engine fits, or a file is missing.
-    pub fn choose(around: &Surroundings, desired: &DesiredService) -> Result<Self, AdapterError> {
+    pub async fn choose(around: &Surroundings, desired: &DesiredService) -> Result<Self, AdapterError> {
         if let Some(fake) = &around.fake {
             return Ok(Self::Fake(fake.clone()));
         }
@@ -112,12 +166,19 @@ impl Adapter {
         {
             return docker::engine(config, &around.provision, desired).map(Box::new).map(Self::Docker);
         }
-        if desired.engines.iter().any(|engine| engine == "builtin") && builtin::knows(desired.kind) {
-            return builtin::engine(config, desired).map(Box::new).map(Self::Child);
-        }
-        if desired.engines.iter().any(|engine| engine == scrape::NAME) && desired.kind == ServiceKind::Scrape
-        {
-            return scrape::engine(config, desired).map(Box::new).map(Self::Child);
+        for name in order(&desired.engines, &config.engines.prefer) {
+            let child = match name {
+                "builtin" if builtin::knows(desired.kind) => Some(builtin::engine(config, desired)?),
+                scrape::NAME if desired.kind == ServiceKind::Scrape => Some(scrape::engine(config, desired)?),
+                llama_server::NAME if llama_server::knows(desired) => match llama_server::find(config) {
+                    Some(program) => Some(llama_server::engine(around, desired, program).await?),
+                    None => None,
+                },
+                _ => None,
+            };
+            if let Some(child) = child {
+                return Ok(Self::Child(Box::new(child)));
+            }
         }
         let parallel = std::thread::available_parallelism().map_or(1, usize::from);
         let slots = config.engine.slots.min(u16::try_from(parallel).unwrap_or(u16::MAX));

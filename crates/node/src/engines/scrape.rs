@@ -57,6 +57,7 @@ pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Child, Ad
         slots: slots.max(1),
         queue: 0,
         weight_bytes: 0,
+        model_file: None,
     };
     Ok(Child {
         server,
@@ -64,6 +65,7 @@ pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Child, Ad
         arguments: arguments.to_vec(),
         environment: Vec::new(),
         socket: Some(socket),
+        room: None,
         sandbox: Sandbox::default(),
     })
 }

@@ -1,5 +1,7 @@
 //! A server that this node keeps running, whatever it runs in: where it listens, what it serves, how it is asked.
 
+use std::path::PathBuf;
+
 use cxmpute_runtime::Tasks;
 
 use super::{Endpoint, EngineError, Profile, Question, Reply};
@@ -24,6 +26,8 @@ pub struct Server {
     pub queue: u16,
     /// Size of the model's files in bytes, for the start budget.
     pub weight_bytes: u64,
+    /// The model's file, for this node to hash where the server does not tell what it loaded.
+    pub model_file: Option<PathBuf>,
 }
 
 impl Server {

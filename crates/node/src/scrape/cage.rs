@@ -42,17 +42,26 @@ pub struct Inmate {
 /// # Errors
 /// The system allows none to this user.
 pub fn enter() -> Result<()> {
+    leave(CloneFlags::CLONE_NEWNET)?;
+    raise_loopback().context("the loopback of the namespace")
+}
+
+/// Leaves these namespaces for new ones. The process must have one thread only.
+///
+/// # Errors
+/// The system allows none to this user.
+pub fn leave(namespaces: CloneFlags) -> Result<()> {
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
     if uid.is_root() {
-        unshare(CloneFlags::CLONE_NEWNET).context("no network namespace")?;
+        unshare(namespaces).context("no namespace")?;
     } else {
-        // A user's own namespace, in which it may have a network of its own.
-        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).context("no user namespace")?;
+        // A user's own namespace, in which it may have others of its own.
+        unshare(CloneFlags::CLONE_NEWUSER | namespaces).context("no user namespace")?;
         std::fs::write("/proc/self/setgroups", "deny")?;
         std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
         std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
     }
-    raise_loopback().context("the loopback of the namespace")
+    Ok(())
 }
 
 /// Opens the door and runs the program until it ends; gives its exit code.

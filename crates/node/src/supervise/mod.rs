@@ -1,6 +1,7 @@
 //! Keeping engines running: the rules are pure ([`state`], [`restart`]), the process is in [`process`], its output in
 //! [`log`]; [`service`] carries the rules out and publishes what it sees.
 
+pub mod confine;
 pub mod container;
 pub mod log;
 mod probe;

@@ -12,17 +12,21 @@ use tokio::process::{self, ChildStdin};
 
 use super::log;
 use crate::engines::Child;
+use crate::place;
 
 /// Variables of ours that every engine may see; a profile names the others.
 const ENVIRONMENT: [&str; 6] = ["PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"];
 
-/// A running engine. Dropping it kills its whole process group.
+/// A running engine. Dropping it kills its whole process group and removes its socket and its room.
 #[derive(Debug)]
 pub struct Process {
     child: process::Child,
     pid: u32,
     /// Closing it tells the engine that we are gone.
     _stdin: Option<ChildStdin>,
+    /// What it leaves in the file system.
+    socket: Option<PathBuf>,
+    room: Option<PathBuf>,
 }
 
 impl Process {
@@ -31,6 +35,9 @@ impl Process {
     /// # Errors
     /// It cannot be started.
     pub fn start(engine: &Child, log: PathBuf, tasks: &Tasks) -> Result<Self> {
+        if let Some(room) = &engine.room {
+            place::make_private(room).with_context(|| room.display().to_string())?;
+        }
         let mut command = engine.sandbox.command(&engine.program);
         command.args(&engine.arguments).env_clear().process_group(0).kill_on_drop(true);
         for name in ENVIRONMENT.iter().chain(engine.server.profile.environment) {
@@ -47,7 +54,7 @@ impl Process {
             tasks.spawn("engine-log", log::write(stderr, log));
         }
         let stdin = child.stdin.take();
-        Ok(Self { child, pid, _stdin: stdin })
+        Ok(Self { child, pid, _stdin: stdin, socket: engine.socket.clone(), room: engine.room.clone() })
     }
 
     /// Its process id.
@@ -82,6 +89,12 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+        if let Some(socket) = &self.socket {
+            let _ = std::fs::remove_file(socket);
+        }
+        if let Some(room) = &self.room {
+            let _ = std::fs::remove_dir_all(room);
+        }
     }
 }
 
@@ -112,6 +125,7 @@ mod tests {
             slots: 1,
             queue: 0,
             weight_bytes: 0,
+            model_file: None,
         };
         let engine = Child {
             server,
@@ -119,6 +133,7 @@ mod tests {
             arguments: vec!["-c".to_owned(), script.to_owned()],
             environment: vec![("ENGINE_KEY", Secret::new("sesame".to_owned()))],
             socket: None,
+            room: None,
             sandbox: Sandbox::default(),
         };
         Process::start(&engine, dir.join("engine.log"), tasks).unwrap()

@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use super::confine::Confiner;
 use super::container::Container;
 use super::probe;
 use super::process::Process;
@@ -23,6 +24,7 @@ use super::state::{Act, Event, Machine};
 use crate::config::NodeConfig;
 use crate::engines::docker::{self, DockerEngine, DockerError};
 use crate::engines::fake::Fake;
+use crate::engines::files::{self, Hashed};
 use crate::engines::profile::GRACE;
 use crate::engines::{Adapter, AdapterError};
 
@@ -57,6 +59,8 @@ pub struct Surroundings {
     pub provision: ProvisionId,
     /// What is taken away from programs that run once for a request.
     pub sandbox: Sandbox,
+    /// What confines the servers of others, where the system lets it.
+    pub confiner: Option<Confiner>,
     /// Takes the place of all engines, in tests.
     pub fake: Option<Fake>,
 }
@@ -162,6 +166,7 @@ impl Service {
             stop: stop.clone(),
             process: None,
             image_id: String::new(),
+            hashed: None,
             trouble: None,
         };
         let end = ended.clone().drop_guard();
@@ -254,6 +259,8 @@ struct Keeper {
     process: Option<Running>,
     /// The image that a container is made from, by its own id.
     image_id: String,
+    /// The model's file, as this node read it last.
+    hashed: Option<Hashed>,
     /// What went wrong last; said as long as the service is not ready.
     trouble: Option<(Code, String)>,
 }
@@ -278,12 +285,6 @@ impl Keeper {
                 && let Some(process) = self.process.take()
             {
                 tracing::info!(service = %self.desired.service_id, pid = process.pid(), "engine ended");
-                let adapter = self.shared.view.lock().adapter.clone();
-                if let Some(socket) =
-                    adapter.as_deref().and_then(Adapter::process).and_then(|engine| engine.socket.as_ref())
-                {
-                    let _ = std::fs::remove_file(socket);
-                }
             }
             act = machine.step(event, self.around.clock.mono());
             self.publish(machine.state());
@@ -313,16 +314,19 @@ impl Keeper {
             }
         };
         match act {
-            Act::Prepare => match self.prepare(machine) {
-                Event::Prepared => {
-                    tokio::select! {
-                        event = self.fetch() => event,
-                        // A pull that is dropped ends at the daemon, too.
-                        () = stopped => Event::Time,
+            Act::Prepare => {
+                let preparing = async {
+                    match self.prepare(machine).await {
+                        Event::Prepared => self.fetch().await,
+                        event => event,
                     }
+                };
+                tokio::select! {
+                    event = preparing => event,
+                    // A pull that is dropped ends at the daemon, too.
+                    () = stopped => Event::Time,
                 }
-                event => event,
-            },
+            }
             Act::Start => self.start().await,
             Act::Ask | Act::Probe => {
                 let Some(adapter) = self.shared.view.lock().adapter.clone() else {
@@ -400,24 +404,38 @@ impl Keeper {
         }
     }
 
-    fn prepare(&mut self, machine: &mut Machine) -> Event {
-        match Adapter::choose(&self.around, &self.desired) {
-            Ok(adapter) => {
-                let server = adapter.server();
-                machine.set_start_budget(server.map(|server| start_budget(server.weight_bytes)));
-                machine.set_grace(server.map_or(GRACE, |server| server.profile.stop.grace));
-                self.shared.view.lock().adapter = Some(Arc::new(adapter));
-                Event::Prepared
-            }
+    async fn prepare(&mut self, machine: &mut Machine) -> Event {
+        let adapter = match Adapter::choose(&self.around, &self.desired).await {
+            Ok(adapter) => adapter,
             Err(error) => {
                 let code = match error {
                     AdapterError::ModelMissing(_) => Code::ModelMissing,
                     AdapterError::NoEngine(_) | AdapterError::UnsafePath(_) => Code::NotReady,
                 };
                 self.fail(code, error.to_string());
-                Event::Unprepared
+                return Event::Unprepared;
+            }
+        };
+        // What a server does not tell of its model, its file does.
+        if let Some(file) = adapter.server().and_then(|server| server.model_file.as_ref()) {
+            match files::hash(file, self.hashed.take()).await {
+                Ok(hashed) if !self.is_planned(&hashed.sha256) => return Event::Unprepared,
+                Ok(hashed) => self.hashed = Some(hashed),
+                Err(error) => {
+                    self.fail(Code::ModelMissing, format!("{}: {error}", file.display()));
+                    return Event::Unprepared;
+                }
             }
         }
+        if adapter.server().is_none_or(|server| server.model_file.is_none()) {
+            self.hashed = None;
+        }
+        let server = adapter.server();
+        machine.set_start_budget(server.map(|server| start_budget(server.weight_bytes)));
+        machine.set_trial(server.is_some());
+        machine.set_grace(server.map_or(GRACE, |server| server.profile.stop.grace));
+        self.shared.view.lock().adapter = Some(Arc::new(adapter));
+        Event::Prepared
     }
 
     fn polite_signal(&self) -> Signal {
@@ -530,19 +548,26 @@ impl Keeper {
 
     /// Compares the model that the engine has with the planned one.
     fn judge(&mut self, found: Option<String>) -> Event {
-        let pinned =
-            self.desired.files.iter().find(|file| file.role == "model").and_then(|file| file.sha256.clone());
-        if let (Some(pinned), Some(found)) = (&pinned, &found)
-            && !pinned.eq_ignore_ascii_case(found)
-        {
-            let detail =
-                format!("the model file has the hash {found}, the catalogue pins {pinned}; fetch it again");
-            self.fail(Code::DigestMismatch, detail);
+        let found = found.or_else(|| self.hashed.as_ref().map(|hashed| hashed.sha256.clone()));
+        if found.as_ref().is_some_and(|found| !self.is_planned(found)) {
             return Event::WrongModel;
         }
         tracing::info!(service = %self.desired.service_id, pid = self.process.as_ref().map(Running::pid), "engine ready");
         self.shared.view.lock().digest = found;
         Event::SaysReady
+    }
+
+    /// Whether a model with this hash is the one of the plan; says so where it is not.
+    fn is_planned(&mut self, found: &str) -> bool {
+        let model = self.desired.files.iter().find(|file| file.role == "model");
+        let Some(pinned) = model.and_then(|file| file.sha256.clone()) else { return true };
+        let same = pinned.eq_ignore_ascii_case(found);
+        if !same {
+            let detail =
+                format!("the model file has the hash {found}, the catalogue pins {pinned}; fetch it again");
+            self.fail(Code::DigestMismatch, detail);
+        }
+        same
     }
 
     /// Lets running requests end; new ones are refused meanwhile.

@@ -76,13 +76,34 @@ pub enum Act {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Preparing,
-    Missing { again: Duration },
+    Missing {
+        again: Duration,
+    },
     Starting,
-    Loading { since: Duration, ask: Duration },
-    Ready { probe: Duration, failures: u32 },
-    Waiting { until: Duration },
-    Degraded { until: Duration },
-    Ending { since: Duration, was_ready: bool, for_ever: bool, killed: bool },
+    Loading {
+        since: Duration,
+        ask: Duration,
+    },
+    /// It says that it is ready; now it has to do one piece of work.
+    Trying {
+        since: Duration,
+    },
+    Ready {
+        probe: Duration,
+        failures: u32,
+    },
+    Waiting {
+        until: Duration,
+    },
+    Degraded {
+        until: Duration,
+    },
+    Ending {
+        since: Duration,
+        was_ready: bool,
+        for_ever: bool,
+        killed: bool,
+    },
     Finished,
 }
 
@@ -93,6 +114,7 @@ pub struct Machine {
     restarts: Restarts,
     start_budget: Option<Duration>,
     grace: Duration,
+    trial: bool,
     last_work: Duration,
 }
 
@@ -103,6 +125,7 @@ impl Default for Machine {
             restarts: Restarts::default(),
             start_budget: None,
             grace: GRACE,
+            trial: false,
             last_work: Duration::ZERO,
         }
     }
@@ -125,6 +148,11 @@ impl Machine {
         self.grace = grace;
     }
 
+    /// Whether it counts as ready only once it has done one piece of work.
+    pub fn set_trial(&mut self, trial: bool) {
+        self.trial = trial;
+    }
+
     /// Real work succeeded last at this moment.
     pub fn worked(&mut self, at: Duration) {
         self.last_work = self.last_work.max(at);
@@ -136,9 +164,10 @@ impl Machine {
         match self.phase {
             Phase::Preparing => ServiceState::Verifying,
             Phase::Missing { .. } | Phase::Waiting { .. } => ServiceState::Failed,
-            Phase::Starting | Phase::Loading { .. } | Phase::Ending { for_ever: false, .. } => {
-                ServiceState::Loading
-            }
+            Phase::Starting
+            | Phase::Loading { .. }
+            | Phase::Trying { .. }
+            | Phase::Ending { for_ever: false, .. } => ServiceState::Loading,
             Phase::Ready { .. } => ServiceState::Ready,
             Phase::Degraded { .. } => ServiceState::Degraded,
             Phase::Ending { for_ever: true, .. } => ServiceState::Stopping,
@@ -164,12 +193,17 @@ impl Machine {
                 Act::Ask
             }
             Event::SaysReady => match self.phase {
-                Phase::Loading { .. } => {
-                    self.phase = Phase::Ready { probe: now + PROBE_EVERY, failures: 0 };
-                    self.wait(now)
+                Phase::Loading { since, .. } if self.trial => {
+                    self.phase = Phase::Trying { since };
+                    Act::Probe
                 }
+                Phase::Loading { .. } => self.ready(now),
                 _ => self.wait(now),
             },
+            Event::ProbeGood | Event::ProbeBusy if matches!(self.phase, Phase::Trying { .. }) => {
+                self.ready(now)
+            }
+            Event::ProbeBad if matches!(self.phase, Phase::Trying { .. }) => self.not_ready(now),
             Event::SaysNothing => self.not_ready(now),
             Event::WrongModel if self.has_process() => self.end(now, false),
             Event::ProbeGood => self.probed(now, now + PROBE_EVERY, Some(0)),
@@ -187,7 +221,10 @@ impl Machine {
 
     /// Whether a process runs that has to be ended.
     const fn has_process(&self) -> bool {
-        matches!(self.phase, Phase::Loading { .. } | Phase::Ready { .. } | Phase::Ending { .. })
+        matches!(
+            self.phase,
+            Phase::Loading { .. } | Phase::Trying { .. } | Phase::Ready { .. } | Phase::Ending { .. }
+        )
     }
 
     fn stop(&mut self, now: Duration) -> Act {
@@ -196,7 +233,7 @@ impl Machine {
                 *for_ever = true;
                 self.wait(now)
             }
-            Phase::Ready { .. } | Phase::Loading { .. } => {
+            Phase::Ready { .. } | Phase::Trying { .. } | Phase::Loading { .. } => {
                 self.phase = Phase::Ending { since: now, was_ready: true, for_ever: true, killed: false };
                 Act::Terminate
             }
@@ -238,8 +275,13 @@ impl Machine {
         }
     }
 
+    fn ready(&mut self, now: Duration) -> Act {
+        self.phase = Phase::Ready { probe: now + PROBE_EVERY, failures: 0 };
+        self.wait(now)
+    }
+
     fn not_ready(&mut self, now: Duration) -> Act {
-        let Phase::Loading { since, .. } = self.phase else {
+        let (Phase::Loading { since, .. } | Phase::Trying { since }) = self.phase else {
             return self.wait(now);
         };
         let loading_for = now.saturating_sub(since);
@@ -271,6 +313,7 @@ impl Machine {
                 self.phase = Phase::Preparing;
                 Act::Prepare
             }
+            Phase::Trying { .. } => Act::Probe,
             Phase::Loading { ask, .. } if now < *ask => Act::Wait(*ask),
             Phase::Loading { .. } => Act::Ask,
             Phase::Ready { probe, failures, .. } => {

@@ -13,7 +13,7 @@ use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::control::{ContainerImage, DesiredService, EnginePresent};
 use cxmpute_wire::{Bytes, ProvisionId};
 
-use super::builtin::below;
+use super::files::below;
 use super::{AdapterError, Endpoint, EngineError, Profile, Question, Ready, Reply, Server, Stop};
 use crate::config::NodeConfig;
 
@@ -120,6 +120,11 @@ pub fn engine(
             slots: slots.max(1),
             queue: config.engine.queue,
             weight_bytes,
+            model_file: desired
+                .files
+                .iter()
+                .find(|file| file.role == "model")
+                .and_then(|file| below(&models, file).ok()),
         },
         image: image.clone(),
         daemon: config.docker.socket.clone(),

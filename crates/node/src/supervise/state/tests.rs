@@ -115,6 +115,31 @@ fn a_stop_during_a_restart_is_not_forgotten() {
     ]);
 }
 
+#[test]
+fn with_a_trial_only_work_makes_an_engine_ready() {
+    let mut machine = Machine::default();
+    machine.set_start_budget(Some(s(300)));
+    machine.set_trial(true);
+    assert_eq!(machine.begin(), Act::Prepare);
+    for (at, event, act, state) in [
+        (0, Event::Prepared, Act::Start, ServiceState::Loading),
+        (0, Event::Started, Act::Ask, ServiceState::Loading),
+        (1, Event::SaysReady, Act::Probe, ServiceState::Loading),
+        (40, Event::ProbeBad, Act::Wait(s(43)), ServiceState::Loading),
+        (43, Event::Time, Act::Ask, ServiceState::Loading),
+        (43, Event::SaysReady, Act::Probe, ServiceState::Loading),
+        (44, Event::ProbeGood, Act::Wait(s(344)), ServiceState::Ready),
+        (50, Event::Ended, Act::Prepare, ServiceState::Verifying),
+        (50, Event::Prepared, Act::Start, ServiceState::Loading),
+        (50, Event::Started, Act::Ask, ServiceState::Loading),
+        (51, Event::SaysReady, Act::Probe, ServiceState::Loading),
+        (351, Event::ProbeBad, Act::Terminate, ServiceState::Loading),
+        (352, Event::Ended, Act::Wait(s(362)), ServiceState::Failed),
+    ] {
+        assert_eq!((machine.step(event, s(at)), machine.state()), (act, state), "{event:?} at {at}");
+    }
+}
+
 fn answers(act: Act, chance: u8) -> Event {
     let pick = |events: &[Event]| events[usize::from(chance) % events.len()];
     match act {
@@ -134,8 +159,10 @@ proptest! {
     fn whatever_happens_there_is_one_process_and_an_end(
         chances in proptest::collection::vec(any::<u8>(), 1..200),
         stop_after in 0usize..200,
+        trial: bool,
     ) {
         let mut machine = Machine::default();
+        machine.set_trial(trial);
         machine.set_start_budget(Some(s(300)));
         let (mut now, mut act, mut process, mut killed) = (Duration::ZERO, machine.begin(), false, false);
         for (at, chance) in chances.iter().enumerate() {

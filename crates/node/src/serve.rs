@@ -78,7 +78,11 @@ pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, task
                 place.unreachable();
                 return work.refuse(Code::NotReady, "the engine cannot be reached");
             }
-            return work.refuse(Code::EngineFailed, broken_text(&error));
+            let code = match error {
+                EngineError::OtherWork(_) => Code::InvalidParameter,
+                _ => Code::EngineFailed,
+            };
+            return work.refuse(code, broken_text(&error));
         }
         None => {
             let Ok(mut responder) = work.accept() else {

@@ -1,6 +1,8 @@
 //! The engine that fetches pages: this program itself as a child process on a unix socket. What it does is in
 //! [`crate::scrape`]; here is how it is started.
 
+use std::path::Path;
+
 use cxmpute_runtime::once::Sandbox;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::control::DesiredService;
@@ -28,7 +30,7 @@ const PROFILE: Profile = Profile {
 ///
 /// # Errors
 /// The owner has not switched scraping on (NR50).
-pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Child, AdapterError> {
+pub fn engine(config: &NodeConfig, desired: &DesiredService, program: &Path) -> Result<Child, AdapterError> {
     let service = desired.service_id.to_string();
     if !config.scrape.enabled {
         return Err(AdapterError::NoEngine(format!("{service}: its owner has not set scrape.enabled")));
@@ -61,7 +63,7 @@ pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Child, Ad
     };
     Ok(Child {
         server,
-        program: NodeConfig::own_program(),
+        program: program.to_owned(),
         arguments: arguments.to_vec(),
         environment: Vec::new(),
         socket: Some(socket),
@@ -84,11 +86,11 @@ mod tests {
     #[test]
     fn it_starts_only_where_the_owner_wants_it() {
         let mut config = NodeConfig::default();
-        let error = engine(&config, &planned()).unwrap_err();
+        let error = engine(&config, &planned(), Path::new("/x")).unwrap_err();
         assert!(error.to_string().contains("scrape.enabled"), "{error}");
         config.scrape.enabled = true;
         config.scrape.deny_domains = vec!["example.com".into()];
-        let engine = engine(&config, &planned()).unwrap();
+        let engine = engine(&config, &planned(), Path::new("/x")).unwrap();
         assert_eq!((engine.server.slots, engine.server.model.as_str()), (2, "scrape"));
         assert!(
             engine.arguments.iter().any(|argument| argument.contains("\"deny_domains\":[\"example.com\"]"))

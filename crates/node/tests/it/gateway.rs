@@ -244,6 +244,7 @@ impl Running {
     pub fn again(config: NodeConfig, fake: Option<Fake>) -> Self {
         let mut deps = Deps::new(Clock::system(), Tasks::new());
         deps.fake = fake;
+        deps.program = Some(env!("CARGO_BIN_EXE_cxmpute-provider").into());
         Self::with(config, deps)
     }
 

@@ -1,6 +1,7 @@
 //! The node against a gateway of a hundred lines: enrolment, plans, work, faults of engines, ends.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod conformance;
 mod docker;
 mod engines;
 mod gateway;

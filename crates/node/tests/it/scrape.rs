@@ -16,13 +16,13 @@ const ARTICLE: &str = include_str!("article.html");
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A small site that notes the paths it was asked for.
-struct Site {
-    address: SocketAddr,
+pub struct Site {
+    pub address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Site {
-    async fn start(answer: impl Fn(&str) -> (u16, &'static str, String) + Send + Sync + 'static) -> Self {
+    pub async fn start(answer: impl Fn(&str) -> (u16, &'static str, String) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (asked, answer): (Arc<Mutex<Vec<String>>>, _) = (Arc::default(), Arc::new(answer));
@@ -50,7 +50,7 @@ impl Site {
         Self { address, asked }
     }
 
-    fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 }

@@ -14,6 +14,7 @@ use cxmpute_wire::{Code, Epoch, ProvisionId};
 use tokio::sync::watch;
 
 use crate::config::NodeConfig;
+use crate::engines::discover::{self, Finds};
 use crate::engines::fake::Fake;
 use crate::identity::Identity;
 use crate::owner::{self, Pause};
@@ -86,6 +87,8 @@ pub struct NodeView {
     pub services: Services,
     /// What it knows of the network; the channel tells changes.
     pub seen: Arc<watch::Sender<Seen>>,
+    /// The servers of the owner that were found.
+    pub finds: Finds,
     /// Cancel it to shorten the drain to ten seconds.
     pub hurry: CancellationToken,
     /// What the owner said last.
@@ -129,6 +132,8 @@ impl Node {
         identity::write_state(&config.data_dir, &state)?;
         place::tidy(&config.data_dir)?;
         let config = Arc::new(config);
+        let program = deps.program.clone().unwrap_or_else(NodeConfig::own_program);
+        let finds = Finds::default();
         let around = Surroundings {
             config: config.clone(),
             clock: deps.clock.clone(),
@@ -137,7 +142,9 @@ impl Node {
             images: Arc::default(),
             provision: identity.provision_id.clone(),
             sandbox: Sandbox::probe(),
-            confiner: Confiner::probe(deps.program.clone().unwrap_or_else(NodeConfig::own_program)),
+            confiner: Confiner::probe(program.clone()),
+            program,
+            finds: finds.clone(),
             fake: deps.fake.clone(),
         };
         let view = NodeView {
@@ -146,6 +153,7 @@ impl Node {
             seen: Arc::new(watch::Sender::new(Seen::default())),
             hurry: CancellationToken::new(),
             pause: Arc::new(watch::Sender::new(state.pause)),
+            finds,
             data_dir: config.data_dir.clone(),
         };
         Ok(Self { config, identity, deps, view, boot: state.boot })
@@ -174,8 +182,12 @@ impl Node {
             owner::Transfer::open(&self.config.data_dir),
         );
         let keeper = self.deps.tasks.spawn_owned("owner", resting);
+        if self.deps.fake.is_none() {
+            self.view.finds.take(discover::look(&self.config.discover, &self.deps.tasks).await);
+        }
+        let looking = self.deps.tasks.spawn_owned("discover", self.look_around());
         let result = Box::pin(self.sessions()).await;
-        drop(keeper);
+        drop((keeper, looking));
         let hard = self.deps.tasks.hard();
         tokio::select! {
             () = self.view.services.stop() => {}
@@ -183,6 +195,27 @@ impl Node {
             () = async { hard.cancelled().await; tokio::time::sleep(HARD_STOP).await } => {}
         }
         result
+    }
+
+    /// Looks for servers of the owner every minute, and tells the gateway when there are others.
+    fn look_around(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (config, identity, clock) = (self.config.clone(), self.identity.clone(), self.deps.clock.clone());
+        let (finds, tasks, fake) =
+            (self.view.finds.clone(), self.deps.tasks.clone(), self.deps.fake.is_some());
+        async move {
+            let mut untold = false;
+            loop {
+                tokio::time::sleep(config.discover.every()).await;
+                if fake || !config.discover.enabled {
+                    continue;
+                }
+                untold |= finds.take(discover::look(&config.discover, &tasks).await);
+                if untold {
+                    tracing::info!(found = finds.list().len(), "other servers of the owner are there now");
+                    untold = Box::pin(enrol::enrol(&config, &identity, None, None, &clock)).await.is_err();
+                }
+            }
+        }
     }
 
     async fn sessions(&self) -> Result<()> {

@@ -81,7 +81,7 @@ enum Command {
     },
     /// Take work again.
     Resume,
-    /// The model files of this machine.
+    /// The model files of this machine, and the servers of models that were found on it.
     Models,
     /// Let the running node finish its work and end.
     Stop,

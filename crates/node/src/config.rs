@@ -2,6 +2,7 @@
 //! `ZANSOC_CONFIG_PATH` and `ZANSOC_DATA_DIR` are accepted.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cxmpute_runtime::config::{Sources, env_var, load};
@@ -32,6 +33,8 @@ pub struct NodeConfig {
     pub engine: EngineSection,
     /// Engine servers of others.
     pub engines: EnginesSection,
+    /// Where servers that the owner already runs are looked for.
+    pub discover: DiscoverSection,
     /// What the owner lets the node serve.
     pub services: ServicesSection,
     /// Fetching pages for others; off by default.
@@ -126,6 +129,46 @@ pub struct EnginesSection {
     pub llama_server: Option<PathBuf>,
 }
 
+/// `[discover]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiscoverSection {
+    /// Whether servers that the owner already runs are looked for, and serve what they have.
+    pub enabled: bool,
+    /// Addresses (`HOST:PORT`) at which Ollama may answer.
+    pub ollama: Vec<String>,
+    /// Addresses at which vLLM may answer.
+    pub vllm: Vec<String>,
+    /// Addresses at which llama.cpp's server may answer.
+    pub llama_server: Vec<String>,
+    /// Requests that a found server takes at a time; what it says itself, or a careful number, when absent.
+    pub slots: Option<u16>,
+    /// Seconds between two looks.
+    pub every_s: u64,
+}
+
+impl DiscoverSection {
+    /// Time between two looks.
+    #[must_use]
+    pub fn every(&self) -> Duration {
+        Duration::from_secs(self.every_s.max(1))
+    }
+}
+
+impl Default for DiscoverSection {
+    fn default() -> Self {
+        let at = |port: u16| vec![format!("127.0.0.1:{port}")];
+        Self {
+            enabled: true,
+            ollama: at(11434),
+            vllm: at(8000),
+            llama_server: at(8080),
+            slots: None,
+            every_s: 60,
+        }
+    }
+}
+
 /// `[services]`
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -182,6 +225,7 @@ impl Default for NodeConfig {
             models: ModelsSection::default(),
             engine: EngineSection::default(),
             engines: EnginesSection::default(),
+            discover: DiscoverSection::default(),
             services: ServicesSection::default(),
             scrape: ScrapeSection::default(),
             docker: DockerSection::default(),

@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use cxmpute_runtime::exit::{self, ExitError};
-use cxmpute_runtime::{Clock, Secret};
+use cxmpute_runtime::{Clock, Secret, Tasks};
 use cxmpute_tunnel::{HttpClient, Roots, Signer};
 use cxmpute_wire::control::{EnrolAnswer, EnrolRequest, Location, Software};
 use cxmpute_wire::{Code, RequestId};
@@ -13,7 +13,7 @@ use http::Method;
 
 use crate::config::NodeConfig;
 use crate::diagnose;
-use crate::engines;
+use crate::engines::{self, discover};
 use crate::identity::{self, Identity};
 
 /// How an enrolment went.
@@ -41,7 +41,8 @@ pub async fn enrol(
     let mut diagnostics = diagnose::measure(&config.models_dir());
     config.owner.caps.lower(&mut diagnostics, diagnose::size_of(&config.models_dir()));
     diagnostics.net = diagnose::net::reach(&client, &config.api.url, clock).await;
-    diagnostics.engines = engines::present(config);
+    let found = discover::look(&config.discover, &Tasks::new()).await;
+    diagnostics.engines = engines::present(config, &found);
     diagnostics.engines.extend(engines::docker::present(config).await);
     diagnostics.services = config.services.wishes();
     let signer = Signer::new(identity.key.clone(), clock.clone());

@@ -1,14 +1,17 @@
-//! `models`: the model files of this machine, how much they take, and which services use them.
+//! `models`: the model files of this machine, how much they take, which services use them, and what the servers have that
+//! the owner runs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use cxmpute_runtime::Tasks;
 use cxmpute_wire::Bytes;
 use serde::Serialize;
 
 use crate::config::NodeConfig;
 use crate::diagnose;
+use crate::engines::discover;
 use crate::local::{self, Question};
 use crate::output::Output;
 
@@ -58,8 +61,20 @@ pub(super) async fn list(config: &NodeConfig, output: Output) -> Result<()> {
     if !services.is_empty() {
         text.push_str(&format!("\nServices   {}", services.join(", ")));
     }
+    let found = discover::look(&config.discover, &Tasks::new()).await;
+    for server in &found {
+        let (name, address) = (server.kind.name(), &server.address);
+        text.push_str(&format!("\nFound      {name} {} at {address}", server.version));
+        for model in &server.models {
+            let memory = model.gpu_memory.filter(|memory| *memory > 0);
+            let memory =
+                memory.map(|memory| format!(" ({} of GPU memory)", size(memory))).unwrap_or_default();
+            text.push_str(&format!("\n           {}{memory}", model.name));
+        }
+    }
     let value = serde_json::json!({
         "directory": folder, "files": files, "total": Bytes(total), "free": free, "services": services,
+        "found": found,
     });
     output.result(&value, &text);
     Ok(())

@@ -1,13 +1,20 @@
 //! A server that the owner runs: any OpenAI-compatible one (llama-server, Ollama, vLLM …). We never start or stop it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cxmpute_runtime::{Secret, Tasks};
+use cxmpute_tunnel::WorkPath;
+use cxmpute_wire::ServiceKind;
 use cxmpute_wire::control::DesiredService;
+use serde_json::Value;
 
+use super::found::{Found, FoundModel};
 use super::{Endpoint, EngineError, Question, Reply};
 use crate::config::External;
 
+/// Most of a list of models that is read.
+const MODELS_BYTES: usize = 1024 * 1024;
 /// Requests an owner's server takes at a time when nothing else is configured.
 const DEFAULT_SLOTS: u16 = 4;
 
@@ -20,6 +27,24 @@ pub struct ExternalEngine {
     pub model: String,
     /// Requests at a time.
     pub slots: u16,
+    /// The kind of work that it is asked for, and no other.
+    kind: ServiceKind,
+    /// Whether it is ready only while it lists the model.
+    lists: bool,
+    /// The model's file, where the catalogue pins it and the server does not tell its hash.
+    pub model_file: Option<PathBuf>,
+}
+
+/// The paths of a kind of work.
+const fn work(kind: ServiceKind) -> &'static [WorkPath] {
+    match kind {
+        ServiceKind::Llm => &[WorkPath::ChatCompletions, WorkPath::Completions],
+        ServiceKind::Embeddings => &[WorkPath::Embeddings],
+        ServiceKind::Tts => &[WorkPath::Speech],
+        ServiceKind::Stt => &[WorkPath::Transcription],
+        ServiceKind::Vision => &[WorkPath::Read],
+        ServiceKind::Scrape => &[WorkPath::Scrape],
+    }
 }
 
 impl ExternalEngine {
@@ -41,22 +66,53 @@ impl ExternalEngine {
             endpoint,
             model: external.model.clone().unwrap_or_else(|| desired.model.clone()),
             slots: external.slots.unwrap_or(DEFAULT_SLOTS).max(1),
+            kind: desired.kind,
+            lists: false,
+            model_file: None,
         }
     }
-    /// Succeeds when it lists its models.
+
+    /// A server that was found, with its model for a planned service.
+    #[must_use]
+    pub fn found(found: &Found, model: &FoundModel, desired: &DesiredService, slots: Option<u16>) -> Self {
+        let pinned = desired.files.iter().any(|file| file.role == "model" && file.sha256.is_some());
+        Self {
+            endpoint: Endpoint::http(&format!("http://{}/v1", found.address), None),
+            model: model.name.clone(),
+            slots: slots.or(model.slots).unwrap_or(found.kind.slots()).max(1),
+            kind: desired.kind,
+            lists: true,
+            model_file: model.file.clone().filter(|_| pinned && model.digest.is_none()),
+        }
+    }
+    /// Succeeds when it lists its models, with ours among them where it was found by that.
     ///
     /// # Errors
     /// It is not there, or not ready.
     pub async fn ready(&self, tasks: &Tasks) -> Result<(), EngineError> {
         let reply = self.endpoint.connect(tasks).await?.get_below("/models").await?;
-        if reply.status().is_success() { Ok(()) } else { Err(EngineError::NotReady(reply.status().as_u16())) }
+        let status = reply.status();
+        if !status.is_success() {
+            return Err(EngineError::NotReady(status.as_u16()));
+        }
+        if self.lists {
+            let models: Value = serde_json::from_slice(&reply.whole(MODELS_BYTES).await?).unwrap_or_default();
+            let mut listed = models["data"].as_array().into_iter().flatten();
+            if !listed.any(|model| model["id"] == self.model.as_str()) {
+                return Err(EngineError::NotReady(status.as_u16()));
+            }
+        }
+        Ok(())
     }
 
-    /// Hands one request over.
+    /// Hands one request over, if it is work of the service's kind.
     ///
     /// # Errors
-    /// It cannot be reached or hung up.
+    /// It is other work, or the server cannot be reached or hung up.
     pub async fn ask(&self, question: Question, tasks: &Tasks) -> Result<Reply, EngineError> {
+        if !work(self.kind).contains(&question.path) {
+            return Err(EngineError::OtherWork(question.path.as_str()));
+        }
         let content_type = question.content_type();
         let link = self.endpoint.connect(tasks).await?;
         link.post(question.path.as_str(), &content_type, question.body).await.map(Reply::Http)

@@ -3,11 +3,13 @@
 
 pub mod builtin;
 pub mod child;
+pub mod discover;
 pub mod docker;
 pub mod endpoint;
 pub mod external;
 pub mod fake;
 pub mod files;
+pub mod found;
 pub mod llama_server;
 pub mod profile;
 pub mod scrape;
@@ -47,9 +49,10 @@ pub enum Adapter {
     Fake(fake::Fake),
 }
 
-/// The engines of this machine that the plan may count on, beside the built-in one.
+/// The engines of this machine that the plan may count on, beside the built-in one: programs that this node starts, and
+/// servers that its owner runs.
 #[must_use]
-pub fn present(config: &NodeConfig) -> Vec<EnginePresent> {
+pub fn present(config: &NodeConfig, found: &[found::Found]) -> Vec<EnginePresent> {
     let named =
         |name: &str, version: String| EnginePresent { name: name.to_owned(), version, models: Vec::new() };
     let tools = tool::Program::ALL.into_iter().filter_map(|program| {
@@ -59,7 +62,8 @@ pub fn present(config: &NodeConfig) -> Vec<EnginePresent> {
     let scrape = config.scrape.enabled.then(|| named(scrape::NAME, env!("CARGO_PKG_VERSION").to_owned()));
     let llama = llama_server::find(config)
         .map(|program| named(llama_server::NAME, llama_server::version_at(&program)));
-    tools.chain(scrape).chain(llama).chain(config.external_engine()).collect()
+    let found = found.iter().map(found::Found::present);
+    tools.chain(scrape).chain(llama).chain(config.external_engine()).chain(found).collect()
 }
 
 /// The engines of a plan in its order, those that the owner prefers first.
@@ -166,10 +170,22 @@ impl Adapter {
         {
             return docker::engine(config, &around.provision, desired).map(Box::new).map(Self::Docker);
         }
+        let finds = around.finds.list();
         for name in order(&desired.engines, &config.engines.prefer) {
+            // What the owner runs already costs no memory more.
+            let running = finds
+                .iter()
+                .filter(|found| found.kind.name() == name || name == "external")
+                .find_map(|found| found.model_for(desired).map(|model| (found, model)));
+            if let Some((found, model)) = running {
+                let engine = external::ExternalEngine::found(found, model, desired, config.discover.slots);
+                return Ok(Self::External(engine));
+            }
             let child = match name {
                 "builtin" if builtin::knows(desired.kind) => Some(builtin::engine(config, desired)?),
-                scrape::NAME if desired.kind == ServiceKind::Scrape => Some(scrape::engine(config, desired)?),
+                scrape::NAME if desired.kind == ServiceKind::Scrape => {
+                    Some(scrape::engine(config, desired, &around.program)?)
+                }
                 llama_server::NAME if llama_server::knows(desired) => match llama_server::find(config) {
                     Some(program) => Some(llama_server::engine(around, desired, program).await?),
                     None => None,
@@ -224,6 +240,17 @@ impl Adapter {
             Self::Child(child) => Some(&child.server),
             Self::Docker(engine) => Some(&engine.server),
             Self::Tool(_) | Self::External(_) | Self::Fake(_) => None,
+        }
+    }
+
+    /// The model's file, for this node to hash where the server's word on it does not count.
+    #[must_use]
+    pub fn model_file(&self) -> Option<&Path> {
+        match self {
+            Self::External(engine) => engine.model_file.as_deref(),
+            Self::Child(_) | Self::Docker(_) | Self::Tool(_) | Self::Fake(_) => {
+                self.server()?.model_file.as_deref()
+            }
         }
     }
 

@@ -22,6 +22,7 @@ use super::process::Process;
 use super::running::{Ending, Running};
 use super::state::{Act, Event, Machine};
 use crate::config::NodeConfig;
+use crate::engines::discover::Finds;
 use crate::engines::docker::{self, DockerEngine, DockerError};
 use crate::engines::fake::Fake;
 use crate::engines::files::{self, Hashed};
@@ -57,6 +58,10 @@ pub struct Surroundings {
     pub images: Arc<Mutex<BTreeSet<String>>>,
     /// This node, for what it leaves with others.
     pub provision: ProvisionId,
+    /// The servers of the owner that were found.
+    pub finds: Finds,
+    /// `cxmpute-provider`, which is an engine, too.
+    pub program: PathBuf,
     /// What is taken away from programs that run once for a request.
     pub sandbox: Sandbox,
     /// What confines the servers of others, where the system lets it.
@@ -417,7 +422,7 @@ impl Keeper {
             }
         };
         // What a server does not tell of its model, its file does.
-        if let Some(file) = adapter.server().and_then(|server| server.model_file.as_ref()) {
+        if let Some(file) = adapter.model_file() {
             match files::hash(file, self.hashed.take()).await {
                 Ok(hashed) if !self.is_planned(&hashed.sha256) => return Event::Unprepared,
                 Ok(hashed) => self.hashed = Some(hashed),
@@ -427,7 +432,7 @@ impl Keeper {
                 }
             }
         }
-        if adapter.server().is_none_or(|server| server.model_file.is_none()) {
+        if adapter.model_file().is_none() {
             self.hashed = None;
         }
         let server = adapter.server();

@@ -1,6 +1,7 @@
 //! One list of promises for every engine (node.md section 7): each row of [`rows`] goes through all of it. A row says what
 //! the engine needs and how it is asked; what it must do stands here, once.
 
+pub mod owner;
 pub mod programs;
 mod rows;
 
@@ -22,6 +23,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(15);
 
 /// Changes a node's configuration.
 pub type Configure = Box<dyn Fn(&mut NodeConfig)>;
+
+/// The same, with a program in a folder of its own.
+pub type StandIn = Box<dyn Fn(&mut NodeConfig, &Path)>;
 
 /// One engine of the suite.
 pub struct Row {
@@ -52,6 +56,8 @@ pub struct Row {
 pub enum Hold {
     /// Its process is stopped for a while.
     Stop,
+    /// The same, where the reports name none.
+    Process(Box<dyn Fn() -> u32>),
     /// The long work lasts long enough.
     Long,
 }
@@ -60,17 +66,17 @@ pub enum Hold {
 pub enum Life {
     /// The node keeps it running; its process stands in the reports.
     Server {
-        /// Sets the node up with one that fails to start, giving this reason in its log.
-        failing: Box<dyn Fn(&mut NodeConfig, &Path)>,
-        /// Sets the node up with one that starts only once the file is there.
-        waiting: Box<dyn Fn(&mut NodeConfig, &Path)>,
+        /// Sets the node up with one that fails to start, saying [`REASON`], and with one that starts only once the
+        /// file `go` is in the folder. Absent for this program itself, which no other can stand in for.
+        stand_ins: Option<(StandIn, StandIn)>,
         /// Whether it may see no network and no files of its owner.
         confined: bool,
     },
     /// A program that runs once for a request; its file's name.
     Tool(&'static str),
-    /// Its owner runs it; the node has no process of it. What makes it go away, and come back.
-    Owner { leave: Box<dyn Fn()>, come: Box<dyn Fn()> },
+    /// Its owner runs it; the node has no process of it. What makes it go away, and come back, and what must be true of
+    /// it in the end.
+    Owner { leave: Box<dyn Fn()>, come: Box<dyn Fn()>, unharmed: Box<dyn Fn() -> bool> },
 }
 
 /// What a failing start says.
@@ -126,9 +132,21 @@ impl<'a> Stage<'a> {
     /// Work that nobody wants any more is left.
     async fn cancels(&self) {
         let mut stream = self.ask(&self.row.long);
-        soon(stream.accepted()).await.unwrap();
-        if self.row.path.is_stream() {
-            soon(stream.chunk()).await.unwrap().unwrap();
+        match &self.row.life {
+            Life::Tool(program) => {
+                let running =
+                    async { until(|| !children(program).is_empty(), "the program never ran").await };
+                tokio::select! {
+                    () = running => {}
+                    _ = stream.accepted() => panic!("{}: the long work is too short", self.row.engine),
+                }
+            }
+            Life::Server { .. } | Life::Owner { .. } => {
+                soon(stream.accepted()).await.unwrap();
+                if self.row.path.is_stream() {
+                    soon(stream.chunk()).await.unwrap().unwrap();
+                }
+            }
         }
         drop(stream);
         self.is_idle().await;
@@ -148,7 +166,11 @@ impl<'a> Stage<'a> {
 
     /// One request more than it takes is refused, and the others are served.
     async fn refuses_what_it_has_no_room_for(&self, pid: Option<u32>) {
-        let held = matches!(self.row.hold, Hold::Stop).then_some(pid).flatten();
+        let held = match &self.row.hold {
+            Hold::Stop => pid,
+            Hold::Process(pid) => Some(pid()),
+            Hold::Long => None,
+        };
         if let Some(pid) = held {
             signal(pid, Signal::SIGSTOP);
         }
@@ -216,7 +238,7 @@ pub async fn conforms(row: Row) {
             stage.ends(Some(again)).await;
         }
         Life::Tool(_) => stage.ends(None).await,
-        Life::Owner { leave, come } => {
+        Life::Owner { leave, come, unharmed } => {
             leave();
             // The next piece of work finds it out.
             until(|| stage.node.view.services.in_flight() == 0, "work is left over").await;
@@ -227,9 +249,10 @@ pub async fn conforms(row: Row) {
             stage.until(ServiceState::Ready).await;
             stage.works().await;
             stage.ends(None).await;
+            assert!(unharmed(), "{}: something was done to the owner's server", row.engine);
         }
     }
-    if let Life::Server { failing, waiting, .. } = &row.life {
+    if let Life::Server { stand_ins: Some((failing, waiting)), .. } = &row.life {
         says_why_it_failed(&row, failing).await;
         loads_until_it_answers(&row, waiting).await;
     }
@@ -255,8 +278,8 @@ async fn says_why_it_failed(row: &Row, failing: &dyn Fn(&mut NodeConfig, &Path))
     assert_eq!(failed.code, Some(Code::EngineFailed), "{failed:?}");
     let detail = failed.detail.unwrap();
     let (_, log) = detail.split_once("its log is ").unwrap();
-    let log = std::fs::read_to_string(log).unwrap();
-    assert!(log.contains(REASON), "{}: {log}", row.engine);
+    let says = || std::fs::read_to_string(log).unwrap_or_default().contains(REASON);
+    until(says, "the log does not say why").await;
     stage.ends(None).await;
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod clean;
+mod containers;
 mod house;
 mod node;
 mod rhythm;

@@ -121,7 +121,7 @@ impl Row<'_> {
             "service": entry.service, "kind": entry.kind, "owned_by": entry.owned_by,
             "context_length": entry.context_length, "max_completion_tokens": entry.max_completion_tokens,
             "dimensions": entry.dimensions, "engines": engines, "delivery": delivery(entry), "files": files,
-            "hub": hub, "ollama": entry.ollama, "capabilities": capabilities,
+            "hub": hub, "ollama": entry.ollama, "container": entry.container.as_deref(), "capabilities": capabilities,
             "input_modalities": entry.input_modalities(), "output_modalities": entry.output_modalities(),
             "supported_parameters": parameters, "voices": entry.voices, "languages": entry.languages,
             "vram": entry.vram, "memory": entry.memory, "cpu_memory": entry.cpu_memory, "disk": entry.disk,
@@ -177,6 +177,10 @@ impl Row<'_> {
         }
         say("ollama", entry.ollama.clone().unwrap_or_default());
         say("hub", entry.hub.as_ref().map(|hub| hub.repository.clone()).unwrap_or_default());
+        if let Some(container) = &entry.container {
+            say("image", container.image.clone());
+            say("command", container.command.join(" "));
+        }
         say("capabilities", names(entry.capabilities.iter().map(|one| one.name()).collect()));
         say("languages", entry.languages.join(", "));
         say("voices", names(entry.voices.keys().map(String::as_str).collect()));

@@ -16,7 +16,8 @@ use futures_util::StreamExt;
 /// Set where no daemon can run; the suite shows the skip.
 const WITHOUT: &str = "CXMPUTE_TEST_WITHOUT_DOCKER";
 const LONG: Duration = Duration::from_secs(60);
-const MODULE: &str = env!("CARGO_MANIFEST_DIR");
+/// The suite of the whole house builds it, too.
+const ENGINE: &str = include_str!("../../container/engine.rs");
 
 pub struct Ground {
     pub docker: Docker,
@@ -150,7 +151,8 @@ impl Ground {
 
     /// The engine, static, so that an image needs nothing else.
     fn build_engine(&self) {
-        let source = Path::new(MODULE).join("tests/container/engine.rs");
+        let source = self.dir.path().join("engine.rs");
+        std::fs::write(&source, ENGINE).unwrap();
         std::fs::create_dir_all(self.dir.path().join("image")).unwrap();
         let done = Command::new("rustc")
             .args([

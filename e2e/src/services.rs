@@ -2,14 +2,17 @@
 //! answers, what the client gets of it, and what is billed.
 
 use anyhow::Result;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use cxmpute_market::price::Units;
 use cxmpute_wire::wave::Wave;
+use image::ImageFormat;
 use serde_json::{Value, json};
 
 use crate::client::{Payload, Reply};
 use crate::money::Money;
-use crate::stand_in::{SAID, heard, pages, read_text, speech};
-use crate::world::{LISTENING_MODEL, PAGES_MODEL, READING_MODEL, SPEECH_MODEL};
+use crate::stand_in::{SAID, drawing, drawn, heard, pages, read_text, speech};
+use crate::world::{DRAWING_MODEL, LISTENING_MODEL, PAGES_MODEL, READING_MODEL, SPEECH_MODEL};
 
 /// The text that is said.
 pub const TEXT: &str = "Seven words that are to be said";
@@ -26,6 +29,15 @@ pub const PICTURE: (u32, u32) = (64, 32);
 /// A grey PNG of that size.
 pub const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAEAAAAAgCAAAAACH9iFYAAAAYElEQVR42mNgYOHgERCRkFFQ0dAxMLGwcXDx8AkIiYhJSMnIKSipqGlo6eiZMGXGnAVLVqzZsGXHngNHTpy5cOXGnQdPXrz58OXHH4ZRA0YNGDVg1IBRA0YNGDVguBkAAE2b8C4hf07QAAAAAElFTkSuQmCC";
 
+/// A PNG that says it is 60,000 pixels wide and high, with a right checksum; it has 158 bytes.
+pub const BOMB: &str = "iVBORw0KGgoAAAANSUhEUgAA6mAAAOpgCAAAAACluSqeAAAAYElEQVR42mNgYOHgERCRkFFQ0dAxMLGwcXDx8AkIiYhJSMnIKSipqGlo6eiZMGXGnAVLVqzZsGXHngNHTpy5cOXGnQdPXrz58OXHH4ZRA0YNGDVg1IBRA0YNGDVguBkAAE2b8C4hf07QAAAAAElFTkSuQmCC";
+
+/// Pictures that are drawn.
+pub const DRAWN: u64 = 2;
+
+/// Their size.
+pub const DRAWN_SIZE: (u32, u32) = (128, 64);
+
 /// The addresses that are fetched.
 pub const URLS: [&str; 2] = ["https://pages.example/one", "https://pages.example/two"];
 
@@ -38,6 +50,8 @@ pub enum Service {
     Transcript,
     /// `POST /m/caption`.
     Picture,
+    /// `POST /images/generations`.
+    Drawing,
     /// `POST /scrape`.
     Pages,
 }
@@ -52,7 +66,7 @@ const TRANSCRIPT_FIELDS: [(&str, &str); 4] = [
 
 impl Service {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Speech, Self::Transcript, Self::Picture, Self::Pages];
+    pub const ALL: [Self; 5] = [Self::Speech, Self::Transcript, Self::Picture, Self::Drawing, Self::Pages];
 
     /// Its name in reports.
     #[must_use]
@@ -61,6 +75,7 @@ impl Service {
             Self::Speech => "speech",
             Self::Transcript => "transcript",
             Self::Picture => "picture",
+            Self::Drawing => "drawing",
             Self::Pages => "pages",
         }
     }
@@ -72,6 +87,7 @@ impl Service {
             Self::Speech => "speech: the bill is what the table says",
             Self::Transcript => "transcript: the bill is what the table says",
             Self::Picture => "picture: the bill is what the table says",
+            Self::Drawing => "drawing: the bill is what the table says",
             Self::Pages => "pages: the bill is what the table says",
         }
     }
@@ -83,6 +99,7 @@ impl Service {
             Self::Speech => "/v1/audio/speech",
             Self::Transcript => "/v1/audio/transcriptions",
             Self::Picture => "/v1/m/caption",
+            Self::Drawing => "/v1/images/generations",
             Self::Pages => "/v1/scrape",
         }
     }
@@ -94,6 +111,7 @@ impl Service {
             Self::Speech => SPEECH_MODEL,
             Self::Transcript => LISTENING_MODEL,
             Self::Picture => READING_MODEL,
+            Self::Drawing => DRAWING_MODEL,
             Self::Pages => PAGES_MODEL,
         }
     }
@@ -105,6 +123,7 @@ impl Service {
             Self::Speech => "/audio/speech",
             Self::Transcript => "/audio/transcriptions",
             Self::Picture => "/read",
+            Self::Drawing => "/images/generations",
             Self::Pages => "/scrape",
         }
     }
@@ -118,6 +137,10 @@ impl Service {
             ),
             Self::Transcript => Payload::form(&TRANSCRIPT_FIELDS, Some(&recording(RECORDING_MS))),
             Self::Picture => Payload::json(&json!({"model": READING_MODEL, "imageBase64": PNG})),
+            Self::Drawing => Payload::json(
+                &json!({"model": DRAWING_MODEL, "prompt": format!("{DRAWING_MODEL}: a slope of colours"),
+                "n": DRAWN, "size": format!("{}x{}", DRAWN_SIZE.0, DRAWN_SIZE.1)}),
+            ),
             Self::Pages => Payload::json(&json!({"urls": URLS})),
         }
     }
@@ -145,6 +168,7 @@ impl Service {
             Self::Speech => speech(TEXT),
             Self::Transcript => heard(SAID, 1.5).to_string().into_bytes(),
             Self::Picture => read_text("Total: 128.50 EUR", PICTURE).to_string().into_bytes(),
+            Self::Drawing => drawn(DRAWN_SIZE, DRAWN).to_string().into_bytes(),
             Self::Pages => pages(&URLS).to_string().into_bytes(),
         }
     }
@@ -159,6 +183,7 @@ impl Service {
                 body["text"] == SAID && body["words"][3]["word"] == "one" && body["usage"]["seconds"] == 2
             }
             Self::Picture => body["caption"] == "Total: 128.50 EUR",
+            Self::Drawing => are_drawn(&body, DRAWN),
             Self::Pages => (0..URLS.len()).all(|at| {
                 let page = &body["results"][at];
                 page["url"] == URLS[at] && page["data"] == format!("<p>{}</p>", URLS[at])
@@ -176,6 +201,8 @@ impl Service {
             Self::Speech => Units { characters: TEXT.len() as u64, ..Units::default() },
             Self::Transcript => Units { seconds: 2, ..Units::default() },
             Self::Picture => Units { images: 1, ..Units::default() },
+            // Each picture has twice the pixels that are charged as one.
+            Self::Drawing => Units { images: 2 * DRAWN, ..Units::default() },
             Self::Pages => Units { urls: URLS.len() as u64, ..Units::default() },
         };
         money.price_of(self.model(), &units)
@@ -188,9 +215,22 @@ impl Service {
     pub fn price_of_input(self, money: &Money) -> Result<i64> {
         match self {
             Self::Speech | Self::Transcript => self.price(money),
-            Self::Picture | Self::Pages => Ok(0),
+            Self::Picture | Self::Drawing | Self::Pages => Ok(0),
         }
     }
+}
+
+/// Whether the pictures of an answer show, pixel by pixel, what the stand-in drew, and are files of our own making.
+#[must_use]
+pub fn are_drawn(body: &Value, count: u64) -> bool {
+    let file = |at: usize| STANDARD.decode(body["data"][at]["b64_json"].as_str().unwrap_or_default()).ok();
+    let shows = |number: u64| {
+        let sent = drawing(DRAWN_SIZE, number, ImageFormat::Png);
+        let pixels = |file: &[u8]| image::load_from_memory(file).ok().map(|picture| picture.to_rgb8());
+        let got = usize::try_from(number).ok().and_then(file).and_then(|file| pixels(&file));
+        got.is_some() && got == pixels(&sent)
+    };
+    body["data"].as_array().is_some_and(|list| list.len() as u64 == count) && (0..count).all(shows)
 }
 
 /// A recording of a hum, so many milliseconds long.

@@ -83,6 +83,14 @@ pub const SOUND_BYTES: usize = 25 * 1024 * 1024;
 pub const SOUND_SECONDS: u64 = 600;
 /// Characters of a text to say.
 pub const SPEECH_CHARACTERS: usize = 10_000;
+/// Pictures that one request has drawn.
+pub const DRAWN: u64 = 4;
+/// Characters of what a picture shows, and of what it does not show.
+pub const DRAWN_CHARACTERS: usize = 4_000;
+/// Shortest side of a picture that is drawn, in pixels, and what its sides are multiples of.
+pub const DRAWN_SIDE: (u32, u32) = (64, 8);
+/// Steps of a diffusion: a node is paid by the picture, whatever it takes.
+pub const DRAWN_STEPS: u64 = 50;
 /// Characters of a question about a picture, or of what to look for in it.
 pub const QUESTION_CHARACTERS: usize = 2_000;
 /// Pages of one request.

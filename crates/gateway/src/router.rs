@@ -73,6 +73,8 @@ pub enum Meter {
     Seconds,
     /// Pictures that were looked at.
     Images,
+    /// Pictures that were drawn.
+    Drawn,
     /// Pages with content.
     Pages,
 }

@@ -9,6 +9,7 @@ use cxmpute_wire::{Bytes, Millis, ServiceId, ServiceKind, Tokens};
 
 use crate::price::PriceRow;
 
+mod canvas;
 mod capability;
 mod container;
 mod engine;
@@ -17,6 +18,7 @@ mod parameter;
 mod raw;
 mod shipped;
 
+pub use canvas::Canvas;
 pub use capability::Capability;
 pub use engine::{Engine, EngineSet};
 pub use parameter::Parameter;
@@ -84,6 +86,8 @@ pub struct ModelEntry {
     pub voices: BTreeMap<String, String>,
     /// Languages it understands, such as `en-US`; recognition of speech only.
     pub languages: Vec<String>,
+    /// What pictures it draws; [`ServiceKind::Image`] only.
+    pub canvas: Option<Canvas>,
 }
 
 /// How a node gets what an entry needs.
@@ -133,19 +137,22 @@ impl ModelEntry {
     pub fn input_modalities(&self) -> Vec<&'static str> {
         match self.kind {
             ServiceKind::Llm if self.can(Capability::Vision) => vec!["text", "image"],
-            ServiceKind::Llm | ServiceKind::Embeddings | ServiceKind::Tts => vec!["text"],
+            ServiceKind::Llm | ServiceKind::Embeddings | ServiceKind::Tts | ServiceKind::Image => {
+                vec!["text"]
+            }
             ServiceKind::Stt => vec!["audio"],
             ServiceKind::Vision => vec!["image"],
             ServiceKind::Scrape => vec!["url"],
         }
     }
 
-    /// What an answer holds: `text`, `embedding`, `audio`.
+    /// What an answer holds: `text`, `embedding`, `audio`, `image`.
     #[must_use]
     pub fn output_modalities(&self) -> Vec<&'static str> {
         match self.kind {
             ServiceKind::Embeddings => vec!["embedding"],
             ServiceKind::Tts => vec!["audio"],
+            ServiceKind::Image => vec!["image"],
             ServiceKind::Llm | ServiceKind::Stt | ServiceKind::Vision | ServiceKind::Scrape => vec!["text"],
         }
     }

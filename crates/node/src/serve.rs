@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cxmpute_runtime::{Clock, Tasks};
 use cxmpute_tunnel::{WorkHead, WorkPath, WorkRequest, WorkResponder};
+use cxmpute_wire::openai::{DrawRequest, ImageResponse, commands_engine, read_size};
 use cxmpute_wire::{Code, form};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -51,6 +52,13 @@ pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, task
             Some(body) => body,
             None => return work.refuse(Code::InvalidJson, "the request is no JSON object"),
         },
+    };
+    let body = match work.head.path {
+        WorkPath::Draw => match allowed_drawing(&body) {
+            Ok(body) => body,
+            Err(message) => return work.refuse(Code::InvalidParameter, message),
+        },
+        _ => body,
     };
     let path = work.head.path;
     let adapter = place.adapter.clone();
@@ -225,6 +233,28 @@ fn renamed(head: &WorkHead, planned: &str, body: &[u8], model: &str) -> Option<B
     }
 }
 
+/// What may reach an owner's server that draws: the fields of [`DrawRequest`] and no others, within bounds of our own,
+/// whatever the gateway let through (NR40).
+fn allowed_drawing(body: &[u8]) -> Result<Bytes, &'static str> {
+    /// Pictures of one request, steps of each, and their longest side: no more than a gateway may ask for.
+    const PICTURES: u64 = 4;
+    const STEPS: u64 = 50;
+    const SIDE: u32 = 2_048;
+    let request: DrawRequest = serde_json::from_slice(body).map_err(|_| "the request is no drawing")?;
+    let sides = read_size(&request.size).ok_or("the size is none")?;
+    let bounded = (1..=PICTURES).contains(&request.n)
+        && request.num_inference_steps.is_none_or(|steps| (1..=STEPS).contains(&steps))
+        && [sides.0, sides.1].iter().all(|side| (1..=SIDE).contains(side))
+        && request.response_format == ImageResponse::B64Json;
+    if !bounded {
+        return Err("the drawing is larger than any may be");
+    }
+    if commands_engine(&request.prompt) || request.negative_prompt.as_deref().is_some_and(commands_engine) {
+        return Err("the prompt holds a command to the server");
+    }
+    serde_json::to_vec(&request).map(Bytes::from).map_err(|_| "the request cannot be written")
+}
+
 fn with_model(body: &[u8], model: &str) -> Option<Bytes> {
     let mut request: Value = serde_json::from_slice(body).ok()?;
     request.as_object_mut()?.insert("model".to_owned(), Value::String(model.to_owned()));
@@ -234,6 +264,31 @@ fn with_model(body: &[u8], model: &str) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_drawing_reaches_a_server_by_its_own_fields_and_within_bounds() {
+        let good = json!({"model": "m", "prompt": "a cat", "n": 1, "size": "512x512", "response_format": "b64_json"});
+        let with = |name: &str, value: Value| {
+            let mut body = good.clone();
+            body[name] = value;
+            allowed_drawing(body.to_string().as_bytes())
+        };
+        let passed = with("lora_path", json!("/etc/passwd")).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&passed).unwrap(), good);
+        for (name, value) in [
+            ("n", json!(0)),
+            ("n", json!(5)),
+            ("num_inference_steps", json!(51)),
+            ("size", json!("4096x64")),
+            ("size", json!("auto")),
+            ("response_format", json!("url")),
+            ("prompt", json!("a cat <lora:x:1>")),
+            ("negative_prompt", json!("<sd_cpp_extra_args>{}")),
+        ] {
+            assert!(with(name, value.clone()).is_err(), "{name} {value}");
+        }
+        assert!(allowed_drawing(b"[]").is_err());
+    }
 
     #[test]
     fn only_the_model_name_of_a_request_changes() {

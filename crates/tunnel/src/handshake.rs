@@ -44,19 +44,22 @@ pub enum WorkPath {
     Transcription,
     /// `/read`: a picture to the text in it.
     Read,
+    /// `/images/generations`: words to pictures.
+    Draw,
     /// `/scrape`: addresses to pages.
     Scrape,
 }
 
 impl WorkPath {
     /// Every path.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ChatCompletions,
         Self::Completions,
         Self::Embeddings,
         Self::Speech,
         Self::Transcription,
         Self::Read,
+        Self::Draw,
         Self::Scrape,
     ];
 
@@ -69,6 +72,7 @@ impl WorkPath {
             Self::Speech => "/audio/speech",
             Self::Transcription => "/audio/transcriptions",
             Self::Read => "/read",
+            Self::Draw => "/images/generations",
             Self::Scrape => "/scrape",
         }
     }
@@ -83,7 +87,7 @@ impl WorkPath {
 impl WorkPath {
     /// Where a work stream is opened. Cloning these costs nothing, parsing them for every stream does.
     fn uri(self) -> Uri {
-        static ALL: LazyLock<[Uri; 7]> = LazyLock::new(|| {
+        static ALL: LazyLock<[Uri; 8]> = LazyLock::new(|| {
             WorkPath::ALL
                 .map(|path| format!("http://node{path}").parse().expect("a path of ours is an address"))
         });

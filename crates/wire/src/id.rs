@@ -137,6 +137,8 @@ pub enum ServiceKind {
     Stt,
     /// Image understanding.
     Vision,
+    /// Text to images.
+    Image,
     /// Fetching pages.
     Scrape,
 }
@@ -151,6 +153,7 @@ impl ServiceKind {
             Self::Tts => "tts",
             Self::Stt => "stt",
             Self::Vision => "vision",
+            Self::Image => "image",
             Self::Scrape => "scrape",
         }
     }
@@ -158,7 +161,7 @@ impl ServiceKind {
     /// The kind with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Llm, Self::Embeddings, Self::Tts, Self::Stt, Self::Vision, Self::Scrape]
+        [Self::Llm, Self::Embeddings, Self::Tts, Self::Stt, Self::Vision, Self::Image, Self::Scrape]
             .into_iter()
             .find(|kind| kind.as_str() == name)
     }
@@ -219,8 +222,7 @@ impl FromStr for ServiceId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        const EXPECTED: &str =
-            "a service id (`llm:MODEL`, `embeddings:MODEL`, `tts:…`, `stt:…`, `vision:…` or `scrape`)";
+        const EXPECTED: &str = "a service id (`llm:MODEL`, `embeddings:MODEL`, `tts:…`, `stt:…`, `vision:…`, `image:…` or `scrape`)";
         let (kind, model) = text.split_once(':').map_or((text, None), |(kind, model)| (kind, Some(model)));
         let visible = text.len() <= 200 && text.bytes().all(|b| b.is_ascii_graphic());
         let shaped = match ServiceKind::from_name(kind) {

@@ -1,20 +1,24 @@
 //! GR7 for speech, recordings, pictures and pages: a node that answers with something else than was asked for. The answer is
 //! refused, nothing of it reaches the client, nobody pays, and it counts against the node until it gets no more work.
 
+use std::io::Cursor;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use cxmpute_wire::MicroCredits;
 use cxmpute_wire::wave::Wave;
+use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 
 use super::rogue_answers::{ALLOWED, headers};
 use crate::client::{Client, Payload, Reply};
 use crate::paths::{OWN_WORD, settled};
-use crate::services::{PICTURE, Service, TEXT, URLS};
+use crate::services::{BOMB, DRAWN, DRAWN_SIZE, PICTURE, Service, TEXT, URLS};
 use crate::settings::Setting;
-use crate::stand_in::{Mood, Script, StandIn, Step, speech};
+use crate::stand_in::{Mood, Script, StandIn, Step, drawing, drawn, speech};
 use crate::verdict::Verdict;
 use crate::world::{Account, World};
 
@@ -129,7 +133,11 @@ impl Stage<'_> {
         if let Some(fields) = body.as_object_mut() {
             fields.remove("usage");
         }
-        let right = if service == Service::Speech { service.is_good(&reply) } else { body == *wanted };
+        let right = if matches!(service, Service::Speech | Service::Drawing) {
+            service.is_good(&reply)
+        } else {
+            body == *wanted
+        };
         self.verdict.check(
             "an answer with additions is delivered without them",
             reply.status == 200 && right,
@@ -225,6 +233,7 @@ fn lies(service: Service) -> Vec<(&'static str, Vec<Step>)> {
         Service::Speech => speeches(),
         Service::Transcript => transcripts().into_iter().map(|(name, value)| (name, of(value))).collect(),
         Service::Picture => readings().into_iter().map(|(name, value)| (name, of(value))).collect(),
+        Service::Drawing => drawings().into_iter().map(|(name, value)| (name, of(value))).collect(),
         Service::Pages => all_pages().into_iter().map(|(name, value)| (name, of(value))).collect(),
     };
     lies.extend([
@@ -292,6 +301,33 @@ fn readings() -> Vec<(&'static str, Value)> {
     ]
 }
 
+fn drawings() -> Vec<(&'static str, Value)> {
+    let (width, height) = DRAWN_SIZE;
+    let good = drawing(DRAWN_SIZE, 0, ImageFormat::Png);
+    let of = |file: &[u8]| json!({"data": [{"b64_json": STANDARD.encode(file)}], "x": OWN_WORD});
+    let flat = RgbImage::from_pixel(width, height, Rgb([0, 0, 0]));
+    let mut black = Cursor::new(Vec::new());
+    let written = flat.write_to(&mut black, ImageFormat::Png);
+    debug_assert!(written.is_ok());
+    vec![
+        ("no picture in the list", json!({"data": [], "x": OWN_WORD})),
+        ("a picture too many", drawn(DRAWN_SIZE, DRAWN + 1)),
+        ("a smaller picture", of(&drawing((64, 64), 0, ImageFormat::Png))),
+        ("a larger picture", of(&drawing((256, 256), 0, ImageFormat::Png))),
+        ("a picture on its side", of(&drawing((height, width), 0, ImageFormat::Png))),
+        ("a picture of one colour", of(black.get_ref())),
+        ("half a picture", of(&good[..good.len() / 2])),
+        ("a bomb", of(&STANDARD.decode(BOMB).unwrap_or_default())),
+        ("a picture of a kind that nobody knows", of(format!("<svg>{OWN_WORD}</svg>").as_bytes())),
+        ("no base64", json!({"data": [{"b64_json": OWN_WORD}]})),
+        ("an address", json!({"data": [{"url": format!("https://{OWN_WORD}.example/a.png")}]})),
+        (
+            "a good picture and a bad one",
+            json!({"data": [{"b64_json": STANDARD.encode(&good)}, {"b64_json": "AAAA"}]}),
+        ),
+    ]
+}
+
 fn all_pages() -> Vec<(&'static str, Value)> {
     let page = |url: &str, data: &str| json!({"url": url, "success": true, "status": 200, "data": data});
     let both = |second: Value| json!({"results": [page(URLS[0], OWN_WORD), second]});
@@ -346,6 +382,21 @@ fn additions(service: Service) -> Vec<(&'static str, Bytes, Value)> {
             let sent = json!({"text": "one", "x": OWN_WORD, "caption": OWN_WORD, "usage": {"cost": OWN_WORD},
                 "words": [{"text": "one", "box": [0, 0, 9, 9], "confidence": 0.5, "x": OWN_WORD}]});
             vec![("extras", sent.to_string().into(), json!({"caption": "one"}))]
+        }
+        Service::Drawing => {
+            // A note in front of the pixels, more behind the end, and fields of the node's own.
+            let tagged = |number| {
+                let good = drawing(DRAWN_SIZE, number, ImageFormat::Png);
+                let note = [b"tEXt".as_slice(), b"Comment\0", OWN_WORD.as_bytes()].concat();
+                let size = u32::try_from(note.len() - 4).unwrap_or(0).to_be_bytes();
+                let sum = crc32fast::hash(&note).to_be_bytes();
+                let chunk = [size.as_slice(), &note, &sum].concat();
+                // The head of a PNG has 33 bytes.
+                let file = [&good[..33], &chunk, &good[33..], OWN_WORD.as_bytes()].concat();
+                json!({"b64_json": STANDARD.encode(file), "revised_prompt": OWN_WORD, "url": OWN_WORD})
+            };
+            let sent = json!({"created": OWN_WORD, "model": OWN_WORD, "usage": {"cost": OWN_WORD}, "data": [tagged(0), tagged(1)]});
+            vec![("notes and fields of its own", sent.to_string().into(), Value::Null)]
         }
         Service::Pages => {
             let sent = |url: &str| {

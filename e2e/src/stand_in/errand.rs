@@ -1,14 +1,20 @@
 //! Work with one body each way as a stand-in does it: what was asked, whether the gateway asks to check the service, and a
 //! good answer.
 
+use std::io::Cursor;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use cxmpute_egress::judge::Class;
 use cxmpute_tunnel::{WorkHead, WorkPath};
 use cxmpute_wire::form;
+use cxmpute_wire::openai::read_size;
 use cxmpute_wire::wave::Wave;
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
+
+use crate::world::DRAWING_MODEL;
 
 /// What a stand-in hears in every recording that is not silent; so it passes the check of a service that listens.
 pub const SAID: &str = "four seven one one";
@@ -74,6 +80,14 @@ pub(super) fn read(head: &WorkHead, body: &[u8]) -> Option<Task> {
                 answer: answer.to_string().into(),
             }
         }
+        WorkPath::Draw => {
+            let asked = json();
+            let size = asked["size"].as_str().and_then(read_size).unwrap_or((64, 64));
+            let count = asked["n"].as_u64().unwrap_or(1);
+            // What users want drawn begins with the name of the test's model.
+            let is_check = !asked["prompt"].as_str().unwrap_or_default().starts_with(DRAWING_MODEL);
+            Task { asked, is_check, answer: drawn(size, count).to_string().into() }
+        }
         WorkPath::Scrape => {
             let asked = json();
             let urls: Vec<&str> =
@@ -112,6 +126,24 @@ pub fn read_text(text: &str, (width, height): (u32, u32)) -> Value {
     let each = width / u32::try_from(words.len().max(1)).unwrap_or(1);
     let word = |(at, word): (u32, &&str)| json!({"text": word, "box": [at * each, 0, (at + 1) * each, height], "confidence": 0.9});
     json!({"text": text, "words": (0..).zip(&words).map(word).collect::<Vec<_>>()})
+}
+
+/// So many pictures of this width and height, each with other colours.
+#[must_use]
+pub fn drawn(size: (u32, u32), count: u64) -> Value {
+    let picture = |at| json!({"b64_json": STANDARD.encode(drawing(size, at, ImageFormat::Png))});
+    json!({"created": 0, "data": (0..count).map(picture).collect::<Vec<_>>()})
+}
+
+/// A picture with a slope of colours, as a file.
+#[must_use]
+pub fn drawing((width, height): (u32, u32), number: u64, format: ImageFormat) -> Vec<u8> {
+    let shade = |at: u32| u8::try_from(at % 256).unwrap_or(0);
+    let blue = u8::try_from(number * 60 % 256).unwrap_or(0);
+    let picture = RgbImage::from_fn(width, height, |x, y| Rgb([shade(x), shade(y), blue]));
+    let mut file = Cursor::new(Vec::new());
+    let written = DynamicImage::ImageRgb8(picture).write_to(&mut file, format);
+    written.map(|()| file.into_inner()).unwrap_or_default()
 }
 
 /// A page for each address; none for the address of the check, which is the node's own machine, and for those that end in

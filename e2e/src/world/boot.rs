@@ -16,8 +16,8 @@ use cxmpute_wire::{MicroCredits, Millis, UserId};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    CHAT_MODEL, EMBEDDINGS_MODEL, FIXED_COST, FIXED_MODEL, LISTENING_MODEL, PAGES_MODEL, READING_MODEL,
-    SPEECH_MODEL,
+    CHAT_MODEL, DRAWING_MODEL, EMBEDDINGS_MODEL, FIXED_COST, FIXED_MODEL, LISTENING_MODEL, PAGES_MODEL,
+    READING_MODEL, SPEECH_MODEL,
 };
 use crate::house::models_dir;
 use crate::money::TINY_FILE;
@@ -70,6 +70,12 @@ fn catalogue_of_services() -> String {
         model(SPEECH_MODEL, "tts", "character = 2_000_000", voices),
         model(LISTENING_MODEL, "stt", "second = 100_000_000", ""),
         model(READING_MODEL, "vision", "image = 12_000_000_000", "capabilities = [\"ocr\"]"),
+        model(
+            DRAWING_MODEL,
+            "image",
+            "image = 50_000_000_000",
+            "canvas = { usual = \"64x64\", most_side = 256 }",
+        ),
         model(PAGES_MODEL, "scrape", "url = 600_000_000", ""),
     ]
     .concat()

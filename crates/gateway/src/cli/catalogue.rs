@@ -116,6 +116,10 @@ impl Row<'_> {
             .hub
             .as_ref()
             .map(|hub| json!({"repository": hub.repository, "revision": hub.revision, "file": hub.file}));
+        let canvas = entry.canvas.map(|canvas| {
+            let (width, height) = canvas.usual;
+            json!({"usual": format!("{width}x{height}"), "most_side": canvas.most_side, "unit_pixels": canvas.unit_pixels})
+        });
         json!({
             "id": entry.id, "aliases": entry.aliases, "name": entry.name, "description": entry.description,
             "service": entry.service, "kind": entry.kind, "owned_by": entry.owned_by,
@@ -124,7 +128,7 @@ impl Row<'_> {
             "hub": hub, "ollama": entry.ollama, "container": entry.container.as_deref(), "capabilities": capabilities,
             "input_modalities": entry.input_modalities(), "output_modalities": entry.output_modalities(),
             "supported_parameters": parameters, "voices": entry.voices, "languages": entry.languages,
-            "vram": entry.vram, "memory": entry.memory, "cpu_memory": entry.cpu_memory, "disk": entry.disk,
+            "canvas": canvas, "vram": entry.vram, "memory": entry.memory, "cpu_memory": entry.cpu_memory, "disk": entry.disk,
             "target": entry.target, "quantization": entry.quantization, "price": *entry.price,
         })
     }
@@ -184,6 +188,14 @@ impl Row<'_> {
         say("capabilities", names(entry.capabilities.iter().map(|one| one.name()).collect()));
         say("languages", entry.languages.join(", "));
         say("voices", names(entry.voices.keys().map(String::as_str).collect()));
+        say(
+            "draws",
+            entry.canvas.map_or_else(String::new, |canvas| {
+                let (width, height) = canvas.usual;
+                let (most, unit) = (canvas.most_side, canvas.unit_pixels);
+                format!("{width}x{height} by itself, sides up to {most}; charged once for each begun {unit} pixels")
+            }),
+        );
         say("accelerator", if entry.vram.0 > 0 { size(entry.vram) } else { String::new() });
         say("memory", memory(entry));
         say("disk", size(entry.disk));
@@ -243,7 +255,7 @@ fn price(kind: ServiceKind, row: &PriceRow) -> String {
         ServiceKind::Embeddings => format!("{} /1M tok", million(row.embedding)),
         ServiceKind::Tts => format!("{} /1M char", million(row.character)),
         ServiceKind::Stt => format!("{} /second", one(row.second)),
-        ServiceKind::Vision => format!("{} /image", one(row.image)),
+        ServiceKind::Vision | ServiceKind::Image => format!("{} /image", one(row.image)),
         ServiceKind::Scrape => format!("{} /page", one(row.url)),
     }
 }
@@ -308,7 +320,7 @@ mod tests {
         assert_eq!(object["voices"]["alloy"], "en-us");
         assert_eq!(object["price"]["character"], 18_750_000);
         let counts = Counts::of(&all);
-        assert_eq!((counts.entries, counts.pinned, counts.programs), (78, 2, 5));
-        assert_eq!(counts.library, 71);
+        assert_eq!((counts.entries, counts.pinned, counts.programs), (79, 2, 5));
+        assert_eq!(counts.library, 72);
     }
 }

@@ -30,6 +30,8 @@ pub struct RelayConfig {
     pub transcription_total_ms: u64,
     /// A look at a picture as a whole.
     pub sight_total_ms: u64,
+    /// Pictures that are drawn as a whole.
+    pub image_total_ms: u64,
     /// Pages as a whole.
     pub scrape_total_ms: u64,
     /// Response headers are held back for the first token at most this long; also the rhythm of `: waiting`.
@@ -75,6 +77,7 @@ impl Default for RelayConfig {
             speech_total_ms: 120_000,
             transcription_total_ms: 300_000,
             sight_total_ms: 60_000,
+            image_total_ms: 300_000,
             scrape_total_ms: 60_000,
             headers_held_ms: 10_000,
             retries: 2,
@@ -106,6 +109,7 @@ impl RelayConfig {
             ("speech_total_ms", self.speech_total_ms),
             ("transcription_total_ms", self.transcription_total_ms),
             ("sight_total_ms", self.sight_total_ms),
+            ("image_total_ms", self.image_total_ms),
             ("scrape_total_ms", self.scrape_total_ms),
             ("headers_held_ms", self.headers_held_ms),
             ("ping_ms", self.ping_ms),
@@ -192,6 +196,12 @@ impl RelayConfig {
     #[must_use]
     pub const fn sight_total(&self) -> Duration {
         Duration::from_millis(self.sight_total_ms)
+    }
+
+    /// [`Self::image_total_ms`] as a span.
+    #[must_use]
+    pub const fn image_total(&self) -> Duration {
+        Duration::from_millis(self.image_total_ms)
     }
 
     /// [`Self::scrape_total_ms`] as a span.

@@ -1,6 +1,8 @@
 //! The check before work: one real completion through the node's own tunnel, asked for by the gateway and looked at
 //! (DESIGN D14). It costs nobody and is no event of the ledger.
 
+mod drawing;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,7 +136,8 @@ async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed>
         &random::bytes::<10>(),
     );
     let request_id = RequestId::from_tail(&id.into_uuid().simple().to_string());
-    let (path, body) = task(&entry, question, &request_id);
+    let (path, body) = task(&entry, question, tries, &request_id);
+    let most = if entry.kind == ServiceKind::Image { drawing::bytes(&entry) } else { BYTES };
     let head = WorkHead {
         request_id,
         attempt: 1,
@@ -144,7 +147,7 @@ async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed>
         path,
         deadline: Millis::from(PATIENCE),
         max_tokens: TOKENS,
-        max_bytes: BYTES as u64,
+        max_bytes: most as u64,
     };
     let mut stream = member.node.link.open(&head, body).map_err(Failed::new)?;
     let accepted = stream.accepted().await.map_err(Failed::new)?;
@@ -176,7 +179,7 @@ async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed>
             let mut whole = Vec::new();
             while let Some(chunk) = stream.chunk().await {
                 whole.extend_from_slice(&chunk.map_err(Failed::new)?);
-                if whole.len() > BYTES {
+                if whole.len() > most {
                     return Err(Failed::new("the answer is too long"));
                 }
             }
@@ -184,6 +187,7 @@ async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed>
                 ServiceKind::Tts => judge_speech(&whole),
                 ServiceKind::Stt => judge_transcript(&whole),
                 ServiceKind::Vision => judge_reading(&whole),
+                ServiceKind::Image => drawing::judge(&entry, whole).await,
                 ServiceKind::Scrape => judge_guard(&whole),
                 ServiceKind::Embeddings | ServiceKind::Llm => judge_embedding(&whole, entry.dimensions),
             }
@@ -192,7 +196,7 @@ async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed>
 }
 
 /// What the node is asked to do.
-fn task(entry: &ModelEntry, question: &str, request: &RequestId) -> (WorkPath, Bytes) {
+fn task(entry: &ModelEntry, question: &str, tries: u32, request: &RequestId) -> (WorkPath, Bytes) {
     let (path, body) = match entry.kind {
         ServiceKind::Llm => (WorkPath::ChatCompletions, chat_body(entry, question)),
         ServiceKind::Embeddings => {
@@ -211,6 +215,7 @@ fn task(entry: &ModelEntry, question: &str, request: &RequestId) -> (WorkPath, B
             let image = base64::engine::general_purpose::STANDARD.encode(PAGE);
             (WorkPath::Read, serde_json::json!({"model": entry.id, "image": image}))
         }
+        ServiceKind::Image => (WorkPath::Draw, drawing::body(entry, tries)),
         // What a fetcher must never do is what is checked: nothing leaves the node's machine.
         ServiceKind::Scrape => (WorkPath::Scrape, serde_json::json!({"urls": [PRIVATE]})),
     };

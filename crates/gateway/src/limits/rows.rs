@@ -1,10 +1,10 @@
 //! The bounds as a table for people; the reference page shows it.
 
 use super::{
-    BIASES, BODY, CHOICES, FIELDS, HEAD, IMAGE_BYTES, IMAGE_PIXELS, IMAGES, INPUT_TOKENS, INPUTS, JSON_DEPTH,
-    MEDIA_BODY, MESSAGES, METADATA, METADATA_KEY, METADATA_VALUE, N, PAGE_BYTES, PAGES, PARTS, PROVIDER_BODY,
-    SCHEMA, SCHEMA_DEPTH, SOUND_BYTES, SOUND_SECONDS, SPEECH_CHARACTERS, STOP_BYTES, STOPS, TIMEOUT_MS,
-    TOOLS, URI,
+    BIASES, BODY, CHOICES, DRAWN, DRAWN_CHARACTERS, DRAWN_STEPS, FIELDS, HEAD, IMAGE_BYTES, IMAGE_PIXELS,
+    IMAGES, INPUT_TOKENS, INPUTS, JSON_DEPTH, MEDIA_BODY, MESSAGES, METADATA, METADATA_KEY, METADATA_VALUE,
+    N, PAGE_BYTES, PAGES, PARTS, PROVIDER_BODY, SCHEMA, SCHEMA_DEPTH, SOUND_BYTES, SOUND_SECONDS,
+    SPEECH_CHARACTERS, STOP_BYTES, STOPS, TIMEOUT_MS, TOOLS, URI,
 };
 
 /// One bound.
@@ -61,6 +61,11 @@ pub fn rows() -> Vec<Row> {
         row(
             "Picture",
             format!("{}, {} million pixels", size(IMAGE_BYTES), IMAGE_PIXELS / 1_000_000),
+            PARAMETER,
+        ),
+        row(
+            "Pictures to draw",
+            format!("{DRAWN}, from {DRAWN_CHARACTERS} characters in {DRAWN_STEPS} steps"),
             PARAMETER,
         ),
         row(

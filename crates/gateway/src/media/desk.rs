@@ -11,7 +11,7 @@ use cxmpute_runtime::Clock;
 use tokio::sync::Semaphore;
 
 use super::unpack::unpack;
-use super::{Ffmpeg, Packer, Picture, PictureError, Sound, SoundError};
+use super::{Ffmpeg, FrameError, Packer, Picture, PictureError, Sound, SoundError};
 use crate::config::Config;
 use crate::limits;
 
@@ -85,6 +85,17 @@ impl Desk {
     /// Why it cannot be used.
     pub async fn picture(&self, file: Bytes) -> Result<Picture, PictureError> {
         self.work(move || Picture::decode(&file)).await.unwrap_or(Err(PictureError::Broken))
+    }
+
+    /// Works on a picture of a node.
+    ///
+    /// # Errors
+    /// As the work itself says.
+    pub async fn frame(
+        &self,
+        work: impl FnOnce() -> Result<Bytes, FrameError> + Send + 'static,
+    ) -> Result<Bytes, FrameError> {
+        self.work(work).await.unwrap_or(Err(FrameError::Broken))
     }
 
     /// Fetches and decodes a picture.

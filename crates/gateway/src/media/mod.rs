@@ -4,6 +4,7 @@
 
 mod desk;
 mod ffmpeg;
+mod frame;
 mod pack;
 mod picture;
 mod sound;
@@ -11,6 +12,7 @@ mod unpack;
 
 pub use desk::{Desk, NoPicture};
 pub use ffmpeg::Ffmpeg;
+pub use frame::{Frame, FrameError, content_type};
 pub use pack::Packer;
 pub use picture::{Picture, PictureError};
 pub use sound::{SPEECH_RATE, Sound, SoundError, resample};

@@ -4,7 +4,7 @@
 use std::io::Cursor;
 
 use bytes::Bytes;
-use image::{ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageFormat, ImageReader, Limits};
 
 use crate::limits;
 
@@ -39,39 +39,42 @@ impl Picture {
     /// # Errors
     /// Why it cannot be used.
     pub fn decode(file: &[u8]) -> Result<Self, PictureError> {
-        let known = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif];
-        let format = image::guess_format(file).map_err(|_| PictureError::Unknown)?;
-        if !known.contains(&format) {
-            return Err(PictureError::Unknown);
-        }
-        // The size is read before a pixel is decoded: a bomb never gets its memory.
-        let size = ImageReader::with_format(Cursor::new(file), format).into_dimensions();
-        let (width, height) = size.map_err(|_| PictureError::Broken)?;
-        let pixels = u64::from(width) * u64::from(height);
-        if pixels == 0 {
-            return Err(PictureError::Broken);
-        }
-        if pixels > limits::IMAGE_PIXELS {
-            return Err(PictureError::TooLarge);
-        }
-        let mut reader = ImageReader::with_format(Cursor::new(file), format);
-        let mut bounds = Limits::default();
-        // Four channels of two bytes, and as much again for the decoder's own tables.
-        bounds.max_alloc = Some(pixels * 16 + (1 << 20));
-        reader.limits(bounds);
-        let decoded = reader.decode().map_err(|_| PictureError::Broken)?;
-        let plain =
-            if decoded.color().has_color() { decoded.to_rgb8().into() } else { decoded.to_luma8().into() };
-        let plain: image::DynamicImage = plain;
+        let plain = open(file, limits::IMAGE_PIXELS)?;
         let mut png = Cursor::new(Vec::new());
         plain.write_to(&mut png, ImageFormat::Png).map_err(|_| PictureError::Broken)?;
-        Ok(Self { png: png.into_inner().into(), width, height })
+        Ok(Self { png: png.into_inner().into(), width: plain.width(), height: plain.height() })
     }
+}
+
+/// Decodes a file of at most so many pixels: eight bits a channel, without transparency; blocking work.
+pub(super) fn open(file: &[u8], most_pixels: u64) -> Result<DynamicImage, PictureError> {
+    let known = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif];
+    let format = image::guess_format(file).map_err(|_| PictureError::Unknown)?;
+    if !known.contains(&format) {
+        return Err(PictureError::Unknown);
+    }
+    // The size is read before a pixel is decoded: a bomb never gets its memory.
+    let size = ImageReader::with_format(Cursor::new(file), format).into_dimensions();
+    let (width, height) = size.map_err(|_| PictureError::Broken)?;
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels == 0 {
+        return Err(PictureError::Broken);
+    }
+    if pixels > most_pixels {
+        return Err(PictureError::TooLarge);
+    }
+    let mut reader = ImageReader::with_format(Cursor::new(file), format);
+    let mut bounds = Limits::default();
+    // Four channels of two bytes, and as much again for the decoder's own tables.
+    bounds.max_alloc = Some(pixels * 16 + (1 << 20));
+    reader.limits(bounds);
+    let decoded = reader.decode().map_err(|_| PictureError::Broken)?;
+    Ok(if decoded.color().has_color() { decoded.to_rgb8().into() } else { decoded.to_luma8().into() })
 }
 
 #[cfg(test)]
 mod tests {
-    use image::{DynamicImage, Rgba, RgbaImage};
+    use image::{Rgba, RgbaImage};
 
     use super::*;
 

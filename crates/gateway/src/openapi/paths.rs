@@ -52,6 +52,7 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
             Meter::Characters => "characters".into(),
             Meter::Seconds => "seconds".into(),
             Meter::Images => "images".into(),
+            Meter::Drawn => "images_drawn".into(),
             Meter::Pages => "pages".into(),
         };
     }

@@ -11,6 +11,7 @@ mod answer;
 mod bound;
 mod checkpoint;
 mod delivery;
+mod draw;
 mod embed;
 mod errand;
 pub mod events;
@@ -32,6 +33,7 @@ mod transcript;
 mod vectors;
 mod watchdog;
 
+pub use draw::{Drawing, DrawingForm};
 pub use embed::Embedding;
 pub use errand::{Errand, Printed, Ticket, run_errand};
 pub use job::{Alternative, Ask, Form, Job};

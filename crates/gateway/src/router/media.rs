@@ -1,8 +1,8 @@
 //! Words and shapes of the routes for speech, sound, pictures and pages, and for the order of documents.
 
 use cxmpute_wire::openai::{
-    RerankRequest, RerankResponse, SpeechRequest, TranscriptFormat, Transcription, TtsRequest,
-    VerboseTranscription,
+    ImageList, ImageRequest, RerankRequest, RerankResponse, SeedImageRequest, SpeechRequest,
+    TranscriptFormat, Transcription, TtsRequest, VerboseTranscription,
 };
 use cxmpute_wire::scrape::{ScrapeRequest, ScrapeResponse};
 use cxmpute_wire::sight::{Caption, Detection, Pointing, SightAnswer, SightRequest};
@@ -208,6 +208,46 @@ pub(super) const POINT: Operation = Operation {
         "What was found.",
         Payload::of::<Pointing>(r#"{"points":[{"x":0.15,"y":0.85}],"usage":{"images":1,"cost":"0.012"}}"#),
     )],
+    errors: &[KEY, UNREAD, BODY, WORK],
+    refusals: Refusals::Envelope,
+};
+
+pub(super) const IMAGES: Operation = Operation {
+    id: "createImages",
+    group: Group::Inference,
+    summary: "Draw pictures",
+    detail: "Draws pictures from words. Paid per picture that is delivered; a larger picture counts once for each begun number of \
+             pixels that the model's page names. Pictures come as base64: none is kept here, so `response_format: url` is \
+             refused. A picture of one single colour is none, and costs nothing.",
+    parameters: HEADERS,
+    request: Some(Payload::of::<ImageRequest>(
+        r#"{"model":"stable-diffusion-2-1-base","prompt":"A lighthouse at night","n":1,"size":"512x512"}"#,
+    )),
+    answers: &[json(
+        "The pictures.",
+        Payload::of::<ImageList>(
+            r#"{"created":1767225600,"data":[{"b64_json":"iVBORw0KGgo="}],"output_format":"png","size":"512x512","usage":{"images":1,"cost":"0.05"}}"#,
+        ),
+    )],
+    errors: &[KEY, UNREAD, BODY, WORK],
+    refusals: Refusals::Envelope,
+};
+
+pub(super) const IMAGE: Operation = Operation {
+    id: "createImage",
+    group: Group::Inference,
+    summary: "Draw a picture, in the first seed's form",
+    detail: "Draws one picture and answers with it as PNG. Without `model` the first model that draws is asked.",
+    parameters: HEADERS,
+    request: Some(Payload::of::<SeedImageRequest>(
+        r#"{"prompt":"A lighthouse at night","negativePrompt":"people","numInferenceSteps":30,"width":512,"height":512}"#,
+    )),
+    answers: &[Answer {
+        status: 200,
+        detail: "The picture.",
+        content: Content::Bytes("image/png"),
+        headers: WORK_HEADERS,
+    }],
     errors: &[KEY, UNREAD, BODY, WORK],
     refusals: Refusals::Envelope,
 };

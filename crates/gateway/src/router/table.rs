@@ -115,6 +115,7 @@ pub static ROUTES: &[Route] = &[
     large("/audio/transcriptions", Meter::Seconds, &media::TRANSCRIPTION, || {
         post(openai::transcription::create_transcription)
     }),
+    work("/images/generations", Meter::Drawn, &media::IMAGES, || post(openai::image::create_images)),
     // For users: Anthropic's shapes.
     work("/messages", Meter::Text, &translated::MESSAGES, || post(anthropic::messages::create_message)),
     count("/messages/count_tokens", &translated::COUNT_TOKENS, || post(anthropic::count::count_tokens)),
@@ -124,6 +125,7 @@ pub static ROUTES: &[Route] = &[
     large("/m/query", Meter::Images, &media::QUERY, || post(services::sight::create_answer)),
     large("/m/detect", Meter::Images, &media::DETECT, || post(services::sight::create_detection)),
     large("/m/point", Meter::Images, &media::POINT, || post(services::sight::create_pointing)),
+    work("/image", Meter::Drawn, &media::IMAGE, || post(openai::image::create_seed_image)),
     work("/scrape", Meter::Pages, &media::SCRAPE, || post(services::scrape::create_scrape)),
     // What can be asked for.
     read("/models", Access::Public, Cost::Cheap, &inference::MODELS, || get(openai::model::list_models)),

@@ -153,6 +153,7 @@ impl RouteView {
                 Meter::Characters => "Paid per character",
                 Meter::Seconds => "Paid per second of sound",
                 Meter::Images => "Paid per picture",
+                Meter::Drawn => "Paid per picture that is delivered",
                 Meter::Pages => "Paid per page with content",
             }),
             body_limit: (route.body_limit > 0).then(|| limits::size(route.body_limit)),

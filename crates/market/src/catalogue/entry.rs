@@ -8,6 +8,7 @@ use std::sync::Arc;
 use cxmpute_wire::{Bytes, MicroCredits, Millis, ServiceId, ServiceKind, Tokens};
 use toml::Spanned;
 
+use super::canvas;
 use super::raw::{RawFile, RawHub, RawModel, Source};
 use super::{Capability, CatalogueError, Engine, HubReference, ModelEntry, ModelFile, Parameter, container};
 use crate::price::{DEFAULT_SHARE_BP, PriceRow};
@@ -18,8 +19,10 @@ pub(super) fn check(
     span: Range<usize>,
 ) -> Result<ModelEntry, CatalogueError> {
     let kind = ServiceKind::from_name(raw.kind.get_ref()).ok_or_else(|| {
-        let reason =
-            format!("`{}` is not one of llm, embeddings, tts, stt, vision, scrape", raw.kind.get_ref());
+        let reason = format!(
+            "`{}` is not one of llm, embeddings, tts, stt, vision, image, scrape",
+            raw.kind.get_ref()
+        );
         source.error(raw.kind.span(), "model.kind", reason)
     })?;
     let required = |value: &Option<Spanned<i64>>, key: &str, needed: bool| match value {
@@ -73,6 +76,7 @@ pub(super) fn check(
         capabilities: capabilities.unwrap_or_default(),
         voices: voices(source, raw, kind)?,
         languages: languages(source, raw, kind)?,
+        canvas: canvas::check(source, raw, kind, &span)?,
         id,
     })
 }
@@ -293,7 +297,7 @@ fn price(
         character: amount(&price.character, "character", kind == ServiceKind::Tts)?,
         second: amount(&price.second, "second", kind == ServiceKind::Stt)?,
         url: amount(&price.url, "url", kind == ServiceKind::Scrape)?,
-        image: amount(&price.image, "image", kind == ServiceKind::Vision)?,
+        image: amount(&price.image, "image", matches!(kind, ServiceKind::Vision | ServiceKind::Image))?,
         minimum: amount(&price.minimum, "minimum", false)?,
         share_bp: price.share_bp.as_ref().map_or(DEFAULT_SHARE_BP, |share| *share.get_ref()),
         free: price.free,

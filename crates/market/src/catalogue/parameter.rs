@@ -114,7 +114,11 @@ impl Parameter {
                 .copied()
                 .filter(|parameter| of_embeddings(parameter) == input && *parameter != Self::ReasoningEffort)
                 .collect(),
-            ServiceKind::Tts | ServiceKind::Stt | ServiceKind::Vision | ServiceKind::Scrape => Vec::new(),
+            ServiceKind::Tts
+            | ServiceKind::Stt
+            | ServiceKind::Vision
+            | ServiceKind::Image
+            | ServiceKind::Scrape => Vec::new(),
         }
     }
 }

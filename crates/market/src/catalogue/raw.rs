@@ -51,6 +51,7 @@ pub(super) struct RawModel {
     pub voices: BTreeMap<String, Spanned<String>>,
     #[serde(default)]
     pub languages: Vec<Spanned<String>>,
+    pub canvas: Option<Spanned<RawCanvas>>,
     pub price: Spanned<RawPrice>,
     #[serde(default = "one")]
     pub target: u32,
@@ -59,6 +60,14 @@ pub(super) struct RawModel {
     #[serde(default)]
     pub first_token_ms_per_1k: Option<Spanned<i64>>,
     pub supported_parameters: Option<Vec<Spanned<String>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawCanvas {
+    pub usual: String,
+    pub most_side: u32,
+    pub unit_pixels: Option<u64>,
 }
 
 #[derive(Deserialize)]

@@ -97,20 +97,20 @@ qwen3:32b
 mathstral qwen2-math:7b qwen2-math:72b deepscaler kokoro-82m
 qwen2.5-coder:3b qwen2.5-coder:7b qwen2.5-coder:14b qwen2.5-coder:32b deepcoder:14b codegemma:2b codegemma:7b
 deepseek-coder:1.3b deepseek-coder:6.7b deepseek-coder-v2:16b
-phi-2 xtts-v2
+phi-2 xtts-v2 stable-diffusion-2-1-base
 ";
 
 #[test]
 fn the_shipped_catalogue_has_what_the_seeds_had_and_the_services() {
     let catalogue = Catalogue::shipped().unwrap();
     let names: Vec<&str> = SEEDS.split_whitespace().collect();
-    assert_eq!(names.len(), 70 + 2);
+    assert_eq!(names.len(), 70 + 2 + 1);
     let mut ids: Vec<&str> = names.iter().map(|name| &*catalogue.resolve(name).expect(name).id).collect();
     ids.sort_unstable();
     ids.dedup();
-    assert_eq!(ids.len(), 72, "each name is a model of its own");
+    assert_eq!(ids.len(), 73, "each name is a model of its own");
     let here = ["cxm-tiny", "espeak-ng", "pocketsphinx", "pocketsphinx-digits", "tesseract", "scrape"];
-    assert_eq!(catalogue.entries().len(), 72 + here.len());
+    assert_eq!(catalogue.entries().len(), 73 + here.len());
     for (name, service, delivery) in [
         ("tiny", "llm:cxm-tiny", Delivery::Pinned),
         ("all-minilm", "embeddings:all-minilm", Delivery::Pinned),
@@ -122,6 +122,7 @@ fn the_shipped_catalogue_has_what_the_seeds_had_and_the_services() {
         ("kokoro-82m", "tts:kokoro", Delivery::Library),
         ("phi-2", "llm:phi-2", Delivery::Library),
         ("xtts-v2", "tts:xtts-v2", Delivery::Library),
+        ("stable-diffusion-2-1", "image:stable-diffusion-2-1-base", Delivery::Library),
         ("gemma3:24b", "llm:gemma3:27b", Delivery::Library),
     ] {
         let entry = catalogue.resolve(name).expect(name);
@@ -146,6 +147,10 @@ fn what_the_shipped_catalogue_says_of_its_entries_holds_together() {
         }
         assert!(entry.files.is_empty() && entry.vram > entry.disk, "{id}: the prior has room for a context");
         assert!(!entry.engines.contains(&Engine::Builtin), "{id}: nobody pins what it would load");
+        if entry.kind == ServiceKind::Image {
+            assert!(entry.price.image.0 > 0 && entry.canvas.is_some(), "{id}");
+            continue;
+        }
         // A gateway has no tokenizer of it before its operator puts one there.
         assert!(entry.price.character.0 > 0, "{id}");
         let small = entry.disk < Bytes(4096 << 20);

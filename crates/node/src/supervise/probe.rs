@@ -62,6 +62,12 @@ fn question(adapter: &Adapter, kind: ServiceKind) -> Question {
             let image = base64::engine::general_purpose::STANDARD.encode(WHITE);
             (WorkPath::Read, json!({"model": model, "image": image}))
         }
+        // The smallest picture in one step. What it shows does not matter here; the gateway looks at those of its checks.
+        ServiceKind::Image => {
+            let body = json!({"model": model, "prompt": "a dot", "n": 1, "size": "256x256",
+                "response_format": "b64_json", "num_inference_steps": 1});
+            (WorkPath::Draw, body)
+        }
         // An address that no guard lets out: a working engine says so, and nothing leaves the machine.
         ServiceKind::Scrape => (WorkPath::Scrape, json!({"urls": ["http://127.0.0.1/"]})),
         ServiceKind::Llm => {
@@ -79,7 +85,7 @@ fn is_good(kind: ServiceKind, body: &[u8]) -> bool {
         ServiceKind::Tts => Wave::read(body).is_ok_and(|wave| !wave.samples.is_empty()),
         ServiceKind::Stt | ServiceKind::Vision => answer()["text"].is_string(),
         ServiceKind::Scrape => filled(&answer()["results"]),
-        ServiceKind::Embeddings => filled(&answer()["data"]),
+        ServiceKind::Embeddings | ServiceKind::Image => filled(&answer()["data"]),
         ServiceKind::Llm => filled(&answer()["choices"]),
     }
 }

@@ -3,8 +3,8 @@
 
 use self::Inner::{Free, List, Object};
 use super::{
-    ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ResponsesRequest, SpeechRequest,
-    TtsRequest,
+    ChatRequest, CompletionRequest, EmbeddingRequest, ImageRequest, RerankRequest, ResponsesRequest,
+    SeedImageRequest, SpeechRequest, TtsRequest,
 };
 use crate::anthropic::{CountRequest, MessagesRequest};
 use crate::scrape::ScrapeRequest;
@@ -65,6 +65,14 @@ impl Closed for RerankRequest {
 
 impl Closed for SightRequest {
     const FIELDS: &'static Fields = &SIGHT;
+}
+
+impl Closed for ImageRequest {
+    const FIELDS: &'static Fields = &IMAGE;
+}
+
+impl Closed for SeedImageRequest {
+    const FIELDS: &'static Fields = &SEED_IMAGE;
 }
 
 impl Closed for ScrapeRequest {
@@ -196,6 +204,33 @@ static SIGHT: Fields = Fields(&[
     ("length", Free),
     ("question", Free),
     ("target", Free),
+    ("model", Free),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static IMAGE: Fields = Fields(&[
+    ("prompt", Free),
+    ("model", Free),
+    ("n", Free),
+    ("size", Free),
+    ("quality", Free),
+    ("response_format", Free),
+    ("output_format", Free),
+    ("background", Free),
+    ("stream", Free),
+    ("negative_prompt", Free),
+    ("num_inference_steps", Free),
+    ("seed", Free),
+    ("user", Free),
+    ("provider", Object(&PROVIDER)),
+]);
+
+static SEED_IMAGE: Fields = Fields(&[
+    ("prompt", Free),
+    ("negativePrompt", Free),
+    ("numInferenceSteps", Free),
+    ("width", Free),
+    ("height", Free),
     ("model", Free),
     ("provider", Object(&PROVIDER)),
 ]);
@@ -443,7 +478,7 @@ mod tests {
 
     #[test]
     fn the_table_names_what_the_types_read() {
-        let table: [(&Fields, Vec<&str>); 43] = [
+        let table: [(&Fields, Vec<&str>); 45] = [
             (&SPEECH, read_by::<SpeechRequest>()),
             (&RESPONSES, read_by::<ResponsesRequest>()),
             (&ITEM, read_by::<openai::ResponseItem>()),
@@ -465,6 +500,8 @@ mod tests {
             (&TTS, read_by::<TtsRequest>()),
             (&RERANK, read_by::<RerankRequest>()),
             (&SIGHT, read_by::<SightRequest>()),
+            (&IMAGE, read_by::<ImageRequest>()),
+            (&SEED_IMAGE, read_by::<SeedImageRequest>()),
             (&SCRAPE, read_by::<ScrapeRequest>()),
             (&CHAT, read_by::<ChatRequest>()),
             (&COMPLETION, read_by::<CompletionRequest>()),

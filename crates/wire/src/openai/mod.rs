@@ -9,6 +9,7 @@ mod completion;
 mod embedding;
 mod error;
 pub mod fields;
+mod image;
 mod logprobs;
 mod message;
 mod model;
@@ -34,6 +35,10 @@ pub use embedding::{
     EmbeddingInput, EmbeddingItem, EmbeddingList, EmbeddingRequest, EmbeddingValue, EncodingFormat,
 };
 pub use error::{ErrorBody, ErrorEnvelope};
+pub use image::{
+    DrawRequest, Drawn, ImageDatum, ImageList, ImageRequest, ImageResponse, PictureFormat, SeedImageRequest,
+    commands_engine, read_size,
+};
 pub use logprobs::{ChatLogprobs, CompletionLogprobs, LogitBias, TokenLogprob, TopLogprob};
 pub use message::{ChatMessage, Content, ContentPart, ImageUrl, InputAudio, Role};
 pub use model::{Architecture, Availability, ModelList, ModelObject, ModelStats, Pricing, PricingMicro};

@@ -4,6 +4,7 @@ pub mod chat;
 pub mod completion;
 mod conversation;
 pub mod embedding;
+pub mod image;
 pub mod model;
 mod old_form;
 pub(super) mod parse;

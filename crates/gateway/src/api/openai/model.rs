@@ -8,10 +8,10 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use cxmpute_market::catalogue::ModelEntry;
 use cxmpute_market::price::{PriceRow, print_exactly};
+use cxmpute_wire::MicroCredits;
 use cxmpute_wire::openai::{
     Architecture, Availability, ModelList, ModelObject, ModelStats, Pricing, PricingMicro,
 };
-use cxmpute_wire::{MicroCredits, ServiceKind};
 use http::{HeaderValue, header};
 
 use crate::app::App;
@@ -63,7 +63,7 @@ fn describe(app: &App, entry: &ModelEntry) -> ModelObject {
         context_length: some(entry.context_length.0),
         max_completion_tokens: some(entry.max_completion_tokens.0),
         dimensions: entry.dimensions,
-        architecture: architecture(entry.kind, file("tokenizer").or_else(|| file("model"))),
+        architecture: architecture(entry, file("tokenizer").or_else(|| file("model"))),
         pricing: pricing(&entry.price),
         pricing_micro: PricingMicro {
             prompt: entry.price.prompt.0,
@@ -98,19 +98,13 @@ fn describe(app: &App, entry: &ModelEntry) -> ModelObject {
     }
 }
 
-fn architecture(kind: ServiceKind, tokenizer: Option<String>) -> Architecture {
-    let (input, output) = match kind {
-        ServiceKind::Llm => ("text", "text"),
-        ServiceKind::Embeddings => ("text", "embedding"),
-        ServiceKind::Tts => ("text", "audio"),
-        ServiceKind::Stt => ("audio", "text"),
-        ServiceKind::Vision => ("image", "text"),
-        ServiceKind::Scrape => ("url", "text"),
-    };
+fn architecture(entry: &ModelEntry, tokenizer: Option<String>) -> Architecture {
+    let owned = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let (input, output) = (owned(entry.input_modalities()), owned(entry.output_modalities()));
     Architecture {
-        modality: format!("{input}->{output}"),
-        input_modalities: vec![input.to_owned()],
-        output_modalities: vec![output.to_owned()],
+        modality: format!("{}->{}", input.join("+"), output.join("+")),
+        input_modalities: input,
+        output_modalities: output,
         tokenizer,
     }
 }

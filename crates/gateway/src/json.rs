@@ -43,7 +43,7 @@ fn walk(bytes: &[u8], inner: Inner) -> ApiResult<Ignored> {
     strict.deserialize(&mut reader).and_then(|()| reader.end()).map_err(|error| {
         ApiError::invalid_json(format!("The body is not acceptable JSON: {}.", cut(&error.to_string())))
     })?;
-    Ok(ignored.into_inner())
+    Ok(Ignored { read: bytes.len(), ..ignored.into_inner() })
 }
 
 /// Fields outside the schema.
@@ -53,6 +53,8 @@ pub struct Ignored {
     pub names: Vec<String>,
     /// The path of the first of them, lists with places (`messages[2].x`).
     pub first: Option<String>,
+    /// Bytes of the body that was looked through.
+    pub read: usize,
 }
 
 impl Ignored {

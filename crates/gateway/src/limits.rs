@@ -27,6 +27,10 @@ pub const IMAGES: usize = 16;
 pub const IMAGE_BYTES: usize = 10 * 1024 * 1024;
 /// Pixels of an image.
 pub const IMAGE_PIXELS: u64 = 40_000_000;
+/// Bytes of all images of a conversation as a node gets them, base64 counted; a node takes 24 MiB.
+pub const PICTURES_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of a body that holds a conversation with images; without them it is [`BODY`].
+pub const CONVERSATION_BODY: usize = 20 * 1024 * 1024;
 /// Bytes of a page that is fetched.
 pub const PAGE_BYTES: usize = 5 * 1024 * 1024;
 /// Declared tools.

@@ -8,6 +8,7 @@ pub mod count;
 pub mod health;
 pub mod ledger;
 pub mod limit;
+pub mod picture;
 pub mod price;
 pub mod queue;
 pub mod route;

@@ -113,6 +113,12 @@ pub struct PieceUsage {
     /// Pages that are charged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub urls: Option<u64>,
+    /// Tokens of the question and the picture, where a model that talks looked at it and its tokens are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens: Option<u64>,
+    /// Tokens of its answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_tokens: Option<u64>,
     /// What it cost, in credits.
     pub cost: String,
 }

@@ -1,10 +1,10 @@
 //! The bounds as a table for people; the reference page shows it.
 
 use super::{
-    BIASES, BODY, CHOICES, DRAWN, DRAWN_CHARACTERS, DRAWN_STEPS, FIELDS, HEAD, IMAGE_BYTES, IMAGE_PIXELS,
-    IMAGES, INPUT_TOKENS, INPUTS, JSON_DEPTH, MEDIA_BODY, MESSAGES, METADATA, METADATA_KEY, METADATA_VALUE,
-    N, PAGE_BYTES, PAGES, PARTS, PROVIDER_BODY, SCHEMA, SCHEMA_DEPTH, SOUND_BYTES, SOUND_SECONDS,
-    SPEECH_CHARACTERS, STOP_BYTES, STOPS, TIMEOUT_MS, TOOLS, URI,
+    BIASES, BODY, CHOICES, CONVERSATION_BODY, DRAWN, DRAWN_CHARACTERS, DRAWN_STEPS, FIELDS, HEAD,
+    IMAGE_BYTES, IMAGE_PIXELS, IMAGES, INPUT_TOKENS, INPUTS, JSON_DEPTH, MEDIA_BODY, MESSAGES, METADATA,
+    METADATA_KEY, METADATA_VALUE, N, PAGE_BYTES, PAGES, PARTS, PROVIDER_BODY, SCHEMA, SCHEMA_DEPTH,
+    SOUND_BYTES, SOUND_SECONDS, SPEECH_CHARACTERS, STOP_BYTES, STOPS, TIMEOUT_MS, TOOLS, URI,
 };
 
 /// One bound.
@@ -39,6 +39,7 @@ pub fn rows() -> Vec<Row> {
         row("Address", size(URI), "414 `uri_too_long`"),
         row("Head of a request", format!("{}, {FIELDS} fields", size(HEAD)), "431 `head_too_large`"),
         row("Body", size(BODY), "413 `body_too_large`"),
+        row("Body of a conversation with images", size(CONVERSATION_BODY), "413 `body_too_large`"),
         row("Body of the routes for nodes and devices", size(PROVIDER_BODY), "413 `body_too_large`"),
         row("Nesting of JSON", format!("{JSON_DEPTH} levels"), "400 `invalid_json`"),
         row("Messages of a conversation", MESSAGES.to_string(), PARAMETER),

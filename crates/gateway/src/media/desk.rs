@@ -7,11 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use cxmpute_egress::fetch::FetchError;
 use cxmpute_egress::{Connector, Fetcher, Limits, Policy, Wanted};
+use cxmpute_market::picture::Detail;
 use cxmpute_runtime::Clock;
 use tokio::sync::Semaphore;
 
 use super::unpack::unpack;
-use super::{Ffmpeg, FrameError, Packer, Picture, PictureError, Sound, SoundError};
+use super::{Ffmpeg, FrameError, Packer, Picture, PictureError, Sound, SoundError, View};
 use crate::config::Config;
 use crate::limits;
 
@@ -103,6 +104,29 @@ impl Desk {
     /// # Errors
     /// Why it cannot be used.
     pub async fn fetch(&self, url: &str) -> Result<Picture, NoPicture> {
+        let file = self.get(url).await?;
+        Ok(self.picture(file).await?)
+    }
+
+    /// Makes of a picture what a model gets.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub async fn view(&self, file: Bytes, detail: Detail) -> Result<View, PictureError> {
+        self.work(move || View::of(&file, detail)).await.unwrap_or(Err(PictureError::Broken))
+    }
+
+    /// Fetches a picture and makes of it what a model gets.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub async fn fetch_view(&self, url: &str, detail: Detail) -> Result<View, NoPicture> {
+        let file = self.get(url).await?;
+        Ok(self.view(file, detail).await?)
+    }
+
+    /// Fetches the file of a picture.
+    async fn get(&self, url: &str) -> Result<Bytes, NoPicture> {
         let wanted = Wanted {
             accept: "image/png, image/jpeg, image/webp, image/gif".to_owned(),
             types: TYPES.iter().map(|&name| name.to_owned()).collect(),
@@ -112,7 +136,7 @@ impl Desk {
         if !page.status.is_success() {
             return Err(NoPicture::Status(page.status.as_u16()));
         }
-        Ok(self.picture(page.body).await?)
+        Ok(page.body)
     }
 
     /// Runs work of a processor when one is free; none when it panicked.

@@ -9,6 +9,7 @@ mod pack;
 mod picture;
 mod sound;
 mod unpack;
+mod view;
 
 pub use desk::{Desk, NoPicture};
 pub use ffmpeg::Ffmpeg;
@@ -16,6 +17,7 @@ pub use frame::{Frame, FrameError, content_type};
 pub use pack::Packer;
 pub use picture::{Picture, PictureError};
 pub use sound::{SPEECH_RATE, Sound, SoundError, resample};
+pub use view::View;
 
 /// A part that is missing on this machine is a visible skip.
 #[cfg(test)]

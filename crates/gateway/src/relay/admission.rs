@@ -89,7 +89,7 @@ impl Terms {
     }
 
     fn amount(&self) -> ApiResult<MicroCredits> {
-        price_of(&self.job.model.price, &self.job.units_of(self.prompt.tokens, self.covered))
+        price_of(&self.job.model.price, &self.job.opening_units(self.prompt.tokens, self.covered))
     }
 
     /// After a refusal for lack of money over a bound: the same with the exact count, which may cost less.
@@ -206,7 +206,7 @@ fn payment_required(job: &Job, prompt: u64, refused: AdmitError) -> ApiError {
 /// The longest output per choice that `available` pays for, by bisection over the true price.
 fn affordable_tokens(job: &Job, prompt: u64, available: MicroCredits) -> u64 {
     let fits = |output: u64| {
-        cost(&job.model.price, &job.units_of(prompt, output)).is_ok_and(|price| price <= available)
+        cost(&job.model.price, &job.opening_units(prompt, output)).is_ok_and(|price| price <= available)
     };
     if !fits(1) {
         return 0;
@@ -244,7 +244,7 @@ mod tests {
     use cxmpute_wire::RequestId;
 
     use super::*;
-    use crate::relay::job::Ask;
+    use crate::relay::job::{Ask, Pictures};
 
     fn job(limit: u64, explicit_limit: bool, text: &str) -> Job {
         let catalogue =
@@ -259,6 +259,7 @@ mod tests {
             ask: Ask::Chat(Box::new(serde_json::from_value(body).unwrap())),
             model: catalogue.resolve("cxm-tiny").unwrap().clone(),
             model_name: "tiny".to_owned(),
+            pictures: Pictures::default(),
             form: crate::relay::Form::OpenAi,
             rules: crate::relay::Rules::default(),
             force_usage: false,

@@ -140,7 +140,11 @@ impl Errand for Drawing {
                 data: answer.iter().map(|file| ImageDatum { b64_json: STANDARD.encode(file) }).collect(),
                 output_format: self.format,
                 size: self.request.size.clone(),
-                usage: PieceUsage { images: Some(units.images), urls: None, cost: settled.cost.to_credits() },
+                usage: PieceUsage {
+                    images: Some(units.images),
+                    cost: settled.cost.to_credits(),
+                    ..PieceUsage::default()
+                },
             }),
         }
     }

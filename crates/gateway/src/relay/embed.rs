@@ -132,7 +132,7 @@ impl Errand for Embedding {
         Ok(read(&body, self.texts.len(), self.dimensions)?)
     }
 
-    fn claimed(&self, answer: &Vectors) -> Option<Units> {
+    fn claimed(&self, _counted: &Units, answer: &Vectors) -> Option<Units> {
         answer.claim.map(|tokens| self.units(tokens))
     }
 

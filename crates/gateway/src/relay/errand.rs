@@ -90,8 +90,8 @@ pub trait Errand: Debug + Send + Sync + Sized + 'static {
         Units::default()
     }
 
-    /// The node's claim.
-    fn claimed(&self, _answer: &Self::Answer) -> Option<Units> {
+    /// The node's claim, in units of the count.
+    fn claimed(&self, _counted: &Units, _answer: &Self::Answer) -> Option<Units> {
         None
     }
 

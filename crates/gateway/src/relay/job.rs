@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cxmpute_market::catalogue::ModelEntry;
+use cxmpute_market::picture::CHARACTERS_PER_TOKEN;
 use cxmpute_market::price::Units;
 use cxmpute_market::wish::Wishes;
 use cxmpute_tokens::TokenCounter;
@@ -55,6 +56,25 @@ pub struct Alternative {
     pub counter: Option<TokenCounter>,
 }
 
+/// The pictures of a conversation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pictures {
+    /// How many.
+    pub count: u64,
+    /// Prompt tokens that they count as, each by its size.
+    pub tokens: u64,
+    /// Bytes of them in the request, which are no text.
+    pub bytes: usize,
+}
+
+impl Pictures {
+    /// What they count as where characters are priced.
+    #[must_use]
+    pub const fn characters(&self) -> u64 {
+        self.tokens.saturating_mul(CHARACTERS_PER_TOKEN)
+    }
+}
+
 /// A request for text on its way.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -68,6 +88,8 @@ pub struct Job {
     pub created: i64,
     /// The request.
     pub ask: Ask,
+    /// Its pictures, drawn anew.
+    pub pictures: Pictures,
     /// In whose words the client speaks.
     pub form: Form,
     /// What the answer must keep to.
@@ -304,13 +326,18 @@ impl Job {
                     // Templates may print declarations with indentation.
                     serde_json::to_vec_pretty(tools).map_or(usize::MAX / 4, |text| text.len() * 2)
                 });
-                printed + tools + request.messages.len() * AROUND_MESSAGE + AROUND_PROMPT
+                let text = printed.saturating_sub(self.pictures.bytes);
+                text + tools + request.messages.len() * AROUND_MESSAGE + AROUND_PROMPT
             }
             Ask::Completion(request) => {
                 request.prompt.texts().iter().map(|text| text.len() + AROUND_MESSAGE).sum()
             }
         };
-        bytes as u64
+        let pictures = match self.counter {
+            Some(_) => self.pictures.tokens,
+            None => self.pictures.characters(),
+        };
+        (bytes as u64).saturating_add(pictures)
     }
 
     /// The exact number of prompt tokens; blocking work.
@@ -320,7 +347,9 @@ impl Job {
     pub fn count_prompt(&self) -> Result<Tokens, CountError> {
         let Some(counter) = &self.counter else { return Ok(Tokens::ZERO) };
         match &self.ask {
-            Ask::Chat(request) => counter.count_prompt(request),
+            Ask::Chat(request) => {
+                counter.count_prompt(request).map(|text| text.saturating_add(Tokens(self.pictures.tokens)))
+            }
             Ask::Completion(request) => request.prompt.texts().iter().try_fold(Tokens::ZERO, |sum, text| {
                 counter.count_completion_prompt(text).map(|count| sum.saturating_add(count))
             }),
@@ -334,7 +363,8 @@ impl Job {
         match &self.ask {
             Ask::Chat(request) => {
                 let contents = request.messages.iter().filter_map(|message| message.content.as_ref());
-                contents.map(|content| count(&content.text())).sum()
+                let text: u64 = contents.map(|content| count(&content.text())).sum();
+                text.saturating_add(self.pictures.characters())
             }
             Ask::Completion(request) => request.prompt.texts().iter().map(|text| count(text)).sum(),
         }
@@ -346,7 +376,11 @@ impl Job {
     pub fn count(&self, prompt: Option<Tokens>, texts: &[&str]) -> Units {
         let Some(counter) = &self.counter else {
             let characters = texts.iter().map(|text| text.chars().count() as u64).sum::<u64>();
-            return Units { characters: self.prompt_characters() + characters, ..Units::default() };
+            return Units {
+                characters: self.prompt_characters() + characters,
+                images: self.pictures.count,
+                ..Units::default()
+            };
         };
         let prompt = prompt.unwrap_or_else(|| {
             // A prompt that cannot be counted is not paid for; the engine could not have read it either.
@@ -357,7 +391,23 @@ impl Job {
             let count = if text.is_empty() { Tokens::ZERO } else { counter.count_text(text) };
             sum.saturating_add(count.min(limit))
         });
-        Units::chat(prompt, completion)
+        Units { images: self.pictures.count, ..Units::chat(prompt, completion) }
+    }
+
+    /// What a node claims, in our units; none where characters are counted, of which a claim of tokens says nothing.
+    /// Engines count pictures each in their own way: of a prompt that holds some, the claim says nothing either.
+    #[must_use]
+    pub fn claimed(&self, prompt: u64, completion: u64, counted: &Units) -> Option<Units> {
+        self.counter.as_ref()?;
+        let prompt = if self.pictures.count > 0 { counted.prompt } else { Tokens(prompt) };
+        Some(Units { images: counted.images, ..Units::chat(prompt, Tokens(completion)) })
+    }
+
+    /// The units of a prompt of `prompt` tokens with `output` tokens per choice, and of the pictures in it: what is held at
+    /// first.
+    #[must_use]
+    pub fn opening_units(&self, prompt: u64, output: u64) -> Units {
+        Units { images: self.pictures.count, ..self.units_of(prompt, output) }
     }
 
     /// The units of a prompt of `prompt` tokens with `output` tokens per choice, for holds.

@@ -67,7 +67,8 @@ impl Errand for Pages {
     }
 
     fn print(&self, _ticket: &Ticket, answer: Vec<PageResult>, units: &Units, settled: &Settled) -> Printed {
-        let usage = PieceUsage { images: None, urls: Some(units.urls), cost: settled.cost.to_credits() };
+        let usage =
+            PieceUsage { urls: Some(units.urls), cost: settled.cost.to_credits(), ..PieceUsage::default() };
         Printed::json(&ScrapeResponse { results: answer, usage: Some(usage) })
     }
 }

@@ -59,8 +59,8 @@ impl Errand for Rerank {
         self.texts.read(app, body).await
     }
 
-    fn claimed(&self, answer: &Vectors) -> Option<Units> {
-        self.texts.claimed(answer)
+    fn claimed(&self, counted: &Units, answer: &Vectors) -> Option<Units> {
+        self.texts.claimed(counted, answer)
     }
 
     fn print(&self, ticket: &Ticket, answer: Vectors, units: &Units, settled: &Settled) -> Printed {

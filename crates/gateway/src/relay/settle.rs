@@ -8,7 +8,7 @@ use cxmpute_market::ledger::End;
 use cxmpute_market::price::{PriceRow, Units, parts, print_exactly};
 use cxmpute_store::Settled;
 use cxmpute_wire::openai::{CompletionDetails, CostDetails, PromptDetails, Usage};
-use cxmpute_wire::{Code, Millis, Tokens};
+use cxmpute_wire::{Code, Millis};
 
 use super::answer::{DONE, error_event};
 use super::delivery::{Chunk, Undelivered};
@@ -84,7 +84,11 @@ impl Run {
                 let mut usage = usage(&units, &job.model.price, &settled, exhausted);
                 // The node's word, within what is possible; it changes no price.
                 let cached = so_far.claim.map_or(0, |claim| claim.cached.min(units.prompt.0));
-                usage.prompt_tokens_details = Some(PromptDetails { cached_tokens: cached });
+                usage.prompt_tokens_details = Some(PromptDetails {
+                    cached_tokens: cached,
+                    image_tokens: (job.pictures.count > 0 && job.counter.is_some())
+                        .then_some(job.pictures.tokens),
+                });
                 usage.completion_tokens_details = Some(CompletionDetails::default());
                 if job.streamed() {
                     if let Some(bytes) = writer.usage(usage) {
@@ -207,7 +211,7 @@ impl Run {
         Settlement {
             end,
             counted: units,
-            claimed: claimed.map(|claim| Units::chat(Tokens(claim.prompt), Tokens(claim.completion))),
+            claimed: claimed.and_then(|claim| self.job.claimed(claim.prompt, claim.completion, &units)),
             provision_id: self.served.as_ref().map(|served| served.provision.clone()),
             provider: self.served.as_ref().map(|served| served.owner.clone()),
             finish_reason: self.so_far.finish_reason().map(|reason| reason.as_str().to_owned()),
@@ -239,6 +243,7 @@ pub(super) fn usage(units: &Units, price: &PriceRow, settled: &Settled, exhauste
         prompt: print_exactly(parts.prompt),
         completion: print_exactly(parts.completion),
         characters: (units.characters > 0).then(|| print_exactly(parts.characters)),
+        images: (parts.images > 0).then(|| print_exactly(parts.images)),
         adjustment: print_exactly(parts.adjustment),
         price_version: price.version,
     });

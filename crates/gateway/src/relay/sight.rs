@@ -7,8 +7,8 @@ use cxmpute_market::price::Units;
 use cxmpute_store::Settled;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::sight::{
-    Caption, DetectedObject, Detection, PieceUsage, Point, Pointing, ReadRequest, ReadText, ReadWord,
-    SightAnswer,
+    Caption, CaptionLength, DetectedObject, Detection, PieceUsage, Point, Pointing, ReadRequest, ReadText,
+    ReadWord, SightAnswer,
 };
 
 use super::errand::{Errand, Misread, Printed, Ticket, failure, object};
@@ -23,13 +23,13 @@ const ANSWER: u64 = 8 * 1024 * 1024;
 /// What is wanted of a picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// The text, as a caption.
-    Caption,
-    /// The text, as an answer.
-    Answer,
-    /// Where these words stand, as boxes.
+    /// A caption; of a model that reads, the text.
+    Caption(CaptionLength),
+    /// The answer to a question; of a model that reads, the text.
+    Answer(String),
+    /// Where these things, or words, are, as boxes.
     Boxes(String),
-    /// Where these words stand, as points.
+    /// Where these things, or words, are, as points.
     Points(String),
 }
 
@@ -86,11 +86,15 @@ impl Errand for Sight {
     }
 
     fn print(&self, _ticket: &Ticket, answer: ReadText, units: &Units, settled: &Settled) -> Printed {
-        let usage = PieceUsage { images: Some(units.images), urls: None, cost: settled.cost.to_credits() };
+        let usage = PieceUsage {
+            images: Some(units.images),
+            cost: settled.cost.to_credits(),
+            ..PieceUsage::default()
+        };
         let found = |target: &str| find(&answer.words, target, self.picture.width, self.picture.height);
         match &self.wanted {
-            Wanted::Caption => Printed::json(&Caption { caption: answer.text, usage }),
-            Wanted::Answer => Printed::json(&SightAnswer { answer: answer.text, usage }),
+            Wanted::Caption(_) => Printed::json(&Caption { caption: answer.text, usage }),
+            Wanted::Answer(_) => Printed::json(&SightAnswer { answer: answer.text, usage }),
             Wanted::Boxes(target) => Printed::json(&Detection { objects: found(target), usage }),
             Wanted::Points(target) => {
                 let middle = |object: DetectedObject| {

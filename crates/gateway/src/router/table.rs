@@ -33,6 +33,13 @@ const fn large(path: &'static str, meter: Meter, operation: &'static Operation, 
     route
 }
 
+/// Paid work on a conversation, which may hold images.
+const fn conversation(path: &'static str, operation: &'static Operation, handler: Handler) -> Route {
+    let mut route = work(path, Meter::Text, operation, handler);
+    route.body_limit = limits::CONVERSATION_BODY;
+    route
+}
+
 /// Something that a user reads.
 const fn read(
     path: &'static str,
@@ -104,9 +111,9 @@ const fn root(path: &'static str, operation: &'static Operation, handler: Handle
 /// The table.
 pub static ROUTES: &[Route] = &[
     // For users: OpenAI's shapes.
-    work("/chat/completions", Meter::Text, &inference::CHAT, || post(openai::chat::create_chat_completion)),
+    conversation("/chat/completions", &inference::CHAT, || post(openai::chat::create_chat_completion)),
     work("/completions", Meter::Text, &inference::COMPLETION, || post(openai::completion::create_completion)),
-    work("/responses", Meter::Text, &translated::RESPONSES, || post(openai::responses::create_response)),
+    conversation("/responses", &translated::RESPONSES, || post(openai::responses::create_response)),
     work("/embeddings", Meter::Embedding, &inference::EMBEDDING, || {
         post(openai::embedding::create_embedding)
     }),
@@ -117,7 +124,7 @@ pub static ROUTES: &[Route] = &[
     }),
     work("/images/generations", Meter::Drawn, &media::IMAGES, || post(openai::image::create_images)),
     // For users: Anthropic's shapes.
-    work("/messages", Meter::Text, &translated::MESSAGES, || post(anthropic::messages::create_message)),
+    conversation("/messages", &translated::MESSAGES, || post(anthropic::messages::create_message)),
     count("/messages/count_tokens", &translated::COUNT_TOKENS, || post(anthropic::count::count_tokens)),
     // For users: the first seed's shapes.
     work("/tts", Meter::Characters, &media::TTS, || post(openai::speech::create_tts)),

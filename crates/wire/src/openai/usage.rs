@@ -66,7 +66,7 @@ impl Usage {
     /// The same with the number of prompt tokens that were found in a prefix cache.
     #[must_use]
     pub fn with_cached(mut self, cached_tokens: u64) -> Self {
-        self.prompt_tokens_details = Some(PromptDetails { cached_tokens });
+        self.prompt_tokens_details = Some(PromptDetails { cached_tokens, image_tokens: None });
         self
     }
 }
@@ -81,6 +81,9 @@ pub struct CostDetails {
     /// Prompt and output of a model that is priced by characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub characters: Option<String>,
+    /// Images, where they have a price of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<String>,
     /// What rounding up and the least charge add, or the end of the hold takes.
     pub adjustment: String,
     /// Version of the price row.
@@ -93,6 +96,9 @@ pub struct PromptDetails {
     /// Tokens found in a prefix cache.
     #[serde(default)]
     pub cached_tokens: u64,
+    /// Tokens that the images of the prompt count as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_tokens: Option<u64>,
 }
 
 /// Parts of the completion tokens.

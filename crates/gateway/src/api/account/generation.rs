@@ -42,6 +42,14 @@ pub struct Generation {
     tokens_prompt: Tokens,
     tokens_completion: Tokens,
     tokens_embedding: Tokens,
+    /// Characters, where they are priced.
+    characters: u64,
+    /// Seconds of sound.
+    seconds: u64,
+    /// Pictures that were looked at, or charged for being drawn.
+    images: u64,
+    /// Pages with content.
+    urls: u64,
     provider_claimed: Option<Claimed>,
     total_cost: String,
     total_cost_micro: MicroCredits,
@@ -109,6 +117,10 @@ fn view(row: GenerationRow, attempts: Vec<AttemptRow>, claimed: Option<Units>) -
         tokens_prompt: row.units.prompt,
         tokens_completion: row.units.completion,
         tokens_embedding: row.units.embedding,
+        characters: row.units.characters,
+        seconds: row.units.seconds,
+        images: row.units.images,
+        urls: row.units.urls,
         provider_claimed: claimed
             .map(|claimed| Claimed { prompt: claimed.prompt, completion: claimed.completion }),
         total_cost: row.cost.to_credits(),

@@ -12,6 +12,8 @@ use http::HeaderMap;
 use super::check_version;
 use super::request::{Translation, translate_count};
 use crate::api::openai::parse::{Manners, Parsed, find_model};
+use crate::api::openai::pictures::{Source, take_pictures};
+use crate::api::openai::support::supports_chat;
 use crate::api::openai::validate::{check_chat, check_tools};
 use crate::app::App;
 use crate::auth::Caller;
@@ -27,10 +29,11 @@ pub async fn count_tokens(
     check_version(&headers)?;
     let mut manners = Manners::of(&headers)?;
     manners.ignore(ignored)?;
-    let Translation { request, names } = translate_count(*request)?;
+    let Translation { mut request, names } = translate_count(*request)?;
     let model = find_model(&app, &request.model, ServiceKind::Llm)?;
     caller.permit_model(&model)?;
-    check_chat(&request).and_then(|()| check_tools(&request)).map_err(|error| names.refuse(error))?;
+    let checked = check_chat(&request).and_then(|()| check_tools(&request));
+    checked.and_then(|()| supports_chat(&model, &request)).map_err(|error| names.refuse(error))?;
     let Some(counter) = app.counters.of(&model).await else {
         let message = format!(
             "There is no tokenizer of the model `{}` here, so its tokens cannot be counted.",
@@ -38,6 +41,8 @@ pub async fn count_tokens(
         );
         return Err(ApiError::unsupported_parameter("model", message));
     };
+    let pictures = take_pictures(&app, &mut request, Source::Request).await;
+    let pictures = pictures.map_err(|error| names.refuse(error))?;
     let counted = tokio::task::spawn_blocking(move || counter.count_prompt(&request));
     let count =
         counted.await.map_err(ApiError::internal)?.map_err(|error| match error.is_request_fault() {
@@ -47,5 +52,5 @@ pub async fn count_tokens(
             ),
             false => ApiError::internal(error),
         })?;
-    Ok(manners.sign(Json(TokenCount { input_tokens: count.0 }).into_response()))
+    Ok(manners.sign(Json(TokenCount { input_tokens: count.0 + pictures.tokens }).into_response()))
 }

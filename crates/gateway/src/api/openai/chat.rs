@@ -9,13 +9,15 @@ use cxmpute_wire::openai::ChatRequest;
 
 use super::old_form::modernise;
 use super::parse::{Mannered, Manners, Parsed, resolve_alternatives, resolve_model, wishes};
+use super::pictures::{Source, has_pictures, picture_bytes, take_pictures};
 use super::support::supports_chat;
 use super::validate::{check_chat, check_tools, output_limit};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::edge::Edge;
 use crate::error::{ApiError, ApiResult};
-use crate::relay::{Ask, Form, Job, Rules, run_llm};
+use crate::limits;
+use crate::relay::{Ask, Form, Job, Pictures, Rules, run_llm};
 
 /// Answers a conversation, as a stream or whole.
 pub async fn create_chat_completion(
@@ -42,6 +44,10 @@ pub async fn answer(
     mut request: Box<ChatRequest>,
     form: Form,
 ) -> ApiResult<Response> {
+    // Only pictures may be large.
+    if manners.read > limits::BODY && manners.read.saturating_sub(picture_bytes(&request)) > limits::BODY {
+        return Err(ApiError::body_too_large(limits::BODY));
+    }
     // A list without tools asks for nothing; clients send it, and not every engine takes it.
     request.tools = request.tools.take().filter(|tools| !tools.is_empty());
     let (model, counter) = resolve_model(&app, &request.model, ServiceKind::Llm).await?;
@@ -60,6 +66,11 @@ pub async fn answer(
     for alternative in &alternatives {
         supports_chat(&alternative.model, &request)?;
     }
+    let pictures = if has_pictures(&request) {
+        take_pictures(&app, &mut request, Source::Anywhere).await?
+    } else {
+        Pictures::default()
+    };
     let (request, rules) = chat_rules(request, old_form).await?;
     let job = Job {
         request_id: edge.request_id,
@@ -82,6 +93,7 @@ pub async fn answer(
         counter,
         title: manners.title.take(),
         referer: manners.referer.take(),
+        pictures,
         ask: Ask::Chat(request),
     };
     Box::pin(run_llm(app, caller, job)).await.map(|response| manners.sign(response))

@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::edge::Edge;
 use crate::error::ApiResult;
-use crate::relay::{Ask, Form, Job, Rules, run_llm};
+use crate::relay::{Ask, Form, Job, Pictures, Rules, run_llm};
 
 /// Continues texts, as a stream or whole.
 pub async fn create_completion(
@@ -55,6 +55,7 @@ pub async fn create_completion(
         counter,
         title: manners.title.take(),
         referer: manners.referer.take(),
+        pictures: Pictures::default(),
         ask: Ask::Completion(request),
     };
     Box::pin(run_llm(app, caller, job)).await.map(|response| manners.sign(response))

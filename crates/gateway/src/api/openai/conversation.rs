@@ -107,14 +107,12 @@ impl Media {
         }
     }
 
-    /// No model of the catalogue looks or listens yet.
+    /// No model of the catalogue listens in a conversation yet.
     fn refuse(&self) -> ApiResult<()> {
-        let lacks = match (self.images, self.sounds) {
-            (0, 0) => return Ok(()),
-            (0, _) => "This model does not take sounds.",
-            _ => "This model does not take images.",
-        };
-        Err(ApiError::unsupported_parameter("messages", lacks))
+        match self.sounds {
+            0 => Ok(()),
+            _ => Err(ApiError::unsupported_parameter("messages", "This model does not take sounds.")),
+        }
     }
 }
 
@@ -141,6 +139,14 @@ fn check_image(image: &ImageUrl, param: &str) -> ApiResult<()> {
         }
         _ => refuse(&param, "An image is given by an https: or data: address."),
     }
+}
+
+/// The bytes of a picture in a `data:` address.
+///
+/// # Errors
+/// It is no base64.
+pub fn decode_data(data: &str, param: &str) -> ApiResult<Vec<u8>> {
+    BASE64.decode(data).map_err(|_| ApiError::invalid_parameter(param, "The data is not base64."))
 }
 
 fn check_base64(data: &str, param: &str) -> ApiResult<()> {
@@ -202,13 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn images_and_sounds_are_measured_and_then_refused_as_not_supported() {
+    fn images_are_measured_and_sounds_are_refused_as_not_supported() {
         let large = format!("data:image/png;base64,{}", "A".repeat(limits::IMAGE_BYTES / 3 * 4 + 8));
         let url = Some("messages[0].content[0].image_url.url");
         for (part, field) in [
-            (image("https://example.org/a.png"), Some("messages")),
-            (image("data:image/png;base64,AAAA"), Some("messages")),
-            (image("data:image/png;base64,AAA"), Some("messages")),
+            (image("https://example.org/a.png"), None),
+            (image("data:image/png;base64,AAAA"), None),
+            (image("data:image/png;base64,AAA"), None),
             (image("data:image/png;base64,A=A!"), url),
             (image("data:image/png;base64,"), url),
             (image("data:text/html;base64,AAAA"), url),

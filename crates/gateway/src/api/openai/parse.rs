@@ -90,6 +90,8 @@ pub struct Manners {
     strict: bool,
     /// Paths of the fields outside the schema.
     pub ignored: Vec<String>,
+    /// Bytes of the body.
+    pub read: usize,
     /// `X-Title`.
     pub title: Option<String>,
     /// `HTTP-Referer` or `Referer`.
@@ -130,6 +132,7 @@ impl Manners {
         Ok(Self {
             strict,
             ignored: Vec::new(),
+            read: 0,
             title: label("x-title"),
             referer: label("http-referer").or_else(|| label("referer")),
             timeout: headers.get("x-cxmpute-timeout-ms").map(timeout).transpose()?,
@@ -147,6 +150,7 @@ impl Manners {
             return Err(ApiError::unsupported_parameter(&first, message));
         }
         self.ignored = ignored.names;
+        self.read = ignored.read;
         Ok(())
     }
 
@@ -245,8 +249,16 @@ pub fn wishes(app: &App, model: &str, preferences: Option<&ProviderPreferences>)
 
 /// The model that was asked for, if it does this kind of work.
 pub fn find_model(app: &App, name: &str, kind: ServiceKind) -> ApiResult<Arc<ModelEntry>> {
+    find_any(app, name, &[kind])
+}
+
+/// The model that was asked for, if it does one of these kinds of work.
+///
+/// # Errors
+/// There is none.
+pub fn find_any(app: &App, name: &str, kinds: &[ServiceKind]) -> ApiResult<Arc<ModelEntry>> {
     let (model, _) = split_suffix(&app.catalogue, name);
-    let entry = app.catalogue.resolve(model).filter(|entry| entry.kind == kind);
+    let entry = app.catalogue.resolve(model).filter(|entry| kinds.contains(&entry.kind));
     entry.cloned().ok_or_else(|| ApiError::model_not_found(name))
 }
 

@@ -1,9 +1,10 @@
 //! What a request asks of its model: a capability that the model lacks is a 400 that names it, never silent (GR7).
 //! A value without an effect, such as `n: 1`, asks for nothing.
 
-use cxmpute_market::catalogue::{ModelEntry, Parameter};
+use cxmpute_market::catalogue::{Capability, ModelEntry, Parameter};
 use cxmpute_wire::openai::{ChatRequest, CompletionRequest, ResponseFormat};
 
+use super::pictures::has_pictures;
 use crate::error::{ApiError, ApiResult};
 
 /// A parameter, whether it is asked for, and the field that asks.
@@ -16,6 +17,9 @@ type Asked = (Parameter, bool, &'static str);
 pub fn supports_chat(model: &ModelEntry, request: &ChatRequest) -> ApiResult<()> {
     let tools = if request.functions.is_some() { "functions" } else { "tools" };
     let format = request.response_format.as_ref();
+    if has_pictures(request) && !model.can(Capability::Vision) {
+        return Err(ApiError::unsupported_parameter("messages", "This model does not take images."));
+    }
     all(
         model,
         &[

@@ -1,99 +1,144 @@
-//! `POST /m/caption`, `/m/query`, `/m/detect` and `/m/point`.
+//! `POST /m/caption`, `/m/query`, `/m/detect` and `/m/point`: by a model that sees and talks, or by one that reads text.
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::Response;
 use base64::Engine as _;
 use bytes::Bytes;
 use cxmpute_market::catalogue::{Capability, ModelEntry};
-use cxmpute_wire::ServiceKind;
+use cxmpute_market::picture::Detail;
 use cxmpute_wire::sight::SightRequest;
+use cxmpute_wire::{Code, ServiceKind};
 
-use crate::api::openai::parse::{Mannered, Parsed, resolve_service, wishes};
+use crate::api::openai::parse::{Mannered, Parsed, find_any, resolve_model, wishes};
+use crate::api::openai::pictures::sentence;
 use crate::api::openai::validate::refuse;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::edge::Edge;
 use crate::error::{ApiError, ApiResult};
 use crate::limits;
-use crate::media::{NoPicture, Picture};
-use crate::relay::{Sight, Wanted, run_errand};
+use crate::media::{NoPicture, PictureError};
+use crate::relay::{Look, Sight, Wanted, run_errand};
 
-/// Says what a picture shows.
-pub async fn create_caption(
-    app: State<Arc<App>>,
+/// A request about a picture, with all that its four routes need to know of it.
+pub struct Glance {
+    app: Arc<App>,
     edge: Edge,
     caller: Caller,
     manners: Mannered,
     request: Parsed<SightRequest>,
-) -> ApiResult<Response> {
-    look(app, edge, caller, manners, request, "/m/caption", |_| Ok(Wanted::Caption)).await
+}
+
+impl FromRequest<Arc<App>> for Glance {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
+        let (mut parts, body) = request.into_parts();
+        let edge = Edge::from_request_parts(&mut parts, app).await?;
+        let caller = Caller::from_request_parts(&mut parts, app).await?;
+        let manners = Mannered::from_request_parts(&mut parts, app).await?;
+        let request = Parsed::from_request(Request::from_parts(parts, body), app).await?;
+        Ok(Self { app: app.clone(), edge, caller, manners, request })
+    }
+}
+
+/// Says what a picture shows.
+pub async fn create_caption(glance: Glance) -> ApiResult<Response> {
+    let wanted = |request: &SightRequest| Ok(Wanted::Caption(request.length.unwrap_or_default()));
+    glance.look("/m/caption", Capability::Caption, wanted).await
 }
 
 /// Answers a question about a picture.
-pub async fn create_answer(
-    app: State<Arc<App>>,
-    edge: Edge,
-    caller: Caller,
-    manners: Mannered,
-    request: Parsed<SightRequest>,
-) -> ApiResult<Response> {
-    look(app, edge, caller, manners, request, "/m/query", |request| {
-        named(request.question.as_deref(), "question").map(|_| Wanted::Answer)
-    })
-    .await
+pub async fn create_answer(glance: Glance) -> ApiResult<Response> {
+    let wanted = |request: &SightRequest| named(request.question.as_deref(), "question").map(Wanted::Answer);
+    glance.look("/m/query", Capability::Query, wanted).await
 }
 
 /// Finds things in a picture, as boxes.
-pub async fn create_detection(
-    app: State<Arc<App>>,
-    edge: Edge,
-    caller: Caller,
-    manners: Mannered,
-    request: Parsed<SightRequest>,
-) -> ApiResult<Response> {
-    look(app, edge, caller, manners, request, "/m/detect", |request| {
-        named(request.target.as_deref(), "target").map(Wanted::Boxes)
-    })
-    .await
+pub async fn create_detection(glance: Glance) -> ApiResult<Response> {
+    let wanted = |request: &SightRequest| named(request.target.as_deref(), "target").map(Wanted::Boxes);
+    glance.look("/m/detect", Capability::Detect, wanted).await
 }
 
 /// Finds things in a picture, as points.
-pub async fn create_pointing(
-    app: State<Arc<App>>,
-    edge: Edge,
-    caller: Caller,
-    manners: Mannered,
-    request: Parsed<SightRequest>,
-) -> ApiResult<Response> {
-    look(app, edge, caller, manners, request, "/m/point", |request| {
-        named(request.target.as_deref(), "target").map(Wanted::Points)
-    })
-    .await
+pub async fn create_pointing(glance: Glance) -> ApiResult<Response> {
+    let wanted = |request: &SightRequest| named(request.target.as_deref(), "target").map(Wanted::Points);
+    glance.look("/m/point", Capability::Point, wanted).await
 }
 
-async fn look(
-    State(app): State<Arc<App>>,
-    edge: Edge,
-    caller: Caller,
-    Mannered(manners): Mannered,
-    Parsed(mut request, ignored): Parsed<SightRequest>,
-    route: &'static str,
-    wanted: impl Fn(&SightRequest) -> ApiResult<Wanted>,
-) -> ApiResult<Response> {
-    let mut manners = manners?;
-    manners.ignore(ignored)?;
-    let able = |entry: &ModelEntry| entry.capabilities.contains(&Capability::Ocr);
-    let model = resolve_service(&app, request.model.as_deref(), ServiceKind::Vision, able)?;
-    let wanted = wanted(&request)?;
-    let name = request.model.take().unwrap_or_else(|| model.id.clone());
-    let wishes = wishes(&app, &name, request.provider.take().as_ref())?;
-    let picture = picture(&app, *request).await?;
-    let total = app.config.relay.sight_total();
-    let ticket = manners.ticket(edge, route, &name, model, wishes, total);
-    let sight = Sight { picture, wanted };
-    Box::pin(run_errand(app, caller, ticket, sight)).await.map(|response| manners.sign(response))
+impl Glance {
+    async fn look(
+        self,
+        route: &'static str,
+        capability: Capability,
+        wanted: impl Fn(&SightRequest) -> ApiResult<Wanted>,
+    ) -> ApiResult<Response> {
+        let Self { app, edge, caller, manners: Mannered(manners), request: Parsed(mut request, ignored) } =
+            self;
+        let mut manners = manners?;
+        manners.ignore(ignored)?;
+        let model = seer(&app, request.model.as_deref(), capability)?;
+        let wanted = wanted(&request)?;
+        let name = request.model.take().unwrap_or_else(|| model.id.clone());
+        let wishes = wishes(&app, &name, request.provider.take().as_ref())?;
+        let source = source(*request)?;
+        let total = app.config.relay.sight_total();
+        let answered = if model.kind == ServiceKind::Llm {
+            let (_, counter) = resolve_model(&app, &model.id, ServiceKind::Llm).await?;
+            let view = match source {
+                Source::Address(url) => {
+                    app.media.fetch_view(&url, Detail::High).await.map_err(not_fetched)?
+                }
+                Source::File(param, file) => {
+                    app.media.view(file, Detail::High).await.map_err(|error| broken(param, error))?
+                }
+            };
+            let ticket = manners.ticket(edge, route, &name, model, wishes, total);
+            let look = Look::new(&ticket, counter, view, wanted);
+            Box::pin(run_errand(app, caller, ticket, look)).await
+        } else {
+            let picture = match source {
+                Source::Address(url) => app.media.fetch(&url).await.map_err(not_fetched)?,
+                Source::File(param, file) => {
+                    app.media.picture(file).await.map_err(|error| broken(param, error))?
+                }
+            };
+            let ticket = manners.ticket(edge, route, &name, model, wishes, total);
+            Box::pin(run_errand(app, caller, ticket, Sight { picture, wanted })).await
+        };
+        answered.map(|response| manners.sign(response))
+    }
+}
+
+/// The model that looks: the named one, or where none is named one that nodes serve now, those that see before those that only
+/// read.
+fn seer(app: &App, name: Option<&str>, capability: Capability) -> ApiResult<Arc<ModelEntry>> {
+    let sees = |entry: &ModelEntry| {
+        entry.kind == ServiceKind::Llm && entry.can(Capability::Vision) && entry.can(capability)
+    };
+    let reads = |entry: &ModelEntry| entry.kind == ServiceKind::Vision && entry.can(Capability::Ocr);
+    if let Some(name) = name {
+        let entry = find_any(app, name, &[ServiceKind::Vision, ServiceKind::Llm])?;
+        if sees(&entry) || reads(&entry) {
+            return Ok(entry);
+        }
+        let message = format!(
+            "The model `{}` cannot do this; it needs the capability {}.",
+            entry.id,
+            capability.name()
+        );
+        return Err(ApiError::unsupported_parameter("model", message));
+    }
+    let entries = app.catalogue.entries();
+    let served = |entry: &&Arc<ModelEntry>| app.fleet.state(&entry.service).routable > 0;
+    let seeing = || entries.iter().filter(|entry| sees(entry));
+    let reading = || entries.iter().filter(|entry| reads(entry));
+    let found = seeing().chain(reading()).find(served).or_else(|| reading().chain(seeing()).next());
+    found.cloned().ok_or_else(|| {
+        ApiError::new(Code::ModelNotFound, "The catalogue has no model that can do this.").param("model")
+    })
 }
 
 fn named(text: Option<&str>, param: &str) -> ApiResult<String> {
@@ -106,8 +151,14 @@ fn named(text: Option<&str>, param: &str) -> ApiResult<String> {
     }
 }
 
-/// The one picture of a request.
-async fn picture(app: &App, request: SightRequest) -> ApiResult<Picture> {
+/// Where the one picture of a request is.
+enum Source {
+    Address(String),
+    /// The field, and the file in it.
+    File(&'static str, Bytes),
+}
+
+fn source(request: SightRequest) -> ApiResult<Source> {
     const PARAMS: [&str; 3] = ["imageUrl", "imageBase64", "imageUint8"];
     let given = [request.image_url.is_some(), request.image_base64.is_some(), request.image_uint8.is_some()];
     if given.iter().filter(|given| **given).count() != 1 {
@@ -119,7 +170,7 @@ async fn picture(app: &App, request: SightRequest) -> ApiResult<Picture> {
         if url.is_empty() || url.len() > limits::URI {
             return refuse("imageUrl", format!("An address has 1 to {} bytes.", limits::URI));
         }
-        return app.media.fetch(&url).await.map_err(|error| not_fetched(&error));
+        return Ok(Source::Address(url));
     }
     let (param, bytes) = match (request.image_base64, request.image_uint8) {
         (Some(text), _) => ("imageBase64", decode(&text)?),
@@ -128,8 +179,7 @@ async fn picture(app: &App, request: SightRequest) -> ApiResult<Picture> {
     if bytes.len() > limits::IMAGE_BYTES {
         return refuse(param, format!("The picture has more than {} bytes.", limits::IMAGE_BYTES));
     }
-    let picture = app.media.picture(Bytes::from(bytes)).await;
-    picture.map_err(|error| ApiError::invalid_parameter(param, sentence(&error.to_string())))
+    Ok(Source::File(param, bytes.into()))
 }
 
 fn decode(text: &str) -> ApiResult<Vec<u8>> {
@@ -141,13 +191,12 @@ fn decode(text: &str) -> ApiResult<Vec<u8>> {
     decoded.ok_or_else(|| ApiError::invalid_parameter("imageBase64", "imageBase64 is no base64."))
 }
 
-/// What went wrong with an address, without what stands behind it.
-fn not_fetched(error: &NoPicture) -> ApiError {
-    ApiError::invalid_parameter("imageUrl", sentence(&format!("the picture was not fetched: {error}")))
+fn broken(param: &'static str, error: PictureError) -> ApiError {
+    ApiError::invalid_parameter(param, sentence(&error.to_string()))
 }
 
-fn sentence(text: &str) -> String {
-    let mut letters = text.chars();
-    let first: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
-    format!("{first}{}.", letters.as_str().trim_end_matches('.'))
+/// What went wrong with an address, without what stands behind it.
+#[expect(clippy::needless_pass_by_value, reason = "what an error is turned into takes it")]
+fn not_fetched(error: NoPicture) -> ApiError {
+    ApiError::invalid_parameter("imageUrl", sentence(&format!("the picture was not fetched: {error}")))
 }

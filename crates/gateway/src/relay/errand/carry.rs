@@ -125,7 +125,7 @@ impl<E: Errand> Carry<E> {
         let counted = errand.delivered(exact, &answer);
         settlement.end = End::Finished;
         settlement.counted = counted;
-        settlement.claimed = errand.claimed(&answer);
+        settlement.claimed = errand.claimed(&counted, &answer);
         settlement.provision_id = Some(seat.provision().clone());
         settlement.provider = Some(seat.owner().clone());
         let meta = Meta {

@@ -8,6 +8,7 @@
     reason = "the suite is the world around the programs: it owns real time, tasks and the environment"
 )]
 
+pub mod atelier;
 pub mod client;
 pub mod collector;
 pub mod contract;

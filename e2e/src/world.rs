@@ -59,6 +59,7 @@ pub struct Plan {
     setting: Setting,
     config: Config,
     services: bool,
+    more: String,
 }
 
 impl Plan {
@@ -66,6 +67,20 @@ impl Plan {
     #[must_use]
     pub fn services(mut self) -> Self {
         self.services = true;
+        self
+    }
+
+    /// Entries beside the usual ones, for nodes that a test starts itself.
+    #[must_use]
+    pub fn also(mut self, catalogue: String) -> Self {
+        self.more = catalogue;
+        self
+    }
+
+    /// Pictures may be fetched from this address of the test's own.
+    #[must_use]
+    pub fn pictures_from(mut self, address: &str) -> Self {
+        self.config.media.allow.extend(address.parse::<cxmpute_egress::judge::Permission>());
         self
     }
 
@@ -165,12 +180,20 @@ impl Plan {
             Store::Sqlite => format!("sqlite:{}", folder.path().join("cxmpute.db").display()),
             Store::Postgres => boot::fresh_postgres()?,
         };
-        boot::lay_out(&mut self.config, folder.path(), url, self.services)?;
+        boot::lay_out(&mut self.config, folder.path(), url, self.services, &self.more)?;
         let (app, address) = boot::serve(self.config, self.setting.bad).await?;
         let money = Money::new(app.db.clone(), app.catalogue.clone(), &crate::house::models_dir())?;
         let models = MODELS + if self.services { SERVICES } else { 0 };
         Ok(World { address, money, app, folder, models, bad: self.setting.bad.is_some() })
     }
+}
+
+/// The lines of an entry that pin the tiny model's file, from which its tokens are counted.
+///
+/// # Errors
+/// The file is missing.
+pub fn tiny_file() -> Result<String> {
+    boot::tiny_file()
 }
 
 /// A running world. [`World::finish`] judges what it leaves behind.
@@ -203,7 +226,7 @@ impl World {
         // Hundreds of clients of a test share one address.
         config.server.connections_per_address = 0;
         config.server.drain_ms = 5_000;
-        Plan { setting, config, services: false }
+        Plan { setting, config, services: false, more: String::new() }
     }
 
     /// Creates an account with so much money and a key.

@@ -25,7 +25,13 @@ use crate::settings::postgres_url;
 use crate::stand_in::DIMENSIONS;
 
 /// Points the configuration at the world's folder and writes the catalogue there.
-pub(super) fn lay_out(config: &mut Config, folder: &Path, url: String, services: bool) -> Result<()> {
+pub(super) fn lay_out(
+    config: &mut Config,
+    folder: &Path,
+    url: String,
+    services: bool,
+    more: &str,
+) -> Result<()> {
     let models = models_dir();
     let file = std::fs::read(models.join(TINY_FILE))
         .with_context(|| format!("{TINY_FILE} in {}: run scripts/fetch-models", models.display()))?;
@@ -34,6 +40,7 @@ pub(super) fn lay_out(config: &mut Config, folder: &Path, url: String, services:
     if services {
         text.push_str(&catalogue_of_services());
     }
+    text.push_str(more);
     std::fs::write(&path, text)?;
     config.store.data_dir = folder.to_owned();
     config.store.url = Some(url);
@@ -41,6 +48,16 @@ pub(super) fn lay_out(config: &mut Config, folder: &Path, url: String, services:
     config.catalogue.models_dir = Some(models);
     config.server.bind = "127.0.0.1:0".parse()?;
     Ok(())
+}
+
+/// The lines of an entry that pin the tiny model's file.
+pub(super) fn tiny_file() -> Result<String> {
+    let file = std::fs::read(models_dir().join(TINY_FILE))?;
+    let sha256 = data_encoding::HEXLOWER.encode(&Sha256::digest(&file));
+    Ok(format!(
+        "[[model.file]]\nrole = \"model\"\nname = \"{TINY_FILE}\"\nsha256 = \"{sha256}\"\nsize = {}\n",
+        file.len()
+    ))
 }
 
 fn catalogue(sha256: &str, size: usize) -> String {

@@ -5,6 +5,7 @@ mod clean;
 mod containers;
 mod house;
 mod node;
+mod pictures;
 mod rhythm;
 #[cfg(feature = "sabotage")]
 mod sabotaged;

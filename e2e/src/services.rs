@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use crate::client::{Payload, Reply};
 use crate::money::Money;
-use crate::stand_in::{SAID, drawing, drawn, heard, pages, read_text, speech};
-use crate::world::{DRAWING_MODEL, LISTENING_MODEL, PAGES_MODEL, READING_MODEL, SPEECH_MODEL};
+use crate::stand_in::{SAID, SEEN, drawing, drawn, heard, pages, read_text, seen, speech};
+use crate::world::{DRAWING_MODEL, LISTENING_MODEL, PAGES_MODEL, READING_MODEL, SEEING_MODEL, SPEECH_MODEL};
 
 /// The text that is said.
 pub const TEXT: &str = "Seven words that are to be said";
@@ -32,6 +32,12 @@ pub const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAEAAAAAgCAAAAACH9iFYAAAAYElEQVR42
 /// A PNG that says it is 60,000 pixels wide and high, with a right checksum; it has 158 bytes.
 pub const BOMB: &str = "iVBORw0KGgoAAAANSUhEUgAA6mAAAOpgCAAAAACluSqeAAAAYElEQVR42mNgYOHgERCRkFFQ0dAxMLGwcXDx8AkIiYhJSMnIKSipqGlo6eiZMGXGnAVLVqzZsGXHngNHTpy5cOXGnQdPXrz58OXHH4ZRA0YNGDVg1IBRA0YNGDVguBkAAE2b8C4hf07QAAAAAElFTkSuQmCC";
 
+/// What is asked about the picture.
+const QUESTION: &str = "Which colours?";
+
+/// Characters of the question, and those that the picture counts as: 85 tokens and 170 for its only tile, four characters each.
+const INPUT_CHARACTERS: u64 = QUESTION.len() as u64 + 255 * 4;
+
 /// Pictures that are drawn.
 pub const DRAWN: u64 = 2;
 
@@ -50,6 +56,8 @@ pub enum Service {
     Transcript,
     /// `POST /m/caption`.
     Picture,
+    /// `POST /m/query` with a model that talks.
+    Look,
     /// `POST /images/generations`.
     Drawing,
     /// `POST /scrape`.
@@ -66,7 +74,8 @@ const TRANSCRIPT_FIELDS: [(&str, &str); 4] = [
 
 impl Service {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Speech, Self::Transcript, Self::Picture, Self::Drawing, Self::Pages];
+    pub const ALL: [Self; 6] =
+        [Self::Speech, Self::Transcript, Self::Picture, Self::Look, Self::Drawing, Self::Pages];
 
     /// Its name in reports.
     #[must_use]
@@ -75,6 +84,7 @@ impl Service {
             Self::Speech => "speech",
             Self::Transcript => "transcript",
             Self::Picture => "picture",
+            Self::Look => "look",
             Self::Drawing => "drawing",
             Self::Pages => "pages",
         }
@@ -87,6 +97,7 @@ impl Service {
             Self::Speech => "speech: the bill is what the table says",
             Self::Transcript => "transcript: the bill is what the table says",
             Self::Picture => "picture: the bill is what the table says",
+            Self::Look => "look: the bill is what the table says",
             Self::Drawing => "drawing: the bill is what the table says",
             Self::Pages => "pages: the bill is what the table says",
         }
@@ -99,6 +110,7 @@ impl Service {
             Self::Speech => "/v1/audio/speech",
             Self::Transcript => "/v1/audio/transcriptions",
             Self::Picture => "/v1/m/caption",
+            Self::Look => "/v1/m/query",
             Self::Drawing => "/v1/images/generations",
             Self::Pages => "/v1/scrape",
         }
@@ -111,6 +123,7 @@ impl Service {
             Self::Speech => SPEECH_MODEL,
             Self::Transcript => LISTENING_MODEL,
             Self::Picture => READING_MODEL,
+            Self::Look => SEEING_MODEL,
             Self::Drawing => DRAWING_MODEL,
             Self::Pages => PAGES_MODEL,
         }
@@ -123,6 +136,7 @@ impl Service {
             Self::Speech => "/audio/speech",
             Self::Transcript => "/audio/transcriptions",
             Self::Picture => "/read",
+            Self::Look => "/chat/completions",
             Self::Drawing => "/images/generations",
             Self::Pages => "/scrape",
         }
@@ -137,6 +151,9 @@ impl Service {
             ),
             Self::Transcript => Payload::form(&TRANSCRIPT_FIELDS, Some(&recording(RECORDING_MS))),
             Self::Picture => Payload::json(&json!({"model": READING_MODEL, "imageBase64": PNG})),
+            Self::Look => {
+                Payload::json(&json!({"model": SEEING_MODEL, "imageBase64": PNG, "question": QUESTION}))
+            }
             Self::Drawing => Payload::json(
                 &json!({"model": DRAWING_MODEL, "prompt": format!("{DRAWING_MODEL}: a slope of colours"),
                 "n": DRAWN, "size": format!("{}x{}", DRAWN_SIZE.0, DRAWN_SIZE.1)}),
@@ -168,6 +185,7 @@ impl Service {
             Self::Speech => speech(TEXT),
             Self::Transcript => heard(SAID, 1.5).to_string().into_bytes(),
             Self::Picture => read_text("Total: 128.50 EUR", PICTURE).to_string().into_bytes(),
+            Self::Look => seen(SEEN).into_bytes(),
             Self::Drawing => drawn(DRAWN_SIZE, DRAWN).to_string().into_bytes(),
             Self::Pages => pages(&URLS).to_string().into_bytes(),
         }
@@ -183,6 +201,7 @@ impl Service {
                 body["text"] == SAID && body["words"][3]["word"] == "one" && body["usage"]["seconds"] == 2
             }
             Self::Picture => body["caption"] == "Total: 128.50 EUR",
+            Self::Look => body["answer"] == SEEN && body["usage"]["images"] == 1,
             Self::Drawing => are_drawn(&body, DRAWN),
             Self::Pages => (0..URLS.len()).all(|at| {
                 let page = &body["results"][at];
@@ -201,6 +220,7 @@ impl Service {
             Self::Speech => Units { characters: TEXT.len() as u64, ..Units::default() },
             Self::Transcript => Units { seconds: 2, ..Units::default() },
             Self::Picture => Units { images: 1, ..Units::default() },
+            Self::Look => Units { characters: INPUT_CHARACTERS + SEEN.len() as u64, ..Units::default() },
             // Each picture has twice the pixels that are charged as one.
             Self::Drawing => Units { images: 2 * DRAWN, ..Units::default() },
             Self::Pages => Units { urls: URLS.len() as u64, ..Units::default() },
@@ -215,6 +235,9 @@ impl Service {
     pub fn price_of_input(self, money: &Money) -> Result<i64> {
         match self {
             Self::Speech | Self::Transcript => self.price(money),
+            Self::Look => {
+                money.price_of(self.model(), &Units { characters: INPUT_CHARACTERS, ..Units::default() })
+            }
             Self::Picture | Self::Drawing | Self::Pages => Ok(0),
         }
     }

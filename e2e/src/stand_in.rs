@@ -34,7 +34,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-pub use errand::{SAID, drawing, drawn, heard, pages, read_text, speech};
+pub use errand::{SAID, SEEN, drawing, drawn, heard, pages, read_text, seen, speech};
 pub use script::{Script, Step};
 pub use voice::DIMENSIONS;
 

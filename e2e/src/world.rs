@@ -37,6 +37,8 @@ pub const SPEECH_MODEL: &str = "speaker";
 pub const LISTENING_MODEL: &str = "listener";
 /// Reads pictures.
 pub const READING_MODEL: &str = "reader";
+/// Looks at pictures and talks.
+pub const SEEING_MODEL: &str = "watcher";
 /// Draws pictures.
 pub const DRAWING_MODEL: &str = "painter";
 /// Fetches pages.
@@ -45,7 +47,7 @@ pub const PAGES_MODEL: &str = "scrape";
 /// Models of every world's catalogue; a stand-in serves them all.
 const MODELS: usize = 3;
 /// Models beyond them, in a world with services.
-const SERVICES: usize = 5;
+const SERVICES: usize = 6;
 
 /// Patience with a node that comes up. No rule says how soon it must; a starved machine needs long.
 const UP_WITHIN: Duration = Duration::from_secs(120);

@@ -18,7 +18,7 @@ use crate::client::{Client, Payload, Reply};
 use crate::paths::{OWN_WORD, settled};
 use crate::services::{BOMB, DRAWN, DRAWN_SIZE, PICTURE, Service, TEXT, URLS};
 use crate::settings::Setting;
-use crate::stand_in::{Mood, Script, StandIn, Step, drawing, drawn, speech};
+use crate::stand_in::{Mood, SEEN, Script, StandIn, Step, drawing, drawn, seen, speech};
 use crate::verdict::Verdict;
 use crate::world::{Account, World};
 
@@ -233,6 +233,7 @@ fn lies(service: Service) -> Vec<(&'static str, Vec<Step>)> {
         Service::Speech => speeches(),
         Service::Transcript => transcripts().into_iter().map(|(name, value)| (name, of(value))).collect(),
         Service::Picture => readings().into_iter().map(|(name, value)| (name, of(value))).collect(),
+        Service::Look => looks().into_iter().map(|(name, text)| (name, raw(text.into_bytes()))).collect(),
         Service::Drawing => drawings().into_iter().map(|(name, value)| (name, of(value))).collect(),
         Service::Pages => all_pages().into_iter().map(|(name, value)| (name, of(value))).collect(),
     };
@@ -298,6 +299,25 @@ fn readings() -> Vec<(&'static str, Value)> {
         ("control characters in a word", word(json!([0, 0, 9, 9]), 0.5, MARK)),
         ("control characters in the text", json!({"text": MARK, "words": []})),
         ("no text", json!({"words": []})),
+    ]
+}
+
+fn looks() -> Vec<(&'static str, String)> {
+    let good = seen(OWN_WORD);
+    let whole = json!({"choices": [{"index": 0, "message": {"content": OWN_WORD}, "finish_reason": "stop"}]});
+    let call =
+        json!({"index": 0, "id": "x", "type": "function", "function": {"name": OWN_WORD, "arguments": "{}"}});
+    let called = json!({"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": null}]});
+    let second = json!({"choices": [{"index": 1, "delta": {"content": OWN_WORD}, "finish_reason": null}]});
+    vec![
+        ("an answer that is no stream", whole.to_string()),
+        ("no end of the stream", good.replace("data: [DONE]\n\n", "")),
+        ("no end of the choice", good.replace("\"stop\"", "null")),
+        ("an answer without words", seen("")),
+        ("an answer of spaces", seen(" \n\t ")),
+        ("a tool that nobody declared", format!("data: {called}\n\n{good}")),
+        ("a second choice", format!("data: {second}\n\n{good}")),
+        ("a novel", seen(&OWN_WORD.repeat(400_000))),
     ]
 }
 
@@ -382,6 +402,17 @@ fn additions(service: Service) -> Vec<(&'static str, Bytes, Value)> {
             let sent = json!({"text": "one", "x": OWN_WORD, "caption": OWN_WORD, "usage": {"cost": OWN_WORD},
                 "words": [{"text": "one", "box": [0, 0, 9, 9], "confidence": 0.5, "x": OWN_WORD}]});
             vec![("extras", sent.to_string().into(), json!({"caption": "one"}))]
+        }
+        Service::Look => {
+            let said = format!("{}\u{1b}{}", &SEEN[..4], &SEEN[4..]);
+            let said = json!({"id": OWN_WORD, "model": OWN_WORD, "x": OWN_WORD, "system_fingerprint": OWN_WORD,
+                "choices": [{"index": 0, "delta": {"role": "system", "content": said, "x": OWN_WORD}, "finish_reason": null}],
+                "usage": {"cost": OWN_WORD}});
+            let end = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]});
+            let sent = format!(
+                ": {OWN_WORD}\n\ndata: {said}\n\ndata: {end}\n\ndata: [DONE]\n\ndata: {OWN_WORD}\n\n"
+            );
+            vec![("extras and control characters", sent.into(), json!({"answer": SEEN}))]
         }
         Service::Drawing => {
             // A note in front of the pixels, more behind the end, and fields of the node's own.

@@ -19,6 +19,9 @@ use crate::world::DRAWING_MODEL;
 /// What a stand-in hears in every recording that is not silent; so it passes the check of a service that listens.
 pub const SAID: &str = "four seven one one";
 
+/// What a stand-in sees in every picture.
+pub const SEEN: &str = "Grey all over.";
+
 /// What is written in the picture of the gateway's check.
 const WRITTEN: &str = "Page 4711 of 9";
 
@@ -48,6 +51,10 @@ pub(super) struct Task {
 pub(super) fn read(head: &WorkHead, body: &[u8]) -> Option<Task> {
     let json = || serde_json::from_slice::<Value>(body).unwrap_or_default();
     Some(match head.path {
+        // A question about a picture is answered as a whole, too; other chats are not.
+        WorkPath::ChatCompletions if json()["messages"][0]["content"][0]["type"] == "image_url" => {
+            Task { asked: json(), is_check: false, answer: seen(SEEN).into() }
+        }
         WorkPath::ChatCompletions | WorkPath::Completions | WorkPath::Embeddings => return None,
         WorkPath::Speech => {
             let asked = json();
@@ -126,6 +133,20 @@ pub fn read_text(text: &str, (width, height): (u32, u32)) -> Value {
     let each = width / u32::try_from(words.len().max(1)).unwrap_or(1);
     let word = |(at, word): (u32, &&str)| json!({"text": word, "box": [at * each, 0, (at + 1) * each, height], "confidence": 0.9});
     json!({"text": text, "words": (0..).zip(&words).map(word).collect::<Vec<_>>()})
+}
+
+/// A chat that says a text.
+#[must_use]
+pub fn seen(text: &str) -> String {
+    let chunk = |delta: Value, finish: Value| {
+        let choices = json!([{"index": 0, "delta": delta, "finish_reason": finish}]);
+        format!(
+            "data: {}\n\n",
+            json!({"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "x", "choices": choices})
+        )
+    };
+    let said = chunk(json!({"role": "assistant", "content": text}), Value::Null);
+    format!("{said}{}data: [DONE]\n\n", chunk(json!({}), json!("stop")))
 }
 
 /// So many pictures of this width and height, each with other colours.

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     CHAT_MODEL, DRAWING_MODEL, EMBEDDINGS_MODEL, FIXED_COST, FIXED_MODEL, LISTENING_MODEL, PAGES_MODEL,
-    READING_MODEL, SPEECH_MODEL,
+    READING_MODEL, SEEING_MODEL, SPEECH_MODEL,
 };
 use crate::house::models_dir;
 use crate::money::TINY_FILE;
@@ -87,6 +87,12 @@ fn catalogue_of_services() -> String {
         model(SPEECH_MODEL, "tts", "character = 2_000_000", voices),
         model(LISTENING_MODEL, "stt", "second = 100_000_000", ""),
         model(READING_MODEL, "vision", "image = 12_000_000_000", "capabilities = [\"ocr\"]"),
+        model(
+            SEEING_MODEL,
+            "llm",
+            "prompt = 1, completion = 1, character = 2_000_000",
+            "context_length = 8192\nmax_completion_tokens = 2048\ncapabilities = [\"vision\", \"query\"]",
+        ),
         model(
             DRAWING_MODEL,
             "image",

@@ -243,7 +243,12 @@ fn read_chat(body: &[u8]) -> Result<(String, Option<Claim>), Fault> {
     let mut pieces = std::collections::VecDeque::new();
     let mut cutter = EventCutter::new(EVENT);
     let mut reader = EventReader::new(Asked { dialect: Dialect::Chat, choices: 1, logprobs: None });
-    cutter.push(body, |data| reader.read(data, &mut pieces)).map_err(|_| Fault::Protocol)?;
+    // What comes behind the end marker is not read.
+    if cutter.push(body, |data| reader.read(data, &mut pieces)).is_err()
+        && pieces.back() != Some(&Piece::Done)
+    {
+        return Err(Fault::Protocol);
+    }
     let (mut text, mut claim, mut finished, mut done) = (String::new(), None, false, false);
     for piece in pieces {
         match piece {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::Bytes;
 use cxmpute_egress::judge::Class;
-use cxmpute_market::catalogue::ModelEntry;
+use cxmpute_market::catalogue::{Capability, ModelEntry};
 use cxmpute_runtime::random;
 use cxmpute_tunnel::{WorkHead, WorkPath};
 use cxmpute_wire::control::ServiceState;
@@ -223,9 +223,16 @@ fn task(entry: &ModelEntry, question: &str, tries: u32, request: &RequestId) -> 
 }
 
 fn chat_body(entry: &ModelEntry, question: &str) -> serde_json::Value {
+    let content = if entry.can(Capability::Vision) {
+        // Whether it sees right is not judged, but whether its engine takes pictures at all is.
+        let url = format!("data:image/png;base64,{}", base64::engine::general_purpose::STANDARD.encode(PAGE));
+        serde_json::json!([{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": url}}])
+    } else {
+        question.into()
+    };
     serde_json::json!({
         "model": entry.id,
-        "messages": [{"role": "user", "content": question}],
+        "messages": [{"role": "user", "content": content}],
         "max_tokens": TOKENS,
         "temperature": 0.0,
         "stream": true,
@@ -233,7 +240,11 @@ fn chat_body(entry: &ModelEntry, question: &str) -> serde_json::Value {
     })
 }
 
+/// The count of the prompt; none where it holds a picture, which engines count each in their own way.
 async fn exact_prompt(fleet: &Fleet, entry: &ModelEntry, question: &str) -> Option<u64> {
+    if entry.can(Capability::Vision) {
+        return None;
+    }
     let counter = fleet.parts().counters.of(entry).await?;
     let request: ChatRequest = serde_json::from_value(chat_body(entry, question)).ok()?;
     let counted = tokio::task::spawn_blocking(move || counter.count_prompt(&request)).await.ok()?;

@@ -67,6 +67,8 @@ pub async fn answer(
         supports_chat(&alternative.model, &request)?;
     }
     let pictures = if has_pictures(&request) {
+        // Nothing is fetched for a key that may not use the model.
+        caller.permit_model(&model)?;
         take_pictures(&app, &mut request, Source::Anywhere).await?
     } else {
         Pictures::default()

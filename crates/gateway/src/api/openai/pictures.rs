@@ -50,29 +50,61 @@ pub fn picture_bytes(request: &ChatRequest) -> usize {
 /// # Errors
 /// The picture at fault.
 pub async fn take_pictures(app: &App, request: &mut ChatRequest, from: Source) -> ApiResult<Pictures> {
-    let mut pictures = Pictures::default();
-    for (at, message) in request.messages.iter_mut().enumerate() {
-        let Some(Content::Parts(parts)) = &mut message.content else { continue };
-        for (place, part) in parts.iter_mut().enumerate() {
-            let ContentPart::ImageUrl { image_url } = part else { continue };
+    // All at once: a site that is slow holds up no other, and the desk decodes as many as there are processors.
+    let places: Vec<(usize, usize)> = places(request);
+    let views = places.iter().map(|&(at, place)| {
+        let image = image_at(request, at, place).cloned();
+        async move {
             let param = format!("messages[{at}].content[{place}].image_url.url");
-            let view = view(app, image_url, &param, from).await?;
-            pictures.count += 1;
-            pictures.tokens += view.tokens;
-            pictures.bytes += view.url.len();
-            if pictures.bytes > limits::PICTURES_BYTES {
-                let most = limits::size(limits::PICTURES_BYTES);
-                return refuse(
-                    "messages",
-                    format!(
-                        "The pictures of a conversation have over {most}; send fewer, or with detail low."
-                    ),
-                );
+            match image {
+                Some(image) => view(app, &image, &param, from).await,
+                None => Err(ApiError::internal(anyhow::anyhow!("a picture is gone"))),
             }
+        }
+    });
+    let views = futures_util::future::join_all(views.collect::<Vec<_>>()).await;
+    let mut pictures = Pictures::default();
+    for ((at, place), view) in places.into_iter().zip(views) {
+        let view = view?;
+        pictures.count += 1;
+        pictures.tokens += view.tokens;
+        pictures.bytes += view.url.len();
+        if pictures.bytes > limits::PICTURES_BYTES {
+            let most = limits::size(limits::PICTURES_BYTES);
+            let message =
+                format!("The pictures of a conversation have over {most}; send fewer, or with detail low.");
+            return refuse("messages", message);
+        }
+        if let Some(Content::Parts(parts)) = &mut request.messages[at].content
+            && let ContentPart::ImageUrl { image_url } = &mut parts[place]
+        {
             *image_url = ImageUrl { url: view.url, detail: None };
         }
     }
     Ok(pictures)
+}
+
+/// Where the pictures of a conversation are: message and part.
+fn places(request: &ChatRequest) -> Vec<(usize, usize)> {
+    let parts = request.messages.iter().enumerate().filter_map(|(at, message)| match &message.content {
+        Some(Content::Parts(parts)) => Some((at, parts)),
+        _ => None,
+    });
+    let pictures = parts.flat_map(|(at, parts)| {
+        let is_picture = |part: &ContentPart| matches!(part, ContentPart::ImageUrl { .. });
+        parts.iter().enumerate().filter(move |(_, part)| is_picture(part)).map(move |(place, _)| (at, place))
+    });
+    pictures.collect()
+}
+
+fn image_at(request: &ChatRequest, at: usize, place: usize) -> Option<&ImageUrl> {
+    match request.messages.get(at)?.content.as_ref()? {
+        Content::Parts(parts) => match parts.get(place)? {
+            ContentPart::ImageUrl { image_url } => Some(image_url),
+            _ => None,
+        },
+        Content::Text(_) => None,
+    }
 }
 
 async fn view(app: &App, image: &ImageUrl, param: &str, from: Source) -> ApiResult<View> {

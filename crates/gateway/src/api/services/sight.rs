@@ -84,6 +84,7 @@ impl Glance {
         let name = request.model.take().unwrap_or_else(|| model.id.clone());
         let wishes = wishes(&app, &name, request.provider.take().as_ref())?;
         let source = source(*request)?;
+        caller.permit_model(&model)?;
         let total = app.config.relay.sight_total();
         let answered = if model.kind == ServiceKind::Llm {
             let (_, counter) = resolve_model(&app, &model.id, ServiceKind::Llm).await?;

@@ -372,6 +372,8 @@ async fn a_llama_server_that_is_found_conforms() {
         service,
         configure: Box::new(move |config| {
             config.discover.llama_server = vec![address.to_string()];
+            // It may still be loading when it is looked for first.
+            config.discover.every_s = 1;
             config.discover.ollama = Vec::new();
             config.discover.vllm = Vec::new();
         }),

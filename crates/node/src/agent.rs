@@ -14,6 +14,7 @@ use cxmpute_wire::{Code, Epoch, ProvisionId};
 use tokio::sync::watch;
 
 use crate::config::NodeConfig;
+use crate::diagnose::gpu::Cards;
 use crate::engines::discover::{self, Finds};
 use crate::engines::fake::Fake;
 use crate::identity::Identity;
@@ -43,6 +44,8 @@ pub struct Deps {
     pub tasks: Tasks,
     /// Takes the place of all engines, in tests.
     pub fake: Option<Fake>,
+    /// The accelerators that engines run on.
+    pub cards: Cards,
     /// The program `cxmpute-provider`, where this one is another and it does not lie beside it.
     pub program: Option<PathBuf>,
     /// For enrolling again when the gateway forgot this node.
@@ -61,7 +64,15 @@ impl Deps {
     /// The system's clock and real engines.
     #[must_use]
     pub const fn new(clock: Clock, tasks: Tasks) -> Self {
-        Self { clock, tasks, fake: None, program: None, grant: None, sensors: owner::Sensors::Machine }
+        Self {
+            clock,
+            tasks,
+            fake: None,
+            cards: Cards::Machine,
+            program: None,
+            grant: None,
+            sensors: owner::Sensors::Machine,
+        }
     }
 }
 
@@ -145,6 +156,7 @@ impl Node {
             confiner: Confiner::probe(program.clone()),
             program,
             finds: finds.clone(),
+            cards: deps.cards.clone(),
             fake: deps.fake.clone(),
         };
         let view = NodeView {

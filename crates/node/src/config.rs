@@ -127,6 +127,12 @@ pub struct EnginesSection {
     pub prefer: Vec<String>,
     /// Path of llama.cpp's `llama-server`; the one beside this program or on the path when absent.
     pub llama_server: Option<PathBuf>,
+    /// Path of `vllm`; the one beside this program or on the path when absent.
+    pub vllm: Option<PathBuf>,
+    /// Address of the owner's Ray cluster (`HOST:PORT`): vLLM then spreads a model over its machines.
+    pub ray_address: Option<String>,
+    /// Machines of that cluster over which one model is spread.
+    pub ray_machines: u16,
 }
 
 /// `[discover]`

@@ -19,6 +19,27 @@ fn library() -> Option<&'static Nvml> {
     LIBRARY.get_or_init(|| Nvml::init().ok()).as_ref()
 }
 
+/// Where one looks for accelerators.
+#[derive(Clone, Debug, Default)]
+pub enum Cards {
+    /// In this machine.
+    #[default]
+    Machine,
+    /// These, in tests.
+    Given(Vec<GpuInfo>),
+}
+
+impl Cards {
+    /// What is there, and how much of it is free now.
+    #[must_use]
+    pub fn list(&self) -> Vec<GpuInfo> {
+        match self {
+            Self::Machine => list(),
+            Self::Given(cards) => cards.clone(),
+        }
+    }
+}
+
 /// The accelerators of this machine.
 pub fn list() -> Vec<GpuInfo> {
     let Some(nvml) = library() else {

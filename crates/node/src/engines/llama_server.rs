@@ -26,6 +26,8 @@ const HELP_TIME: Duration = Duration::from_secs(20);
 const MEMORY: u64 = 4 << 30;
 /// The same where accelerators map theirs.
 const MEMORY_WITH_GPU: u64 = 32 << 30;
+/// Largest file that it may write, in bytes; it has nothing to write.
+const FILE: u64 = 64 << 20;
 /// More layers than any model has: all of them go to the accelerator.
 const ALL_LAYERS: &str = "999";
 
@@ -126,6 +128,7 @@ pub async fn engine(
         room: room.clone(),
         network: !knows.sockets(),
         memory: Some(memory),
+        files: Some(FILE),
     };
     let sandbox = around.confiner.as_ref().map_or_else(Sandbox::default, |confiner| confiner.sandbox(&terms));
     let server = Server {

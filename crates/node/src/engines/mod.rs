@@ -15,6 +15,7 @@ pub mod profile;
 pub mod scrape;
 pub mod server;
 pub mod tool;
+pub mod vllm;
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,7 @@ pub use profile::{Profile, Ready, Stop};
 pub use server::Server;
 
 use crate::config::NodeConfig;
+use crate::diagnose;
 use crate::supervise::Surroundings;
 
 /// What runs a service on this machine.
@@ -62,8 +64,11 @@ pub fn present(config: &NodeConfig, found: &[found::Found]) -> Vec<EnginePresent
     let scrape = config.scrape.enabled.then(|| named(scrape::NAME, env!("CARGO_PKG_VERSION").to_owned()));
     let llama = llama_server::find(config)
         .map(|program| named(llama_server::NAME, llama_server::version_at(&program)));
+    // It takes long to say its version, and is of no use without an accelerator.
+    let vllm = vllm::find(&config.engines).filter(|_| !diagnose::gpu::list().is_empty());
+    let vllm = vllm.map(|_| named(vllm::NAME, String::new()));
     let found = found.iter().map(found::Found::present);
-    tools.chain(scrape).chain(llama).chain(config.external_engine()).chain(found).collect()
+    tools.chain(scrape).chain(llama).chain(vllm).chain(config.external_engine()).chain(found).collect()
 }
 
 /// The engines of a plan in its order, those that the owner prefers first.
@@ -103,6 +108,19 @@ fn private_places(config: &NodeConfig) -> Vec<PathBuf> {
 /// The folder of a program, with the libraries beside it.
 fn folder_of(program: &Path) -> PathBuf {
     program.parent().unwrap_or(program).to_owned()
+}
+
+/// What a program in a Python environment reads: the environment, and the Python that it was made with.
+fn environment_of(program: &Path) -> Vec<PathBuf> {
+    let folder = folder_of(program);
+    let Some(root) = folder.parent().filter(|root| root.join("pyvenv.cfg").is_file()) else {
+        return vec![folder];
+    };
+    let said = std::fs::read_to_string(root.join("pyvenv.cfg")).unwrap_or_default();
+    let home = said.lines().find_map(|line| line.strip_prefix("home")?.trim_start().strip_prefix('='));
+    let python = home.map(|home| PathBuf::from(home.trim())).and_then(|bin| Some(bin.parent()?.to_owned()));
+    let python = python.filter(|path| path.is_dir() && path != Path::new("/usr") && path != Path::new("/"));
+    [root.to_owned()].into_iter().chain(python).collect()
 }
 
 /// A port of the loopback and a key for a server that knows no unix sockets. Another program may have the port; then the
@@ -188,6 +206,12 @@ impl Adapter {
                 }
                 llama_server::NAME if llama_server::knows(desired) => match llama_server::find(config) {
                     Some(program) => Some(llama_server::engine(around, desired, program).await?),
+                    None => None,
+                },
+                vllm::NAME if vllm::knows(desired) => match vllm::find(&config.engines) {
+                    Some(program) => {
+                        Some(vllm::engine(around, desired, program, &around.cards.list()).await?)
+                    }
                     None => None,
                 },
                 _ => None,

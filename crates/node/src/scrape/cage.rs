@@ -148,7 +148,10 @@ pub async fn works(program: &Path) -> bool {
 }
 
 /// Sets the loopback of the namespace up: one message of the kernel's routing protocol (rtnetlink(7)).
-fn raise_loopback() -> Result<()> {
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn raise_loopback() -> Result<()> {
     const LENGTH: u32 = 32;
     const RTM_NEWLINK: u16 = 16;
     const REQUEST_AND_ACKNOWLEDGE: u16 = 1 | 4;

@@ -34,8 +34,6 @@ const HOMES: [&str; 5] = ["/root", "/home", "/tmp", "/var/tmp", "/run/user"];
 const EMPTY: &str = "size=64m,mode=755";
 /// The same where every program may write.
 const EMPTY_TEMPORARY: &str = "size=64m,mode=1777";
-/// Largest file that an engine may write, in bytes.
-const FILE: u64 = 64 * 1024 * 1024;
 /// Files that it may have open.
 const FILES: u64 = 4096;
 
@@ -52,6 +50,8 @@ pub struct Terms {
     pub network: bool,
     /// Most memory that it may have for itself, in bytes; pages of the model's file do not count.
     pub memory: Option<u64>,
+    /// Largest file that it may write, in bytes.
+    pub files: Option<u64>,
 }
 
 /// The program that confines, where this system lets it.
@@ -127,7 +127,7 @@ pub fn become_engine(terms: &Terms, command: &[String]) -> Result<Infallible> {
     hide(terms)?;
     for (resource, most) in [
         (Resource::RLIMIT_CORE, Some(0)),
-        (Resource::RLIMIT_FSIZE, Some(FILE)),
+        (Resource::RLIMIT_FSIZE, terms.files),
         (Resource::RLIMIT_NOFILE, Some(FILES)),
         (Resource::RLIMIT_DATA, terms.memory),
     ] {
@@ -164,7 +164,8 @@ fn leave(network: bool) -> Result<()> {
     if !network {
         namespaces |= CloneFlags::CLONE_NEWNET;
     }
-    cage::leave(namespaces)
+    cage::leave(namespaces)?;
+    if network { Ok(()) } else { cage::raise_loopback() }
 }
 
 /// Empties the hidden directories and puts back what may be read.

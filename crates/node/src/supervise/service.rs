@@ -22,6 +22,7 @@ use super::process::Process;
 use super::running::{Ending, Running};
 use super::state::{Act, Event, Machine};
 use crate::config::NodeConfig;
+use crate::diagnose::gpu::Cards;
 use crate::engines::discover::Finds;
 use crate::engines::docker::{self, DockerEngine, DockerError};
 use crate::engines::fake::Fake;
@@ -60,6 +61,8 @@ pub struct Surroundings {
     pub provision: ProvisionId,
     /// The servers of the owner that were found.
     pub finds: Finds,
+    /// The accelerators.
+    pub cards: Cards,
     /// `cxmpute-provider`, which is an engine, too.
     pub program: PathBuf,
     /// What is taken away from programs that run once for a request.

@@ -236,15 +236,25 @@ impl Running {
         let dir = tempfile::tempdir().unwrap();
         let mut config = config(gateway, dir.path().to_owned());
         change(&mut config);
-        let mut running = Self::again(config, fake);
-        running.dir = Some(dir);
-        running
+        Self::again(config, fake).keeping(dir)
+    }
+
+    /// One whose directory goes with it.
+    pub fn keeping(mut self, dir: tempfile::TempDir) -> Self {
+        self.dir = Some(dir);
+        self
+    }
+
+    /// What a node with real engines needs.
+    pub fn deps() -> Deps {
+        let mut deps = Deps::new(Clock::system(), Tasks::new());
+        deps.program = Some(env!("CARGO_BIN_EXE_cxmpute-provider").into());
+        deps
     }
 
     pub fn again(config: NodeConfig, fake: Option<Fake>) -> Self {
-        let mut deps = Deps::new(Clock::system(), Tasks::new());
+        let mut deps = Self::deps();
         deps.fake = fake;
-        deps.program = Some(env!("CARGO_BIN_EXE_cxmpute-provider").into());
         Self::with(config, deps)
     }
 

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cxmpute_node::NodeConfig;
+use cxmpute_node::diagnose::gpu::Cards;
 use cxmpute_tunnel::{WorkError, WorkPath, WorkStream};
 use cxmpute_wire::Code;
-use cxmpute_wire::control::{DesiredService, ObservedService, ServiceState};
+use cxmpute_wire::control::{DesiredService, GpuInfo, ObservedService, ServiceState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -35,6 +36,8 @@ pub struct Row {
     pub service: DesiredService,
     /// Sets the node up for it.
     pub configure: Configure,
+    /// Accelerators of the node.
+    pub cards: Vec<GpuInfo>,
     /// Work it does.
     pub path: WorkPath,
     /// A short piece of work, and the test of its answer.
@@ -93,10 +96,15 @@ struct Stage<'a> {
 impl<'a> Stage<'a> {
     async fn open(row: &'a Row, change: impl FnOnce(&mut NodeConfig)) -> Self {
         let mut gateway = Gateway::start().await;
-        let node = Running::start(&gateway, None, |config| {
-            (row.configure)(config);
-            change(config);
-        });
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = crate::gateway::config(&gateway, dir.path().to_owned());
+        (row.configure)(&mut config);
+        change(&mut config);
+        let mut deps = Running::deps();
+        if !row.cards.is_empty() {
+            deps.cards = Cards::Given(row.cards.clone());
+        }
+        let node = Running::with(config, deps).keeping(dir);
         let mut tunnel = gateway.tunnel().await;
         tunnel.publish(vec![row.service.clone()]).await;
         Self { row, node, tunnel, _gateway: gateway }

@@ -70,9 +70,51 @@ pub fn waiting(dir: &Path, name: &str, real: &Path) -> PathBuf {
     script(dir, name, &text)
 }
 
+/// A llama-server that says nothing of unix sockets.
+pub fn without_sockets(dir: &Path, real: &Path) -> PathBuf {
+    let real = beside(dir, real);
+    let text = format!(
+        "case $1 in --help) {real} --help | sed 's/[.]sock//g'; exit ;; esac\nexec {real} \"$@\"",
+        real = real.display()
+    );
+    script(dir, "llama-server", &text)
+}
+
 /// A copy beside the script: a confined engine sees no other folder.
 fn beside(dir: &Path, real: &Path) -> PathBuf {
     let copy = dir.join("real");
     std::fs::copy(real, &copy).unwrap();
     copy
+}
+
+/// A program with vLLM's documented command line in front of the built-in engine; `before` is done first of all.
+pub fn vllm(dir: &Path, before: &str) -> PathBuf {
+    let engine = dir.join("engine");
+    std::fs::copy(builtin(), &engine).unwrap();
+    let text = format!(
+        r#"case $1 in --version) echo 0.11.0; exit ;; esac
+{before}
+refuse() {{ echo "vllm: error: $*" >&2; exit 2; }}
+[ "$1" = serve ] || refuse "invalid choice: $1"
+model=$2; shift 2
+while [ $# -gt 0 ]; do
+  [ $# -ge 2 ] || refuse "$1 expects one argument"
+  case $1 in
+    --served-model-name) name=$2 ;;
+    --max-model-len) context=$2 ;;
+    --max-num-seqs) slots=$2 ;;
+    --gpu-memory-utilization) share=$2 ;;
+    --tensor-parallel-size) [ "$2" = 1 ] || refuse "world size is larger than the number of GPUs" ;;
+    --uds) listen=unix:$2 ;;
+    *) refuse "unrecognized arguments: $1" ;;
+  esac
+  shift 2
+done
+[ "$share" = 0.28 ] || refuse "a share of $share"
+[ "$CUDA_VISIBLE_DEVICES" = 0 ] || refuse "sees the cards $CUDA_VISIBLE_DEVICES"
+[ -f "$model/model.safetensors" ] && [ -f "$model/config.json" ] || refuse "$model holds no model"
+exec {engine} --listen "$listen" --model "$name=$model/model.safetensors" --slots "$slots" --queue 0   --context "$context" --pace 30"#,
+        engine = engine.display()
+    );
+    script(dir, "vllm", &text)
 }

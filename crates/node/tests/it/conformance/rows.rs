@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::owner::OwnersServer;
-use super::{Hold, Life, Row, conforms, programs};
+use super::{Hold, Life, Row, StandIn, conforms, programs};
 use crate::gateway::service;
 use crate::scrape::Site;
 
@@ -69,6 +69,7 @@ async fn the_builtin_engine_conforms() {
             config.engine.queue = 1;
             config.engine.pace = Some(30.0);
         }),
+        cards: Vec::new(),
         path: WorkPath::ChatCompletions,
         work: chat("What is the capital of Japan?", 20),
         is_good: knows_tokyo,
@@ -94,8 +95,30 @@ async fn the_builtin_engine_conforms() {
 #[tokio::test]
 async fn llama_server_conforms() {
     let Some(program) = programs::llama_server() else { return };
+    llama_server(program, true).await;
+}
+
+/// A build that says nothing of unix sockets listens on the loopback, behind a key.
+#[tokio::test]
+async fn llama_server_without_sockets_conforms() {
+    let Some(program) = programs::llama_server() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    llama_server(programs::without_sockets(dir.path(), &program), false).await;
+}
+
+async fn llama_server(program: PathBuf, sockets: bool) {
     let (models, service) = tiny("llama-server");
     let (failing, waiting) = (program.clone(), program.clone());
+    let stand_ins = sockets.then(|| -> (StandIn, StandIn) {
+        (
+            Box::new(move |config, dir| {
+                config.engines.llama_server = Some(programs::failing(dir, "llama-server", &failing));
+            }),
+            Box::new(move |config, dir| {
+                config.engines.llama_server = Some(programs::waiting(dir, "llama-server", &waiting));
+            }),
+        )
+    });
     conforms(Row {
         engine: "llama-server",
         service,
@@ -104,6 +127,55 @@ async fn llama_server_conforms() {
             config.engines.llama_server = Some(program.clone());
             config.engine.slots = 2;
         }),
+        cards: Vec::new(),
+        path: WorkPath::ChatCompletions,
+        work: chat("What is the capital of Japan?", 20),
+        is_good: knows_tokyo,
+        long: chat("Tell me a story.", 700),
+        other: WorkPath::Speech,
+        capacity: 2,
+        hold: Hold::Stop,
+        life: Life::Server {
+            stand_ins,
+            // Without sockets it keeps the network: the loopback is its only door.
+            confined: sockets,
+        },
+    })
+    .await;
+}
+
+/// vLLM by its command line: the numbers of its card are made up, its answers come from the built-in engine.
+#[tokio::test]
+async fn vllm_conforms() {
+    const GIB: u64 = 1 << 30;
+    let (folder, mut service) = tiny("vllm");
+    let dir = tempfile::tempdir().unwrap();
+    let models = dir.path().join("models/tiny");
+    std::fs::create_dir_all(&models).unwrap();
+    std::fs::copy(folder.join("cxm-tiny-q8.gguf"), models.join("model.safetensors")).unwrap();
+    std::fs::write(models.join("config.json"), "{}").unwrap();
+    let file = |role: &str, name: &str| DesiredFile {
+        role: role.into(),
+        name: format!("tiny/{name}"),
+        sha256: None,
+        size: None,
+    };
+    service.files = vec![file("model", "model.safetensors"), file("config", "config.json")];
+    service.gpus = vec![cxmpute_wire::control::GpuShare { index: 0, memory: cxmpute_wire::Bytes(20 * GIB) }];
+    let card = json!({"index": 0, "vendor": "nvidia", "name": "stand-in", "uuid": "u", "driver": "1",
+        "memory_total": 80 * GIB, "memory_free": 79 * GIB});
+    let programs = dir.path().join("programs");
+    std::fs::create_dir(&programs).unwrap();
+    let (program, folder) = (programs::vllm(&programs, ""), dir.path().join("models"));
+    conforms(Row {
+        engine: "vllm",
+        service,
+        configure: Box::new(move |config| {
+            config.models.dir = Some(folder.clone());
+            config.engines.vllm = Some(program.clone());
+            config.engine.slots = 2;
+        }),
+        cards: vec![serde_json::from_value(card).unwrap()],
         path: WorkPath::ChatCompletions,
         work: chat("What is the capital of Japan?", 20),
         is_good: knows_tokyo,
@@ -114,10 +186,12 @@ async fn llama_server_conforms() {
         life: Life::Server {
             stand_ins: Some((
                 Box::new(move |config, dir| {
-                    config.engines.llama_server = Some(programs::failing(dir, "llama-server", &failing));
+                    let before = format!("echo {} >&2; exit 3", super::REASON);
+                    config.engines.vllm = Some(programs::vllm(dir, &before));
                 }),
                 Box::new(move |config, dir| {
-                    config.engines.llama_server = Some(programs::waiting(dir, "llama-server", &waiting));
+                    let before = format!("while [ ! -e {}/go ]; do sleep 0.05; done", dir.display());
+                    config.engines.vllm = Some(programs::vllm(dir, &before));
                 }),
             )),
             confined: true,
@@ -140,6 +214,7 @@ async fn tool_conforms(program: Program, work: Work, long: Bytes, is_good: fn(&[
         engine: program.name(),
         service,
         configure: Box::new(|config| config.engine.slots = 1),
+        cards: Vec::new(),
         path,
         work,
         is_good,
@@ -272,6 +347,7 @@ async fn the_scrape_engine_conforms() {
             }))
             .unwrap();
         }),
+        cards: Vec::new(),
         path: WorkPath::Scrape,
         work: body(&json!({"urls": [site.url("/a")], "format": "text"})),
         is_good: |answer| String::from_utf8_lossy(answer).contains("tides and clocks"),
@@ -315,6 +391,7 @@ async fn found_server_conforms(kind: Kind, model: &'static str) {
             config.discover.llama_server = Vec::new();
             config.discover.slots = Some(2);
         }),
+        cards: Vec::new(),
         path: WorkPath::ChatCompletions,
         work: chat_with("llama3.2:1b", "What is the capital of Japan?", 20),
         is_good: knows_tokyo,
@@ -377,6 +454,7 @@ async fn a_llama_server_that_is_found_conforms() {
             config.discover.ollama = Vec::new();
             config.discover.vllm = Vec::new();
         }),
+        cards: Vec::new(),
         path: WorkPath::ChatCompletions,
         work: chat("What is the capital of Japan?", 20),
         is_good: knows_tokyo,

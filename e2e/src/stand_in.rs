@@ -434,6 +434,7 @@ fn heartbeat(seq: u64, epoch: Epoch, stage: &Stage) -> Heartbeat {
             digest: None,
             code: None,
             detail: None,
+            progress: None,
         });
     Heartbeat {
         seq,

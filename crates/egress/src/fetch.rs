@@ -3,6 +3,7 @@
 mod decode;
 mod error;
 mod exchange;
+mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use url::Url;
 
 pub use error::FetchError;
+pub use stream::Stream;
 
 use crate::connect::Connector;
 use crate::judge::Target;

@@ -2,7 +2,7 @@
 //!
 //! Rooms: [`judge`] decides, purely, which URLs and which addresses may be asked; [`connect`] resolves a name once,
 //! judges every address of it and connects to a judged one; [`fetch`] gets a page with its redirects, under limits of
-//! time and decoded bytes; [`robots`] and [`pace`] are manners towards the hosts; [`proxy`] lets a browser out through
+//! time and decoded bytes, or one answer piece by piece, for what is too large to hold; [`robots`] and [`pace`] are manners towards the hosts; [`proxy`] lets a browser out through
 //! the same judgement. Whatever fetches such an address goes through here; nothing else opens a socket for it.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
@@ -16,5 +16,5 @@ pub mod robots;
 pub mod sabotage;
 
 pub use connect::Connector;
-pub use fetch::{FetchError, Fetcher, Limits, Page, Wanted};
+pub use fetch::{FetchError, Fetcher, Limits, Page, Stream, Wanted};
 pub use judge::{Policy, Refusal, Target};

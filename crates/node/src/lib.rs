@@ -18,6 +18,7 @@ pub mod enrol;
 pub mod events;
 pub mod identity;
 pub mod local;
+pub mod models;
 pub mod output;
 pub mod owner;
 pub mod place;

@@ -123,6 +123,7 @@ mod tests {
             digest: None,
             code: (state == ServiceState::Failed).then_some(Code::ModelMissing),
             detail: Some("x is missing".into()),
+            progress: None,
         }
     }
 

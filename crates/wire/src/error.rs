@@ -130,6 +130,12 @@ codes! {
     ModelMissing = "model_missing", 503;
     /// A file of the model on the node is not the one that the catalogue names.
     DigestMismatch = "digest_mismatch", 503;
+    /// No source has a file of the model that the node could take.
+    ModelUnavailable = "model_unavailable", 503;
+    /// A file of the model is not of a format that nodes load.
+    ModelFormat = "model_format", 503;
+    /// The disk of the node has no room for the model.
+    DiskLow = "disk_low", 503;
     /// The store is away.
     StoreUnavailable = "store_unavailable", 503;
     /// The process is shutting down.

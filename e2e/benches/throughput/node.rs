@@ -215,6 +215,7 @@ fn heartbeat(seq: u64, epoch: Epoch, desired: Option<&Desired>) -> Heartbeat {
         digest: None,
         code: None,
         detail: None,
+        progress: None,
     });
     Heartbeat {
         seq,

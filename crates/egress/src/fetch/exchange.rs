@@ -16,7 +16,7 @@ use crate::connect::Connector;
 use crate::judge::Target;
 
 /// Fields of an answer's head.
-const HEAD_FIELDS: usize = 100;
+pub(super) const HEAD_FIELDS: usize = 100;
 /// Longest declared content type that is handed on.
 const CONTENT_TYPE_LIMIT_CHARS: usize = 200;
 
@@ -57,7 +57,7 @@ pub(super) async fn exchange(
     }
 }
 
-fn request(target: &Target, headers: HeaderMap) -> Result<Request<Empty<Bytes>>, FetchError> {
+pub(super) fn request(target: &Target, headers: HeaderMap) -> Result<Request<Empty<Bytes>>, FetchError> {
     // The parser of URLs leaves this one character where the parser of requests does not take it.
     let path = target.url()[Position::BeforePath..Position::AfterQuery].replace('`', "%60");
     let invalid = |error: String| FetchError::Refused(crate::judge::Refusal::Syntax(error));
@@ -113,7 +113,7 @@ async fn read(
     Ok(Answer::Page(Page { url, status: head.status, content_type, body, wire_bytes, redirects: 0 }))
 }
 
-const fn is_redirect(status: StatusCode) -> bool {
+pub(super) const fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
@@ -129,7 +129,7 @@ fn encoding(headers: &HeaderMap) -> Result<String, FetchError> {
 }
 
 /// The error with its causes: hyper's own text names only the phase.
-fn chain(error: &hyper::Error) -> String {
+pub(super) fn chain(error: &hyper::Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

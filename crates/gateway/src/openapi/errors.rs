@@ -220,7 +220,12 @@ pub const fn remedy(code: Code) -> &'static str {
             "Try later, relax the condition that `filter` names, or name fallbacks in `models`."
         }
         Code::ModelLoading => "Try again after `Retry-After` seconds.",
-        Code::NotReady | Code::ModelMissing | Code::DigestMismatch => "Nothing: another node is asked.",
+        Code::NotReady
+        | Code::ModelMissing
+        | Code::DigestMismatch
+        | Code::ModelUnavailable
+        | Code::ModelFormat
+        | Code::DiskLow => "Nothing: another node is asked.",
         Code::StoreUnavailable | Code::Draining | Code::GatewayDraining => {
             "Try again after `Retry-After` seconds."
         }

@@ -222,6 +222,7 @@ impl Service {
             digest: view.digest,
             code,
             detail,
+            progress: None,
         }
     }
 

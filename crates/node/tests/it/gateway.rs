@@ -219,7 +219,14 @@ pub fn service(name: &str) -> DesiredService {
 }
 
 pub fn file(name: &str) -> DesiredFile {
-    DesiredFile { role: "model".into(), name: name.into(), sha256: None, size: None }
+    DesiredFile {
+        role: "model".into(),
+        name: name.into(),
+        sha256: None,
+        size: None,
+        urls: Vec::new(),
+        hub: None,
+    }
 }
 
 /// A node in this process.

@@ -92,6 +92,12 @@ pub struct DesiredFile {
     /// Size, where known.
     #[serde(default)]
     pub size: Option<Bytes>,
+    /// Where it can be had: whole URLs, and paths of the control plane itself (`/api/v1/blobs/…`), asked with a signature.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
+    /// Where a hub has it; `file` is the path in the repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<Box<HubModel>>,
 }
 
 /// Limits for the whole node.

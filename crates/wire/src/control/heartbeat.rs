@@ -63,6 +63,32 @@ pub struct ObservedService {
     /// One sentence for the owner.
     #[serde(default)]
     pub detail: Option<String>,
+    /// How far the fetching or checking of its files is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+}
+
+/// How far the files of a service are.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Bytes that are here, of all files.
+    pub bytes: Bytes,
+    /// Bytes of all files.
+    pub total: Bytes,
+    /// Where they come from now: `local`, or the host that is asked.
+    #[serde(default)]
+    pub source: String,
+    /// Bytes per second of late; 0 while nobody can tell.
+    #[serde(default)]
+    pub rate: u64,
+}
+
+impl Progress {
+    /// Seconds until the rest is here at this rate; `None` where that cannot be told.
+    #[must_use]
+    pub const fn seconds_left(&self) -> Option<u64> {
+        self.total.0.saturating_sub(self.bytes.0).checked_div(self.rate)
+    }
 }
 
 /// How far a service is.

@@ -13,7 +13,7 @@ pub use diagnostics::{
     CpuInfo, Diagnostics, DiskInfo, EnginePresent, GpuInfo, MemoryInfo, NetInfo, OsInfo, ServiceWishes,
 };
 pub use enrol::{EnrolAnswer, EnrolRequest, Location, Software};
-pub use heartbeat::{GpuLoad, Heartbeat, ObservedService, OwnerState, ServiceState};
+pub use heartbeat::{GpuLoad, Heartbeat, ObservedService, OwnerState, Progress, ServiceState};
 pub use seed_routes::{
     SeedCallback, SeedDelete, SeedDone, SeedEnd, SeedError, SeedNew, SeedNewAnswer, SeedServices, SeedStart,
 };

@@ -291,6 +291,7 @@ fn observed(service: &ServiceId) -> ObservedService {
         digest: None,
         code: None,
         detail: None,
+        progress: None,
     }
 }
 

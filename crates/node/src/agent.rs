@@ -18,6 +18,7 @@ use crate::diagnose::gpu::Cards;
 use crate::engines::discover::{self, Finds};
 use crate::engines::fake::Fake;
 use crate::identity::Identity;
+use crate::models::Models;
 use crate::owner::{self, Pause};
 use crate::services::Services;
 use crate::session::{End, Session};
@@ -126,6 +127,8 @@ impl NodeView {
 pub struct Node {
     config: Arc<NodeConfig>,
     identity: Identity,
+    /// One for all, so that a correction of the clock counts everywhere.
+    signer: Signer,
     deps: Deps,
     view: NodeView,
     boot: u64,
@@ -142,6 +145,11 @@ impl Node {
         state.boot += 1;
         identity::write_state(&config.data_dir, &state)?;
         place::tidy(&config.data_dir)?;
+        let signer = Signer::new(identity.key.clone(), deps.clock.clone());
+        let models = Models::new(&config, Some(signer.clone()), deps.clock.clone());
+        if let Err(error) = models.tidy() {
+            tracing::warn!(%error, "the directory of the models cannot be tidied up");
+        }
         let config = Arc::new(config);
         let program = deps.program.clone().unwrap_or_else(NodeConfig::own_program);
         let finds = Finds::default();
@@ -157,6 +165,7 @@ impl Node {
             program,
             finds: finds.clone(),
             cards: deps.cards.clone(),
+            models,
             fake: deps.fake.clone(),
         };
         let view = NodeView {
@@ -168,7 +177,7 @@ impl Node {
             finds,
             data_dir: config.data_dir.clone(),
         };
-        Ok(Self { config, identity, deps, view, boot: state.boot })
+        Ok(Self { config, identity, signer, deps, view, boot: state.boot })
     }
 
     /// A window into it, which stays open while it runs.
@@ -232,7 +241,7 @@ impl Node {
 
     async fn sessions(&self) -> Result<()> {
         let tasks = &self.deps.tasks;
-        let signer = Signer::new(self.identity.key.clone(), self.deps.clock.clone());
+        let signer = self.signer.clone();
         let roots = Roots::new(self.config.api.ca_file.as_deref())?;
         let mut dialling = DialConfig::new(self.config.api.url.clone(), signer, roots);
         // The gateway clamps what a node claims; this only has to be large enough for all services together.

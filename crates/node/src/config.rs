@@ -75,11 +75,47 @@ pub struct LocationSection {
 }
 
 /// `[models]`
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelsSection {
     /// Directory of the model files; `models` below the data directory when absent.
     pub dir: Option<PathBuf>,
+    /// Whether the node fetches what is not here.
+    pub download: bool,
+    /// Directories in which files are looked for first; what is there is linked, never changed. Ollama's store is one.
+    pub search: Vec<PathBuf>,
+    /// Mirrors that are asked first: `BASE` (with `BASE/blobs/sha256-…` below it), URLs with `{sha256}` or `{name}`, or
+    /// `file://` directories.
+    pub mirrors: Vec<String>,
+    /// The hub in Hugging Face's layout; none when empty.
+    pub hub: String,
+    /// File with the owner's token of the hub.
+    pub hub_token_file: Option<PathBuf>,
+    /// Files that are fetched at the same time.
+    pub parallel: u16,
+    /// Free disk beyond what is fetched, in MiB; at least 5 % of that.
+    pub margin_mb: u64,
+    /// A source that brings less than 64 KiB in this time is left for another, in milliseconds.
+    pub stall_ms: u64,
+    /// After so many KiB what came is safe on the disk; a crash costs no more.
+    pub piece_kb: u64,
+}
+
+impl Default for ModelsSection {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            download: true,
+            search: Vec::new(),
+            mirrors: Vec::new(),
+            hub: "https://huggingface.co".to_owned(),
+            hub_token_file: None,
+            parallel: 5,
+            margin_mb: 1024,
+            stall_ms: 30_000,
+            piece_kb: 16 * 1024,
+        }
+    }
 }
 
 /// `[engine]`

@@ -28,8 +28,12 @@ pub const fn knows(kind: ServiceKind) -> bool {
 ///
 /// # Errors
 /// A file is missing or lies outside the model directory.
-pub fn engine(config: &NodeConfig, desired: &DesiredService) -> Result<Child, AdapterError> {
-    let models = config.models_dir();
+pub fn engine(
+    config: &NodeConfig,
+    folder: Option<&Path>,
+    desired: &DesiredService,
+) -> Result<Child, AdapterError> {
+    let models = folder.map_or_else(|| config.models_dir(), Path::to_owned);
     let path = files::model(&models, desired)?;
     let slots = super::slots(desired, config.engine.slots);
     let socket = crate::place::engine_socket(&config.data_dir);

@@ -92,10 +92,12 @@ pub fn knows(desired: &DesiredService) -> bool {
 /// A file is missing or lies outside the model directory.
 pub async fn engine(
     around: &Surroundings,
+    folder: Option<&Path>,
     desired: &DesiredService,
     program: PathBuf,
 ) -> Result<Child, AdapterError> {
-    let model_file = files::model(&around.config.models_dir(), desired)?;
+    let models = folder.map_or_else(|| around.config.models_dir(), Path::to_owned);
+    let model_file = files::model(&models, desired)?;
     let knows = Knows::ask(&program).await;
     let room = crate::place::engine_room(&around.config.data_dir);
     let slots = super::slots(desired, around.config.engine.slots);

@@ -167,12 +167,50 @@ pub enum AdapterError {
 }
 
 impl Adapter {
+    /// Whether the engine that [`Self::choose`] takes reads files of the plan: not where a server of the owner does the work.
+    #[must_use]
+    pub fn wants_files(around: &Surroundings, desired: &DesiredService) -> bool {
+        let config = &around.config;
+        let own = config.external.iter().any(|external| external.service == desired.service_id.as_str());
+        if desired.files.is_empty() || around.fake.is_some() || own {
+            return false;
+        }
+        if config.docker.enabled
+            && desired.container.is_some()
+            && desired.engines.iter().any(|engine| engine == docker::NAME)
+        {
+            return true;
+        }
+        let finds = around.finds.list();
+        for name in order(&desired.engines, &config.engines.prefer) {
+            let served = finds
+                .iter()
+                .filter(|found| found.kind.name() == name || name == "external")
+                .any(|found| found.model_for(desired).is_some());
+            if served {
+                return false;
+            }
+            match name {
+                "builtin" if builtin::knows(desired.kind) => return true,
+                llama_server::NAME if llama_server::knows(desired) && llama_server::find(config).is_some() => {
+                    return true;
+                }
+                _ => {}
+            }
+        }
+        false
+    }
+
     /// The adapter for a service: the owner's own server when one is configured for it, else the first engine of the
-    /// plan that this machine has.
+    /// plan that this machine has. `files` is the directory in which the files have the names of the plan.
     ///
     /// # Errors
     /// No engine fits, or a file is missing.
-    pub async fn choose(around: &Surroundings, desired: &DesiredService) -> Result<Self, AdapterError> {
+    pub async fn choose(
+        around: &Surroundings,
+        desired: &DesiredService,
+        files: Option<&Path>,
+    ) -> Result<Self, AdapterError> {
         if let Some(fake) = &around.fake {
             return Ok(Self::Fake(fake.clone()));
         }
@@ -200,12 +238,12 @@ impl Adapter {
                 return Ok(Self::External(engine));
             }
             let child = match name {
-                "builtin" if builtin::knows(desired.kind) => Some(builtin::engine(config, desired)?),
+                "builtin" if builtin::knows(desired.kind) => Some(builtin::engine(config, files, desired)?),
                 scrape::NAME if desired.kind == ServiceKind::Scrape => {
                     Some(scrape::engine(config, desired, &around.program)?)
                 }
                 llama_server::NAME if llama_server::knows(desired) => match llama_server::find(config) {
-                    Some(program) => Some(llama_server::engine(around, desired, program).await?),
+                    Some(program) => Some(llama_server::engine(around, files, desired, program).await?),
                     None => None,
                 },
                 vllm::NAME if vllm::knows(desired) => match vllm::find(&config.engines) {

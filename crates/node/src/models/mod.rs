@@ -1,7 +1,23 @@
-//! Model delivery (NR31 to NR35).
+//! Model delivery (NR31 to NR35): the files of a planned service, on this disk, with the sums that the plan names.
+//!
+//! Rooms: [`room`] (does it fit), [`journal`] (what is known of a file that is not complete) and [`source`] (who is asked,
+//! in which order) are pure. [`partial`] holds a file on its way, [`shelf`] the whole ones, [`hashes`] remembers the sums of
+//! the owner's own files, [`format`] looks at what came, [`client`] asks one source, [`delivery`] does all of it for one
+//! service.
+
+pub mod client;
+pub mod delivery;
 pub mod digest;
+pub mod error;
 pub mod format;
+pub mod hashes;
 pub mod journal;
+pub mod meter;
+mod obtain;
 pub mod partial;
 pub mod room;
 pub mod shelf;
+pub mod source;
+
+pub use delivery::{Models, Placed};
+pub use error::DeliveryError;

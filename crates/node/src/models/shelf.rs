@@ -44,6 +44,20 @@ pub struct Lease {
     _held: File,
 }
 
+/// A folder with the names of one model. It is not removed while this is held.
+#[derive(Debug)]
+pub struct View {
+    /// Where it lies.
+    pub folder: PathBuf,
+    _held: File,
+}
+
+/// Whether two paths lead to the same bytes.
+fn same(one: &Path, other: &Path) -> bool {
+    let of = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    of(one).is_some_and(|found| Some(found) == of(other))
+}
+
 impl Shelf {
     /// The store below a models directory; nothing is made before it is needed.
     #[must_use]
@@ -163,8 +177,8 @@ impl Shelf {
         Ok(true)
     }
 
-    /// Takes blobs that are not there off the list, and views and pieces that no process holds off the disk: a view where
-    /// nobody uses what it shows, a piece of a file older than `before`.
+    /// Takes blobs that are not there off the list, and off the disk the views that nobody uses and pieces of files that
+    /// nobody fills and that are older than `before`.
     ///
     /// # Errors
     /// The disk fails.
@@ -173,12 +187,80 @@ impl Shelf {
             return Ok(());
         }
         self.change(|list| list.retain(|digest, _| self.blob(*digest).exists()))?;
+        self.prune_views()?;
         for entry in std::fs::read_dir(self.partial_folder())?.flatten() {
             let changed = entry.metadata().and_then(|meta| meta.modified());
             let age = changed.ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
             let old = age.is_some_and(|age| i64::try_from(age.as_millis()).is_ok_and(|at| at < before.0));
             let held = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_err());
             if old && !held {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A folder in which the files of one model have the names of the plan: hard links of blobs, links to files elsewhere.
+    /// It stays while what is given back is held.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn view(&self, files: &[(&str, Digest, &Path)]) -> io::Result<View> {
+        let key: Vec<String> = files.iter().map(|(name, digest, _)| format!("{digest} {name}\n")).collect();
+        let id = Digest::of(key.concat().as_bytes()).to_string();
+        let folder = self.views_folder().join(&id[..16]);
+        std::fs::create_dir_all(&folder)?;
+        let held = File::open(&folder)?;
+        held.lock_shared()?;
+        if !folder.is_dir() {
+            return Err(io::Error::other("another process removed the view; it is made again"));
+        }
+        for (name, _, target) in files {
+            let link = folder.join(name);
+            if std::fs::canonicalize(&link)
+                .ok()
+                .zip(std::fs::canonicalize(target).ok())
+                .is_some_and(|(a, b)| same(&a, &b))
+            {
+                continue;
+            }
+            if let Some(parent) = link.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            remove(&link)?;
+            let own = target.starts_with(self.root.join(BLOBS));
+            if !own || std::fs::hard_link(target, &link).is_err() {
+                std::os::unix::fs::symlink(std::path::absolute(target)?, &link)?;
+            }
+        }
+        Ok(View { folder, _held: held })
+    }
+
+    /// Removes views that nobody uses. Blobs and files of the owner stay: only their other names go.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn prune_views(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(self.views_folder())?.flatten() {
+            let unused = File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok());
+            if unused {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes pieces of files that nobody fills, but of those that are wanted now.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn drop_partials(&self, wanted: &[Digest]) -> io::Result<()> {
+        let wanted: Vec<String> = wanted.iter().map(|digest| digest.file_name()).collect();
+        for entry in std::fs::read_dir(self.partial_folder())?.flatten() {
+            let name = entry.file_name().to_string_lossy().trim_end_matches(".journal").to_owned();
+            let held =
+                File::open(self.partial_folder().join(&name)).is_ok_and(|file| file.try_lock().is_err());
+            if !held && !wanted.contains(&name) {
                 remove(&entry.path())?;
             }
         }
@@ -254,6 +336,29 @@ mod tests {
         assert!(!shelf.blob(ours).exists() && shelf.blob(owners).exists());
         assert!(shelf.kept().is_empty() && shelf.lease(ours, Timestamp(9)).unwrap().is_none());
         assert!(shelf.lease(owners, Timestamp(9)).unwrap().is_none(), "it is not ours to lease");
+    }
+
+    #[test]
+    fn a_view_has_the_names_of_the_plan_and_goes_without_its_files() {
+        let (dir, shelf) = shelf();
+        let ours = put(&shelf, b"fetched", 5);
+        let by_hand = dir.path().join("mine.json");
+        std::fs::write(&by_hand, b"{}").unwrap();
+        let blob = shelf.blob(ours);
+        let files =
+            [("a/model.gguf", ours, blob.as_path()), ("a/b/c.json", Digest::of(b"{}"), by_hand.as_path())];
+        let view = shelf.view(&files).unwrap();
+        let again = shelf.view(&files).unwrap();
+        assert_eq!(view.folder, again.folder);
+        assert_eq!(std::fs::read(view.folder.join("a/model.gguf")).unwrap(), b"fetched");
+        assert_eq!(std::fs::read(view.folder.join("a/b/c.json")).unwrap(), b"{}");
+        let folder = view.folder.clone();
+        drop(view);
+        shelf.prune_views().unwrap();
+        assert!(folder.exists(), "the second one uses it");
+        drop(again);
+        shelf.prune_views().unwrap();
+        assert!(!folder.exists() && blob.exists() && by_hand.exists());
     }
 
     #[test]

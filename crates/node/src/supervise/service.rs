@@ -9,7 +9,7 @@ use std::time::Duration;
 use cxmpute_runtime::lifecycle::OwnedTask;
 use cxmpute_runtime::once::Sandbox;
 use cxmpute_runtime::{CancellationToken, Clock, Tasks};
-use cxmpute_wire::control::{DesiredService, ObservedService, ServiceState};
+use cxmpute_wire::control::{DesiredService, ObservedService, Progress, ServiceState};
 use cxmpute_wire::{Code, Generation, ProvisionId};
 use nix::sys::signal::Signal;
 use parking_lot::Mutex;
@@ -29,6 +29,7 @@ use crate::engines::fake::Fake;
 use crate::engines::files::{self, Hashed};
 use crate::engines::profile::GRACE;
 use crate::engines::{Adapter, AdapterError};
+use crate::models::{DeliveryError, Models, Placed};
 
 /// Time an engine gets to become ready, plus a share for the size of its weights.
 const START_BUDGET: Duration = Duration::from_secs(300);
@@ -69,6 +70,8 @@ pub struct Surroundings {
     pub sandbox: Sandbox,
     /// What confines the servers of others, where the system lets it.
     pub confiner: Option<Confiner>,
+    /// Brings the files of models.
+    pub models: Models,
     /// Takes the place of all engines, in tests.
     pub fake: Option<Fake>,
 }
@@ -106,8 +109,10 @@ struct View {
     pid: Option<u32>,
     digest: Option<String>,
     trouble: Option<(Code, String)>,
-    /// How far what has to be fetched is.
+    /// How far what has to be fetched is, in words.
     progress: Option<String>,
+    /// How far files are that are fetched or checked.
+    files: Option<Progress>,
 }
 
 /// A place in a service, held while one request is worked on.
@@ -158,6 +163,7 @@ impl Service {
             digest: None,
             trouble: None,
             progress: None,
+            files: None,
         };
         let shared = Arc::new(Shared {
             view: Mutex::new(view),
@@ -175,6 +181,7 @@ impl Service {
             process: None,
             image_id: String::new(),
             hashed: None,
+            placed: None,
             trouble: None,
         };
         let end = ended.clone().drop_guard();
@@ -222,7 +229,7 @@ impl Service {
             digest: view.digest,
             code,
             detail,
-            progress: None,
+            progress: view.files,
         }
     }
 
@@ -270,6 +277,8 @@ struct Keeper {
     image_id: String,
     /// The model's file, as this node read it last.
     hashed: Option<Hashed>,
+    /// The files that its engine reads; they stay on the disk as long as this is held.
+    placed: Option<Placed>,
     /// What went wrong last; said as long as the service is not ready.
     trouble: Option<(Code, String)>,
 }
@@ -332,7 +341,7 @@ impl Keeper {
                 };
                 tokio::select! {
                     event = preparing => event,
-                    // A pull that is dropped ends at the daemon, too.
+                    // A pull that is dropped ends at the daemon, too; a download goes on from its pieces another time.
                     () = stopped => Event::Time,
                 }
             }
@@ -414,7 +423,16 @@ impl Keeper {
     }
 
     async fn prepare(&mut self, machine: &mut Machine) -> Event {
-        let adapter = match Adapter::choose(&self.around, &self.desired).await {
+        if Adapter::wants_files(&self.around, &self.desired) {
+            if let Err(error) = self.deliver().await {
+                self.fail(error.code(), error.to_string());
+                return Event::Unprepared;
+            }
+        } else {
+            self.placed = None;
+        }
+        let folder = self.placed.as_ref().map(|placed| placed.folder.as_path());
+        let adapter = match Adapter::choose(&self.around, &self.desired, folder).await {
             Ok(adapter) => adapter,
             Err(error) => {
                 let code = match error {
@@ -445,6 +463,28 @@ impl Keeper {
         machine.set_grace(server.map_or(GRACE, |server| server.profile.stop.grace));
         self.shared.view.lock().adapter = Some(Arc::new(adapter));
         Event::Prepared
+    }
+
+    /// Brings the files, and tells meanwhile how far they are.
+    async fn deliver(&mut self) -> Result<(), DeliveryError> {
+        let (shared, changes) = (self.shared.clone(), self.around.changes.clone());
+        let tell = move |state, progress| {
+            let mut view = shared.view.lock();
+            let changed = view.state != state;
+            (view.state, view.files) = (state, Some(progress));
+            if state == ServiceState::Downloading {
+                // What went wrong before is another try's affair.
+                view.trouble = None;
+            }
+            drop(view);
+            if changed {
+                changes.send_modify(|count| *count += 1);
+            }
+        };
+        let placed = self.around.models.place(&self.desired, Arc::new(tell)).await;
+        self.shared.view.lock().files = None;
+        self.placed = Some(placed?);
+        Ok(())
     }
 
     fn polite_signal(&self) -> Signal {

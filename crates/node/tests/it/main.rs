@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod conformance;
+mod delivery;
 mod docker;
 mod engines;
 mod gateway;
 mod life;
+mod mirror;
 mod owner;
 mod scrape;
 mod work;

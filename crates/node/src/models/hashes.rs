@@ -1,0 +1,148 @@
+//! Sums of files that the owner has put somewhere, so that each is read once and not with every start. A file that has
+//! another size, place or time is read again.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::digest::Digest;
+use super::partial::sum_of;
+use super::shelf::write_durably;
+
+/// What is remembered between runs, in the node's data directory.
+#[derive(Debug)]
+pub struct Hashes {
+    file: PathBuf,
+    known: Mutex<HashMap<PathBuf, Known>>,
+}
+
+/// A file as it was when it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+struct Known {
+    mark: Mark,
+    sha256: Digest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+struct Mark {
+    device: u64,
+    inode: u64,
+    size: u64,
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+impl Mark {
+    fn of(path: &Path) -> io::Result<Self> {
+        let meta = std::fs::metadata(path)?;
+        Ok(Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            seconds: meta.mtime(),
+            nanoseconds: meta.mtime_nsec(),
+        })
+    }
+}
+
+/// Ends a sum that nobody waits for any more.
+struct Given(Arc<AtomicBool>);
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Hashes {
+    /// What an earlier run has noted in this data directory.
+    #[must_use]
+    pub fn open(data_dir: &Path) -> Self {
+        let file = data_dir.join("hashes.json");
+        let known: Option<Vec<(PathBuf, Known)>> =
+            std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        Self { file, known: Mutex::new(known.unwrap_or_default().into_iter().collect()) }
+    }
+
+    /// The sum of a file; `seen` is told how many bytes have been read, where it has to be read.
+    ///
+    /// # Errors
+    /// It cannot be read, or it changed while it was.
+    pub async fn sum(&self, path: &Path, seen: impl Fn(u64) + Send + 'static) -> io::Result<Digest> {
+        let mark = Mark::of(path)?;
+        let known = self.known.lock().get(path).filter(|known| known.mark == mark).map(|known| known.sha256);
+        if let Some(sha256) = known {
+            return Ok(sha256);
+        }
+        let given_up = Arc::new(AtomicBool::new(false));
+        let (given, own) = (Given(given_up.clone()), path.to_owned());
+        let reading = move || {
+            sum_of(&own, |at| {
+                seen(at);
+                !given_up.load(Ordering::Relaxed)
+            })
+        };
+        let sha256 = tokio::task::spawn_blocking(reading).await.map_err(io::Error::other)??;
+        drop(given);
+        if Mark::of(path)? != mark {
+            return Err(io::Error::other("it changes while it is read"));
+        }
+        self.keep(path, Known { mark, sha256 });
+        Ok(sha256)
+    }
+
+    /// Notes the sum of a file that was taken elsewhere.
+    ///
+    /// # Errors
+    /// The file is not there.
+    pub fn note(&self, path: &Path, sha256: Digest) -> io::Result<()> {
+        self.keep(path, Known { mark: Mark::of(path)?, sha256 });
+        Ok(())
+    }
+
+    fn keep(&self, path: &Path, known: Known) {
+        let mut all = self.known.lock();
+        all.insert(path.to_owned(), known);
+        all.retain(|path, _| path.exists());
+        let list: Vec<_> = all.iter().collect();
+        let written = serde_json::to_vec(&list)
+            .map_err(io::Error::other)
+            .and_then(|text| write_durably(&self.file, &text));
+        if let Err(error) = written {
+            tracing::warn!(%error, "the sums of model files are not remembered; they are read again with the next start");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_is_read_once_until_it_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model");
+        std::fs::write(&path, "abc").unwrap();
+        let reads = Arc::new(Mutex::new(0));
+        let count = |reads: &Arc<Mutex<u32>>| {
+            let reads = reads.clone();
+            move |_| *reads.lock() += 1
+        };
+        let hashes = Hashes::open(dir.path());
+        assert_eq!(hashes.sum(&path, count(&reads)).await.unwrap(), Digest::of(b"abc"));
+        assert_eq!(hashes.sum(&path, count(&reads)).await.unwrap(), Digest::of(b"abc"));
+        // The next run knows it, too.
+        let hashes = Hashes::open(dir.path());
+        assert_eq!(hashes.sum(&path, count(&reads)).await.unwrap(), Digest::of(b"abc"));
+        assert_eq!(*reads.lock(), 1);
+        std::fs::write(&path, "abcd").unwrap();
+        assert_eq!(hashes.sum(&path, count(&reads)).await.unwrap(), Digest::of(b"abcd"));
+        assert_eq!(*reads.lock(), 2);
+    }
+}

@@ -1,6 +1,11 @@
 //! What people and programs read on standard output.
 
+use std::io::{IsTerminal as _, Write as _};
+
 use serde::Serialize;
+
+/// Columns of the narrowest terminal that is thought of.
+const COLUMNS: usize = 79;
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +23,49 @@ impl Output {
         match self {
             Self::Human => println!("{text}"),
             Self::Json => println!("{}", serde_json::to_string(value).unwrap_or_else(|_| "null".into())),
+        }
+    }
+}
+
+/// One line of a terminal that is written again and again. It is no result: nothing of it reaches pipes and files.
+#[derive(Debug)]
+pub struct ProgressLine {
+    terminal: bool,
+    /// Columns that are written now.
+    width: usize,
+}
+
+impl ProgressLine {
+    /// Shown where people read the output on a terminal.
+    #[must_use]
+    pub fn of(output: Output) -> Self {
+        let terminal = output == Output::Human && std::io::stdout().is_terminal();
+        Self { terminal, width: 0 }
+    }
+
+    /// Whether somebody can see it.
+    #[must_use]
+    pub const fn is_shown(&self) -> bool {
+        self.terminal
+    }
+
+    /// Writes it anew; a line that is too long is cut.
+    #[expect(clippy::print_stdout, reason = "this is the door to standard output")]
+    pub fn show(&mut self, text: &str) {
+        let text: String = text.chars().take(COLUMNS).collect();
+        if self.terminal && (self.width > 0 || !text.is_empty()) {
+            print!("\r{text:<width$}", width = self.width);
+            self.width = text.chars().count();
+            let _ = std::io::stdout().flush();
+        }
+    }
+
+    /// Takes it away before something else is printed.
+    #[expect(clippy::print_stdout, reason = "this is the door to standard output")]
+    pub fn clear(&mut self) {
+        if self.width > 0 {
+            print!("\r{:width$}\r", "", width = self.width);
+            self.width = 0;
         }
     }
 }

@@ -13,7 +13,9 @@ use crate::config::NodeConfig;
 use crate::diagnose;
 use crate::engines::discover;
 use crate::local::{self, Question};
+use crate::models::shelf::{BLOBS, OWN_FOLDER, Shelf};
 use crate::output::Output;
+use crate::standing::{describe_progress, size};
 
 /// How deep the directory is looked into; hubs lay their files out no deeper.
 const DEPTH: usize = 6;
@@ -27,6 +29,8 @@ struct ModelFile {
     name: String,
     /// Its size in bytes.
     size: u64,
+    /// Whether the node fetched it, and so may delete it when it is unused and something else needs the room.
+    fetched: bool,
 }
 
 /// Lists them.
@@ -45,12 +49,24 @@ pub(super) async fn list(config: &NodeConfig, output: Output) -> Result<()> {
         .flat_map(|answer| &answer.services)
         .map(|service| service.service_id.to_string())
         .collect();
+    let progress: Vec<_> = running
+        .iter()
+        .flat_map(|answer| &answer.services)
+        .filter_map(|service| Some((service.service_id.to_string(), service.progress.clone()?)))
+        .collect();
     let total: u64 = files.values().sum();
+    let shelf = Shelf::new(folder.clone());
+    let kept: Vec<String> =
+        shelf.kept().iter().map(|kept| format!("{BLOBS}/{}", kept.digest.file_name())).collect();
     let free = diagnose::disk(&folder).free;
-    let files: Vec<ModelFile> = files.into_iter().map(|(name, size)| ModelFile { name, size }).collect();
+    let files: Vec<ModelFile> = files
+        .into_iter()
+        .map(|(name, size)| ModelFile { fetched: kept.contains(&name), name, size })
+        .collect();
     let mut text = format!("Directory  {}\n", folder.display());
     for file in &files {
-        text.push_str(&format!("{:>10}  {}\n", size(file.size), file.name));
+        let fetched = if file.fetched { "  (fetched)" } else { "" };
+        text.push_str(&format!("{:>10}  {}{fetched}\n", size(file.size), file.name));
     }
     text.push_str(&format!(
         "In all     {} in {} files; {} are free",
@@ -72,8 +88,12 @@ pub(super) async fn list(config: &NodeConfig, output: Output) -> Result<()> {
             text.push_str(&format!("\n           {}{memory}", model.name));
         }
     }
+    for (service, progress) in &progress {
+        text.push_str(&format!("\nComing     {service}: {}", describe_progress(progress)));
+    }
+    let coming: BTreeMap<_, _> = progress.into_iter().collect();
     let value = serde_json::json!({
-        "directory": folder, "files": files, "total": Bytes(total), "free": free, "services": services,
+        "directory": folder, "files": files, "total": Bytes(total), "free": free, "services": services, "coming": coming,
         "found": found,
     });
     output.result(&value, &text);
@@ -85,6 +105,10 @@ fn walk(root: &Path, folder: &Path, depth: usize, files: &mut BTreeMap<String, u
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let (kind, path): (_, PathBuf) = (entry.file_type()?, entry.path());
+        if entry.file_name() == OWN_FOLDER {
+            // Pieces, lists and other names of what is listed anyway.
+            continue;
+        }
         if kind.is_dir() && depth > 0 {
             walk(root, &path, depth - 1, files)?;
         } else if kind.is_file() && files.len() < FILES {
@@ -93,20 +117,6 @@ fn walk(root: &Path, folder: &Path, depth: usize, files: &mut BTreeMap<String, u
         }
     }
     Ok(())
-}
-
-/// A size for people.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (bytes as f64, "B");
-    for next in UNITS {
-        if value < 1024.0 {
-            break;
-        }
-        value /= 1024.0;
-        unit = next;
-    }
-    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
 }
 
 #[cfg(test)]

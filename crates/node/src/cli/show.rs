@@ -1,12 +1,15 @@
 //! What the commands show to people, and the events of a running node.
 
+use std::time::Duration;
+
 use cxmpute_wire::ServiceId;
 use cxmpute_wire::control::{ObservedService, ServiceState};
 use serde_json::json;
 
 use crate::agent::NodeView;
 use crate::local::StatusAnswer;
-use crate::output::Output;
+use crate::output::{Output, ProgressLine};
+use crate::standing::describe_progress;
 
 /// The status for people.
 pub fn describe(answer: &StatusAnswer) -> String {
@@ -47,10 +50,24 @@ pub fn service_line(service: &ObservedService) -> String {
     };
     let load = format!("{}/{} busy", service.in_flight, service.slots);
     let line = format!("{:<28} {state:<9} {load:<11} {engine}", service.service_id.as_str());
-    match &service.detail {
-        Some(detail) => format!("{line}\n           {detail}"),
-        None => line,
-    }
+    let progress = service.progress.as_ref().map(describe_progress);
+    [Some(line), progress, service.detail.clone()]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join("\n           ")
+}
+
+/// A terminal sees the progress of downloads this often.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// All downloads on one line; empty when there is none.
+fn progress_line(services: &[ObservedService]) -> String {
+    let coming = services.iter().filter_map(|service| {
+        let progress = service.progress.as_ref()?;
+        Some(format!("{}: {}", service.service_id, describe_progress(progress)))
+    });
+    coming.collect::<Vec<_>>().join("; ")
 }
 
 /// Prints what changes in a running node, one line per change, until it is dropped.
@@ -60,11 +77,18 @@ pub async fn follow(view: NodeView, output: Output) {
     let mut connected = false;
     let mut routable: Vec<ServiceId> = Vec::new();
     let mut services: Vec<(ServiceId, ServiceState, Option<u32>)> = Vec::new();
+    let mut line = ProgressLine::of(output);
+    let mut looks = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             changed = seen.changed() => if changed.is_err() { return },
+            _ = looks.tick(), if line.is_shown() => {
+                line.show(&progress_line(&view.services.observed().1));
+                continue;
+            }
         }
+        line.clear();
         let now = seen.borrow_and_update().clone();
         if now.connected != connected {
             connected = now.connected;

@@ -1,5 +1,7 @@
 //! The file system that holds the models.
 
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use cxmpute_wire::Bytes;
@@ -34,22 +36,24 @@ pub fn look(dir: &Path) -> DiskInfo {
 /// How deep a directory is looked into; hubs lay their files out no deeper.
 const DEPTH: usize = 6;
 
-/// What the files below a directory take, without following links. What cannot be read counts nothing.
+/// What the files below a directory take, without following links; a file with several names counts once. What cannot
+/// be read counts nothing.
 #[must_use]
 pub fn size_of(dir: &Path) -> Bytes {
-    fn below(dir: &Path, depth: usize) -> u64 {
+    fn below(dir: &Path, depth: usize, seen: &mut HashSet<(u64, u64)>) -> u64 {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
         let size = |entry: std::fs::DirEntry| {
             let meta = entry.metadata().ok()?;
             match meta.is_dir() {
-                true if depth > 0 => Some(below(&entry.path(), depth - 1)),
+                true if depth > 0 => Some(below(&entry.path(), depth - 1, seen)),
                 true => None,
+                false if meta.nlink() > 1 && !seen.insert((meta.dev(), meta.ino())) => None,
                 false => meta.is_file().then_some(meta.len()),
             }
         };
         entries.filter_map(size).sum()
     }
-    Bytes(below(dir, DEPTH))
+    Bytes(below(dir, DEPTH, &mut HashSet::new()))
 }
 
 #[cfg(test)]
@@ -63,6 +67,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("a")).unwrap();
         std::fs::write(dir.path().join("a/model.gguf"), [0; 2048]).unwrap();
         std::fs::write(dir.path().join("b.gguf"), [0; 3]).unwrap();
+        std::fs::hard_link(dir.path().join("b.gguf"), dir.path().join("a/c.gguf")).unwrap();
         std::os::unix::fs::symlink("/usr", dir.path().join("usr")).unwrap();
         assert_eq!(size_of(dir.path()), Bytes(2051));
     }

@@ -123,7 +123,9 @@ impl Client {
                 bytes = &bytes[..usize::try_from(room).unwrap_or(usize::MAX)];
             }
             gathered.extend_from_slice(bytes);
-            let flush = gathered.len() >= GATHER_BYTES || end.is_some() || too_much;
+            // What a piece holds is written at once: a crash must not cost more than one.
+            let most = GATHER_BYTES.min(usize::try_from(partial.left_of_piece()).unwrap_or(GATHER_BYTES));
+            let flush = gathered.len() >= most || end.is_some() || too_much;
             if flush && !gathered.is_empty() {
                 let count = gathered.len() as u64;
                 match write(partial, gathered, label.clone()).await {

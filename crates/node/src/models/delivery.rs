@@ -105,6 +105,12 @@ impl Report {
         self.meter.lock().lost(bytes);
     }
 
+    /// A source is asked.
+    pub fn asks(&self, source: &str) {
+        self.meter.lock().asks(source);
+        self.say(ServiceState::Downloading);
+    }
+
     /// Notes bytes that came.
     pub fn came(&self, bytes: u64, source: &str) {
         self.meter.lock().came(bytes, source, self.clock.mono());

@@ -41,6 +41,11 @@ impl Meter {
         self.here = self.here.saturating_sub(bytes);
     }
 
+    /// This source is asked now.
+    pub fn asks(&mut self, source: &str) {
+        source.clone_into(&mut self.source);
+    }
+
     /// These bytes came.
     pub fn came(&mut self, bytes: u64, source: &str, now: Duration) {
         self.found(bytes);

@@ -61,7 +61,6 @@ impl Inner {
         let resume = move || claim.resume(|_| telling.say(ServiceState::Verifying));
         let partial = tokio::task::spawn_blocking(resume).await.map_err(std::io::Error::other)??;
         report.found(partial.at());
-        report.say(ServiceState::Downloading);
         self.from_sources(wanted, partial, report).await
     }
 
@@ -76,6 +75,13 @@ impl Inner {
             .as_ref()
             .map_err(|why| DeliveryError::Unavailable { file: wanted.file.name.clone(), why: why.clone() })?;
         let sources = self.bases.sources(wanted.file, wanted.digest);
+        if partial.at() == partial.size() {
+            // An earlier run had all of it and did not come to publish it.
+            if partial.digest() == wanted.digest {
+                return self.publish(wanted, partial, &sources, report).await;
+            }
+            partial = self.restart(partial, report).await?;
+        }
         loop {
             let (mut whys, mut wrong, mut again) = (Vec::new(), false, false);
             for source in &sources {
@@ -153,6 +159,7 @@ impl Inner {
             of = wanted.size,
             "fetching"
         );
+        report.asks(&label);
         loop {
             let before = partial.at();
             let came = |bytes| report.came(bytes, &label);

@@ -169,6 +169,12 @@ impl Partial {
         self.claim.size
     }
 
+    /// Bytes until the piece that is being filled is complete.
+    #[must_use]
+    pub fn left_of_piece(&self) -> u64 {
+        self.journal.end_of_piece(self.at) - self.at
+    }
+
     /// Who gave what is here.
     #[must_use]
     pub const fn sources(&self) -> &BTreeSet<String> {

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 
 use crate::gateway::{Gateway, Running, file, read, service, soon};
 
-fn program(dir: &Path, script: &str) -> std::path::PathBuf {
+pub fn program(dir: &Path, script: &str) -> std::path::PathBuf {
     let path = dir.join("engine");
     std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -4,6 +4,7 @@
 mod conformance;
 mod delivery;
 mod docker;
+mod downloads;
 mod engines;
 mod gateway;
 mod life;

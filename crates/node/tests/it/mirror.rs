@@ -37,8 +37,6 @@ pub enum Play {
     WrongByte,
     /// To this place.
     Redirect(String, Vec<(&'static str, String)>),
-    /// With these headers beside.
-    With(Vec<(&'static str, String)>),
 }
 
 type Asked = (String, HashMap<String, String>);
@@ -160,10 +158,6 @@ async fn serve(tcp: TcpStream, stage: &Stage) -> std::io::Result<()> {
     match play {
         Play::Serve | Play::IgnoreRanges | Play::WrongByte | Play::OtherRange => {
             head(tcp, status, &range, &[], Some(body.len())).await?;
-            send(tcp, stage, &body, body.len().max(1), Duration::ZERO).await
-        }
-        Play::With(extra) => {
-            head(tcp, status, &range, &extra, Some(body.len())).await?;
             send(tcp, stage, &body, body.len().max(1), Duration::ZERO).await
         }
         Play::Cut(count) => {

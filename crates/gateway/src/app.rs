@@ -18,6 +18,7 @@ use crate::auth::{KeyRing, Pepper};
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::fleet::{Fleet, FleetParts};
+use crate::larder::Larder;
 use crate::listen;
 use crate::media::Desk;
 use crate::meter::{Meter, MeterConfig};
@@ -44,6 +45,8 @@ pub struct App {
     pub fleet: Fleet,
     /// Models and prices.
     pub catalogue: Arc<Catalogue>,
+    /// Model files for nodes.
+    pub larder: Arc<Larder>,
     /// Tokenizers.
     pub counters: Counters,
     /// Takes sound and pictures apart.
@@ -144,6 +147,7 @@ impl App {
         .await
         .map_err(unusable)?;
         let counters = Counters::new(models_dir);
+        let larder = Arc::new(Larder::new(&config.catalogue, &catalogue));
         let fleet = Fleet::start(FleetParts {
             db: db.clone(),
             catalogue: catalogue.clone(),
@@ -153,6 +157,7 @@ impl App {
             relay: config.relay.clone(),
             replica: config.store.replica.clone(),
             downloads: config.catalogue.hub_downloads,
+            larder: larder.clone(),
             #[cfg(feature = "sabotage")]
             sabotage: parts.sabotage,
         });
@@ -175,6 +180,7 @@ impl App {
             meter,
             fleet,
             catalogue,
+            larder,
             counters,
             clock,
             tasks,

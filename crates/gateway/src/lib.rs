@@ -18,6 +18,7 @@ pub mod fleet;
 pub mod frames;
 pub mod framing;
 pub mod json;
+pub mod larder;
 pub mod limits;
 pub mod listen;
 pub mod media;

@@ -45,6 +45,8 @@ pub struct ModelEntry {
     pub created: i64,
     /// Who made it.
     pub owned_by: String,
+    /// Licence of the model, as an SPDX expression or by its name.
+    pub licence: Option<String>,
     /// Tokens of prompt and output together; 0 where the kind has no context.
     pub context_length: Tokens,
     /// Most output tokens; 0 where the kind has none.
@@ -201,6 +203,10 @@ pub struct ModelFile {
     pub sha256: String,
     /// Size.
     pub size: Bytes,
+    /// Its path in the entry's repository on a hub, where the entry names one.
+    pub hub: Option<String>,
+    /// Where else it can be had: `https://` URLs, with `{sha256}` and `{name}` for the file.
+    pub urls: Vec<String>,
 }
 
 /// Why a catalogue is refused.

@@ -32,6 +32,20 @@ pub fn plan(
     stops.chain(starts).collect()
 }
 
+/// Whether two descriptions differ in nothing but where files can be had: what runs has its files and goes on.
+#[must_use]
+pub fn same_but_sources(one: &DesiredService, other: &DesiredService) -> bool {
+    let bare = |service: &DesiredService| {
+        let mut bare = service.clone();
+        for file in &mut bare.files {
+            file.urls.clear();
+            file.hub = None;
+        }
+        bare
+    };
+    bare(one) == bare(other)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -69,6 +83,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn another_mirror_is_no_other_service() {
+        let file = |url: &str, sum: &str| cxmpute_wire::control::DesiredFile {
+            role: "model".into(),
+            name: "a.gguf".into(),
+            sha256: Some(sum.into()),
+            size: None,
+            urls: vec![url.into()],
+            hub: None,
+        };
+        let with = |file| DesiredService { files: vec![file], ..service(1, 1) };
+        assert!(same_but_sources(&with(file("https://a", "1")), &with(file("https://b", "1"))));
+        assert!(!same_but_sources(&with(file("https://a", "1")), &with(file("https://a", "2"))));
     }
 
     proptest! {

@@ -72,6 +72,14 @@ impl Services {
         *around.images.lock() = images.collect();
         let nothing = self.resting().is_some_and(|rest| rest.free_memory);
         state.ending.retain(|_, service| !service.has_ended());
+        for want in &desired.services {
+            if let Some(service) = state.running.get_mut(&want.service_id)
+                && service.has_files()
+                && reconcile::same_but_sources(&service.desired, want)
+            {
+                service.desired = want.clone();
+            }
+        }
         let have = state.running.iter().map(|(id, service)| (id.clone(), service.desired.clone())).collect();
         let yielding = self.is_yielding();
         let on_gpu = |service: &ServiceId| {

@@ -110,7 +110,7 @@ impl Row<'_> {
         let files: Vec<Value> = entry
             .files
             .iter()
-            .map(|file| json!({"role": file.role, "name": file.name, "sha256": file.sha256, "size": file.size}))
+            .map(|file| json!({"role": file.role, "name": file.name, "sha256": file.sha256, "size": file.size, "hub": file.hub, "urls": file.urls}))
             .collect();
         let hub = entry
             .hub
@@ -122,7 +122,7 @@ impl Row<'_> {
         });
         json!({
             "id": entry.id, "aliases": entry.aliases, "name": entry.name, "description": entry.description,
-            "service": entry.service, "kind": entry.kind, "owned_by": entry.owned_by,
+            "service": entry.service, "kind": entry.kind, "owned_by": entry.owned_by, "licence": entry.licence,
             "context_length": entry.context_length, "max_completion_tokens": entry.max_completion_tokens,
             "dimensions": entry.dimensions, "engines": engines, "delivery": delivery(entry), "files": files,
             "hub": hub, "ollama": entry.ollama, "container": entry.container.as_deref(), "capabilities": capabilities,
@@ -179,6 +179,7 @@ impl Row<'_> {
         for file in &entry.files {
             say("file", format!("{} ({} bytes) sha256 {}", file.name, file.size.0, file.sha256));
         }
+        say("licence", entry.licence.clone().unwrap_or_default());
         say("ollama", entry.ollama.clone().unwrap_or_default());
         say("hub", entry.hub.as_ref().map(|hub| hub.repository.clone()).unwrap_or_default());
         if let Some(container) = &entry.container {

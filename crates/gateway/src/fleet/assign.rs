@@ -11,6 +11,7 @@ use cxmpute_wire::control::{Desired, DesiredFile, DesiredService, GpuShare, HubM
 
 use super::offer::offer_of;
 use super::registry::Fleet;
+use crate::larder::Larder;
 
 impl Fleet {
     /// Plans a provision's services anew and publishes the result; planning twice changes nothing. `None` when the
@@ -57,7 +58,7 @@ impl Fleet {
             }
             plan
         };
-        plan.services.iter().filter_map(|planned| desired(planned, &parts.catalogue)).collect()
+        plan.services.iter().filter_map(|planned| desired(planned, &parts.catalogue, &parts.larder)).collect()
     }
 
     /// Plans the services of a provision that has been away for long anew: its own desired state is emptied, so that
@@ -74,13 +75,20 @@ impl Fleet {
     }
 }
 
-fn desired(planned: &Planned, catalogue: &Catalogue) -> Option<DesiredService> {
+fn desired(planned: &Planned, catalogue: &Catalogue, larder: &Larder) -> Option<DesiredService> {
     let entry: &ModelEntry = catalogue.by_service(&planned.service)?;
+    let hub_of = |file: &ModelFile| {
+        let (hub, path) = (entry.hub.as_ref()?, file.hub.as_ref()?);
+        let [revision, file] = [hub.revision.clone(), Some(path.clone())];
+        Some(Box::new(HubModel { repository: hub.repository.clone(), revision, file }))
+    };
     let file = |file: &ModelFile| DesiredFile {
         role: file.role.clone(),
         name: file.name.clone(),
         sha256: Some(file.sha256.clone()),
         size: Some(file.size),
+        urls: larder.urls(file),
+        hub: hub_of(file),
     };
     let gpus = planned.claim.gpus.iter().map(|part| GpuShare { index: part.index, memory: part.memory });
     let library = entry.delivery() == Delivery::Library;

@@ -26,6 +26,7 @@ use super::seat::Seat;
 use super::{canary, control};
 use crate::config::RelayConfig;
 use crate::counters::Counters;
+use crate::larder::Larder;
 
 /// How often silence is looked for; a fraction of the shortest span that matters.
 const WATCH: Duration = Duration::from_millis(500);
@@ -56,6 +57,8 @@ pub struct FleetParts {
     pub replica: String,
     /// Whether engines may fetch models that nobody pins.
     pub downloads: bool,
+    /// Model files, and where else nodes may look for them.
+    pub larder: Arc<Larder>,
     /// The known-bad variant under test.
     #[cfg(feature = "sabotage")]
     pub sabotage: Option<crate::sabotage::Sabotage>,

@@ -131,6 +131,42 @@ pub(super) const GET_PROVISION: Operation = Operation {
     refusals: Refusals::Envelope,
 };
 
+pub(super) const GET_BLOB: Operation = Operation {
+    id: "getBlob",
+    group: Group::Nodes,
+    summary: "A node fetches a model file",
+    detail: "A file of the catalogue by its SHA-256, where this gateway has it. `Range: bytes=FIRST-` gives the rest from a \
+             byte on. The node checks the sum.",
+    parameters: &[
+        Parameter {
+            name: "sha256",
+            place: Place::Path,
+            required: true,
+            detail: "SHA-256 of the file in lower-case hexadecimal.",
+            schema: r#"{"type":"string","pattern":"^[0-9a-f]{64}$"}"#,
+            example: "7cc003a86318fd3d007ff86cf364e07da380b040c78513e8cdee7b91d5d55ba5",
+        },
+        SIGNATURE_INPUT,
+    ],
+    request: None,
+    answers: &[
+        Answer {
+            status: 200,
+            detail: "The whole file.",
+            content: Content::Bytes("application/octet-stream"),
+            headers: &[],
+        },
+        Answer {
+            status: 206,
+            detail: "The rest of it.",
+            content: Content::Bytes("application/octet-stream"),
+            headers: &[],
+        },
+    ],
+    errors: &[SIGNED, &[Code::NotFound, Code::RateLimited]],
+    refusals: Refusals::Envelope,
+};
+
 const SEED: &[Code] = &[
     Code::InvalidApiKey,
     Code::ExpiredApiKey,

@@ -151,6 +151,7 @@ pub static ROUTES: &[Route] = &[
     read("/provisions/{provision_id}", Access::Node, Cost::Store, &node::GET_PROVISION, || {
         get(provider::provision::get_provision)
     }),
+    read("/blobs/{sha256}", Access::Node, Cost::Store, &node::GET_BLOB, || get(provider::blob::get_blob)),
     // For programs written for the first seed (DESIGN D7).
     report(Method::POST, "/providers/new", Access::ProviderKey, &node::SEED_NEW, || {
         post(provider::seed::enrol_device)

@@ -41,7 +41,9 @@ pub(super) fn check(
         return Err(source.error(at, "model.max_completion_tokens", reason));
     }
     let dimensions = required(&raw.dimensions, "model.dimensions", kind == ServiceKind::Embeddings)?;
-    let files = raw.file.iter().map(|file| model_file(source, file)).collect::<Result<Vec<_>, _>>()?;
+    let hub = raw.hub.as_ref().map(|hub| hub_reference(source, hub.get_ref())).transpose()?;
+    let file = |file| model_file(source, file, hub.as_ref());
+    let files = raw.file.iter().map(file).collect::<Result<Vec<_>, _>>()?;
     let capabilities = capabilities(source, raw, kind)?;
     let id = raw.id.get_ref().clone();
     Ok(ModelEntry {
@@ -52,12 +54,13 @@ pub(super) fn check(
         kind,
         created: raw.created,
         owned_by: raw.owned_by.clone(),
+        licence: raw.licence.as_ref().map(|licence| licence_name(source, licence)).transpose()?,
         context_length: Tokens(context),
         max_completion_tokens: Tokens(output),
         dimensions,
         files,
         engines: raw.engines.iter().map(|name| engine(source, name)).collect::<Result<_, _>>()?,
-        hub: raw.hub.as_ref().map(|hub| hub_reference(source, hub.get_ref())).transpose()?,
+        hub,
         ollama: raw
             .ollama
             .as_ref()
@@ -240,7 +243,24 @@ fn first_token(source: &Source<'_>, raw: &RawModel) -> Result<Option<(Millis, Mi
         .then(|| (Millis(base.unwrap_or_default()), Millis(more.unwrap_or_default()))))
 }
 
-fn model_file(source: &Source<'_>, file: &Spanned<RawFile>) -> Result<ModelFile, CatalogueError> {
+/// Of an SPDX expression, or a name such as `Llama 3.2 Community License`.
+fn licence_name(source: &Source<'_>, name: &Spanned<String>) -> Result<String, CatalogueError> {
+    let text = name.get_ref();
+    if text.is_empty()
+        || text.len() > 150
+        || !text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+    {
+        let reason = format!("`{text}` is not 1 to 150 visible ASCII characters");
+        return Err(source.error(name.span(), "model.licence", reason));
+    }
+    Ok(text.clone())
+}
+
+fn model_file(
+    source: &Source<'_>,
+    file: &Spanned<RawFile>,
+    entry_hub: Option<&HubReference>,
+) -> Result<ModelFile, CatalogueError> {
     let raw = file.get_ref();
     let digest = raw.sha256.get_ref();
     if digest.len() != 64 || !digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
@@ -256,7 +276,33 @@ fn model_file(source: &Source<'_>, file: &Spanned<RawFile>) -> Result<ModelFile,
         return Err(source.error(file.span(), "model.file.name", reason));
     }
     let size = Bytes(source.number(&raw.size, "model.file.size", 1)?);
-    Ok(ModelFile { role: raw.role.clone(), name: raw.name.clone(), sha256: digest.clone(), size })
+    let named = raw.hub.as_ref().map(|path| plain(source, path, "model.file.hub", "/._-")).transpose()?;
+    let hub = match (entry_hub, named, &raw.hub) {
+        (None, Some(_), Some(path)) => {
+            let reason = "needs `hub = { repository = … }` of the entry beside it";
+            return Err(source.error(path.span(), "model.file.hub", reason));
+        }
+        (None, ..) => None,
+        (Some(_), Some(path), _) => Some(path.to_owned()),
+        // Without a word of its own: what the entry names, or the name below the model's own folder.
+        (Some(hub), None, _) => hub
+            .file
+            .clone()
+            .filter(|_| raw.role == "model")
+            .or_else(|| Some(raw.name.split_once('/').map_or(&*raw.name, |(_, rest)| rest).to_owned())),
+    };
+    let url = |url: &Spanned<String>| {
+        let text = url.get_ref();
+        let good =
+            text.strip_prefix("https://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+        if good && text.len() <= 2000 && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Ok(text.clone());
+        }
+        let reason = format!("`{text}` is no URL that begins with https://");
+        Err(source.error(url.span(), "model.file.urls", reason))
+    };
+    let urls = raw.urls.iter().map(url).collect::<Result<_, _>>()?;
+    Ok(ModelFile { role: raw.role.clone(), name: raw.name.clone(), sha256: digest.clone(), size, hub, urls })
 }
 
 fn price(

@@ -29,6 +29,7 @@ pub(super) struct RawModel {
     pub created: i64,
     #[serde(default)]
     pub owned_by: String,
+    pub licence: Option<Spanned<String>>,
     pub context_length: Option<Spanned<i64>>,
     pub max_completion_tokens: Option<Spanned<i64>>,
     pub dimensions: Option<Spanned<i64>>,
@@ -108,6 +109,9 @@ pub(super) struct RawFile {
     pub name: String,
     pub sha256: Spanned<String>,
     pub size: Spanned<i64>,
+    pub hub: Option<Spanned<String>>,
+    #[serde(default)]
+    pub urls: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -233,6 +233,12 @@ impl Service {
         }
     }
 
+    /// Whether its files are here, so that it does not matter any more where they could be had.
+    #[must_use]
+    pub fn has_files(&self) -> bool {
+        matches!(self.shared.view.lock().state, ServiceState::Loading | ServiceState::Ready)
+    }
+
     /// Requests being worked on.
     #[must_use]
     pub fn in_flight(&self) -> u32 {

@@ -176,3 +176,45 @@ fn bad_starts_end_with_a_sentence_and_a_documented_code() {
         assert!(!said.contains("panicked"), "{said}");
     }
 }
+
+/// A machine without a single model file: the gateway has them, the node fetches them with its signature, and is paid.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_files_fetches_them_and_is_paid() {
+    let _alone = alone().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut house = House::plan(folder.path(), None).unwrap();
+    house.start_gateway().await.unwrap();
+    let user = house.create_user("user@example.org").unwrap();
+    house.grant_credits(&user, 10_000_000).unwrap();
+    let key = house.create_key(&user).unwrap();
+    let owner = house.create_user("owner@example.org").unwrap();
+    let grant = house.enrol_grant(&owner).unwrap();
+    let models = folder.path().join("empty");
+    let models = models.display().to_string();
+    let service = format!("[\"llm:{CHAT_MODEL}\"]");
+    let extra = [
+        ("CXMPUTE_MODELS_DIR", models.as_str()),
+        ("CXMPUTE_MODELS_HUB", ""),
+        ("CXMPUTE_MODELS_MARGIN_MB", "16"),
+        ("CXMPUTE_SERVICES_ALLOW", service.as_str()),
+    ];
+    let node = house.start_node("node", Some(&grant), house.address, &extra).unwrap();
+    house.routable(CHAT_MODEL, 1).await.unwrap();
+    let client = Client::with_key(house.address, &key);
+    let body = json!({"model": CHAT_MODEL, "messages": [{"role": "user", "content": "What is 3 plus 4?"}]});
+    let reply = client.call("POST", "/v1/chat/completions", Some(&body)).await.unwrap();
+    assert_eq!(reply.status, 200);
+    let listed: Value =
+        serde_json::from_str(&ask(&folder.path().join("node"), "models").unwrap()).unwrap();
+    let files = listed["files"].as_array().unwrap();
+    assert!(files.len() == 1 && files[0]["fetched"] == true, "{listed}");
+    assert!(files[0]["name"].as_str().unwrap().starts_with("blobs/sha256-"), "{listed}");
+    // A stranger gets nothing of it.
+    let path = format!("/api/v1/{}", files[0]["name"].as_str().unwrap().replace("sha256-", ""));
+    let reply = Client::new(house.address).call("GET", &path, None).await.unwrap();
+    assert_eq!(reply.status, 401);
+    let earned = house.command(&["admin", "balance", &owner]).unwrap();
+    assert!(earned.to_string().contains("provider"), "{earned}");
+    house.check_ledger().unwrap();
+    drop(node);
+}

@@ -211,7 +211,7 @@ async fn a_node_without_files_fetches_them_and_is_paid() {
     assert!(files[0]["name"].as_str().unwrap().starts_with("blobs/sha256-"), "{listed}");
     // A stranger gets nothing of it.
     let path = format!("/api/v1/{}", files[0]["name"].as_str().unwrap().replace("sha256-", ""));
-    let reply = Client::new(house.address).call("GET", &path, None).await.unwrap();
+    let reply = Client::anonymous(house.address).call("GET", &path, None).await.unwrap();
     assert_eq!(reply.status, 401);
     let earned = house.command(&["admin", "balance", &owner]).unwrap();
     assert!(earned.to_string().contains("provider"), "{earned}");

@@ -204,8 +204,7 @@ async fn a_node_without_files_fetches_them_and_is_paid() {
     let body = json!({"model": CHAT_MODEL, "messages": [{"role": "user", "content": "What is 3 plus 4?"}]});
     let reply = client.call("POST", "/v1/chat/completions", Some(&body)).await.unwrap();
     assert_eq!(reply.status, 200);
-    let listed: Value =
-        serde_json::from_str(&ask(&folder.path().join("node"), "models").unwrap()).unwrap();
+    let listed: Value = serde_json::from_str(&ask(&folder.path().join("node"), "models").unwrap()).unwrap();
     let files = listed["files"].as_array().unwrap();
     assert!(files.len() == 1 && files[0]["fetched"] == true, "{listed}");
     assert!(files[0]["name"].as_str().unwrap().starts_with("blobs/sha256-"), "{listed}");

@@ -224,7 +224,7 @@ impl Adapter {
             && desired.container.is_some()
             && desired.engines.iter().any(|engine| engine == docker::NAME)
         {
-            return docker::engine(config, &around.provision, desired).map(Box::new).map(Self::Docker);
+            return docker::engine(config, files, &around.provision, desired).map(Box::new).map(Self::Docker);
         }
         let finds = around.finds.list();
         for name in order(&desired.engines, &config.engines.prefer) {

@@ -200,7 +200,7 @@ impl Shelf {
         Ok(())
     }
 
-    /// A folder in which the files of one model have the names of the plan: hard links of blobs, links to files elsewhere.
+    /// A folder in which the files of one model have the names of the plan: hard links, or symbolic ones where the file lies on another disk.
     /// It stays while what is given back is held.
     ///
     /// # Errors
@@ -228,8 +228,8 @@ impl Shelf {
                 std::fs::create_dir_all(parent)?;
             }
             remove(&link)?;
-            let own = target.starts_with(self.root.join(BLOBS));
-            if !own || std::fs::hard_link(target, &link).is_err() {
+            // Another name of the same file is also there where only this folder is shown to an engine.
+            if std::fs::hard_link(std::fs::canonicalize(target)?, &link).is_err() {
                 std::os::unix::fs::symlink(std::path::absolute(target)?, &link)?;
             }
         }

@@ -243,7 +243,7 @@ mod tests {
         });
         change(&mut service);
         let service = serde_json::from_value(service).unwrap();
-        let engine = super::super::engine(&config, &ProvisionId::from_tail("x"), &service).unwrap();
+        let engine = super::super::engine(&config, None, &ProvisionId::from_tail("x"), &service).unwrap();
         let machine =
             Machine { user: (NOBODY, NOBODY), processors: 2, only: Some("1".into()), open_files: 1 << 30 };
         let body = body(&engine, "sha256:id", machine);

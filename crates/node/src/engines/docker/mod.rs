@@ -6,7 +6,7 @@ pub mod daemon;
 pub mod kept;
 pub mod pull;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cxmpute_runtime::Tasks;
 use cxmpute_tunnel::WorkPath;
@@ -83,6 +83,7 @@ pub struct Labels {
 /// The owner has not switched containers on, the image is not pinned, the plan reserved nothing, or a file is missing.
 pub fn engine(
     config: &NodeConfig,
+    files: Option<&Path>,
     provision: &ProvisionId,
     desired: &DesiredService,
 ) -> Result<DockerEngine, AdapterError> {
@@ -98,7 +99,7 @@ pub fn engine(
     if image.gpu && desired.gpus.is_empty() {
         return Err(refuse("the image wants an accelerator and the plan reserved none".to_owned()));
     }
-    let models = config.models_dir();
+    let models = files.map_or_else(|| config.models_dir(), Path::to_owned);
     let mut weight_bytes = 0;
     for file in &desired.files {
         let path = below(&models, file)?;
@@ -227,7 +228,7 @@ mod tests {
         let good = config(dir.path());
         let provision = ProvisionId::from_tail("a");
         let why = |config: &NodeConfig, change: fn(&mut Value)| {
-            engine(config, &provision, &planned(change)).map(drop).unwrap_err().to_string()
+            engine(config, None, &provision, &planned(change)).map(drop).unwrap_err().to_string()
         };
         assert!(why(&NodeConfig::default(), |_| {}).contains("docker.enabled"));
         assert!(why(&good, |plan| plan["container"] = Value::Null).contains("names no image"));
@@ -256,7 +257,7 @@ mod tests {
     fn accelerators_are_handed_in_only_to_an_image_that_asks_for_them() {
         let dir = tempfile::tempdir().unwrap();
         let (config, provision) = (config(dir.path()), ProvisionId::from_tail("a"));
-        let of = |change: fn(&mut Value)| engine(&config, &provision, &planned(change)).unwrap();
+        let of = |change: fn(&mut Value)| engine(&config, None, &provision, &planned(change)).unwrap();
         assert_eq!(of(|_| {}).gpus, Vec::<u32>::new());
         assert_eq!(of(|plan| plan["container"]["gpu"] = json!(true)).gpus, [2]);
         assert_eq!(of(|_| {}).models, None, "a container without model files sees none");

@@ -26,6 +26,7 @@ use crate::rates::RateTable;
 use crate::router::RouteIndex;
 #[cfg(feature = "sabotage")]
 use crate::sabotage::Sabotage;
+use crate::seals::SealBook;
 use crate::telemetry::Telemetry;
 use crate::trace::Traces;
 use crate::work;
@@ -115,6 +116,7 @@ impl App {
         };
         let tls = listen::load_tls(&config.server)?;
         let catalogue = Arc::new(crate::catalogue::load(&config.catalogue)?);
+        let seals = SealBook::load(&config.catalogue, &catalogue)?;
         let models_dir = config.catalogue.models_dir.clone();
         if let Some(directory) = models_dir.as_ref().filter(|directory| !directory.is_dir()) {
             return Err(ExitError::new(
@@ -158,6 +160,7 @@ impl App {
             replica: config.store.replica.clone(),
             downloads: config.catalogue.hub_downloads,
             larder: larder.clone(),
+            seals,
             #[cfg(feature = "sabotage")]
             sabotage: parts.sabotage,
         });

@@ -30,6 +30,7 @@ pub mod router;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
 pub mod schema;
+pub mod seals;
 pub mod stall;
 pub mod telemetry;
 pub mod trace;

@@ -60,6 +60,8 @@ pub struct ApiSection {
     pub url: String,
     /// PEM file of an authority to trust beside the public ones.
     pub ca_file: Option<PathBuf>,
+    /// Public key of the catalogue's seals; the first one that seals a plan when absent.
+    pub catalogue_key: Option<String>,
 }
 
 /// `[location]`

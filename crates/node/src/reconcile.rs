@@ -32,11 +32,12 @@ pub fn plan(
     stops.chain(starts).collect()
 }
 
-/// Whether two descriptions differ in nothing but where files can be had: what runs has its files and goes on.
+/// Whether two descriptions differ in nothing but where the same files can be had, and who signed that: what runs has its files and goes on.
 #[must_use]
 pub fn same_but_sources(one: &DesiredService, other: &DesiredService) -> bool {
     let bare = |service: &DesiredService| {
         let mut bare = service.clone();
+        bare.seal = None;
         for file in &mut bare.files {
             file.urls.clear();
             file.hub = None;
@@ -68,6 +69,7 @@ mod tests {
             ollama: None,
             hub: None,
             container: None,
+            seal: None,
         }
     }
 

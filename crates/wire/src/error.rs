@@ -134,6 +134,8 @@ codes! {
     ModelUnavailable = "model_unavailable", 503;
     /// A file of the model is not of a format that nodes load.
     ModelFormat = "model_format", 503;
+    /// The files of the plan are not those of the sealed catalogue that the node follows.
+    CatalogueRefused = "catalogue_refused", 503;
     /// The disk of the node has no room for the model.
     DiskLow = "disk_low", 503;
     /// The store is away.

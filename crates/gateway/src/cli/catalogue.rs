@@ -1,5 +1,8 @@
 //! `cxmpute catalogue`: what the network offers, and whether an operator's files would be taken.
 
+mod pin;
+mod sign;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -11,6 +14,8 @@ use cxmpute_wire::{Bytes, MicroCredits, ServiceKind};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use self::pin::PinArgs;
+use self::sign::SignArgs;
 use super::Output;
 use crate::catalogue;
 use crate::config::CatalogueConfig;
@@ -28,6 +33,10 @@ pub enum CatalogueCommand {
     List,
     /// Show one entry.
     Show(ShowArgs),
+    /// Read files of a model and print the lines that pin them.
+    Pin(PinArgs),
+    /// Seal the configured catalogue, so that nodes follow it and no older one.
+    Sign(SignArgs),
 }
 
 /// Flags of `catalogue show`.
@@ -51,6 +60,8 @@ pub fn run(config: &CatalogueConfig, command: CatalogueCommand, output: &Output)
             let rows: Vec<Row<'_>> = all.entries().iter().map(|entry| Row(entry)).collect();
             output.show_all(&rows, Row::line)
         }
+        CatalogueCommand::Pin(arguments) => pin::pin(&arguments, output),
+        CatalogueCommand::Sign(arguments) => sign::sign(&catalogue::load(config)?, &arguments, output),
         CatalogueCommand::Show(ShowArgs { model }) => {
             let all = catalogue::load(config)?;
             let entry = all.resolve(&model).ok_or_else(|| {

@@ -21,6 +21,8 @@ pub struct CatalogueConfig {
     pub serve_models: bool,
     /// Mirrors that nodes are told of: `BASE` (with `BASE/blobs/sha256-…` below it), or URLs with `{sha256}` or `{name}`.
     pub mirrors: Vec<String>,
+    /// The seals of the catalogue (`cxmpute catalogue sign`); without them nodes follow the plan alone.
+    pub seals: Option<PathBuf>,
 }
 
 impl Default for CatalogueConfig {
@@ -32,6 +34,7 @@ impl Default for CatalogueConfig {
             models_dir: None,
             serve_models: true,
             mirrors: Vec::new(),
+            seals: None,
         }
     }
 }

@@ -12,6 +12,7 @@ use cxmpute_wire::control::{Desired, DesiredFile, DesiredService, GpuShare, HubM
 use super::offer::offer_of;
 use super::registry::Fleet;
 use crate::larder::Larder;
+use crate::seals::SealBook;
 
 impl Fleet {
     /// Plans a provision's services anew and publishes the result; planning twice changes nothing. `None` when the
@@ -58,7 +59,9 @@ impl Fleet {
             }
             plan
         };
-        plan.services.iter().filter_map(|planned| desired(planned, &parts.catalogue, &parts.larder)).collect()
+        let seals = parts.seals.as_ref();
+        let services = plan.services.iter();
+        services.filter_map(|planned| desired(planned, &parts.catalogue, &parts.larder, seals)).collect()
     }
 
     /// Plans the services of a provision that has been away for long anew: its own desired state is emptied, so that
@@ -75,7 +78,12 @@ impl Fleet {
     }
 }
 
-fn desired(planned: &Planned, catalogue: &Catalogue, larder: &Larder) -> Option<DesiredService> {
+fn desired(
+    planned: &Planned,
+    catalogue: &Catalogue,
+    larder: &Larder,
+    seals: Option<&SealBook>,
+) -> Option<DesiredService> {
     let entry: &ModelEntry = catalogue.by_service(&planned.service)?;
     let hub_of = |file: &ModelFile| {
         let (hub, path) = (entry.hub.as_ref()?, file.hub.as_ref()?);
@@ -111,6 +119,7 @@ fn desired(planned: &Planned, catalogue: &Catalogue, larder: &Larder) -> Option<
                 file: hub.file.clone(),
             })
         }),
+        seal: seals.and_then(|seals| seals.of(&entry.service)).map(Box::new),
         container: entry.container.as_deref().cloned().map(Box::new),
     })
 }

@@ -27,6 +27,7 @@ use super::{canary, control};
 use crate::config::RelayConfig;
 use crate::counters::Counters;
 use crate::larder::Larder;
+use crate::seals::SealBook;
 
 /// How often silence is looked for; a fraction of the shortest span that matters.
 const WATCH: Duration = Duration::from_millis(500);
@@ -59,6 +60,8 @@ pub struct FleetParts {
     pub downloads: bool,
     /// Model files, and where else nodes may look for them.
     pub larder: Arc<Larder>,
+    /// The operator's signatures over the catalogue, where it is sealed.
+    pub seals: Option<SealBook>,
     /// The known-bad variant under test.
     #[cfg(feature = "sabotage")]
     pub sabotage: Option<crate::sabotage::Sabotage>,

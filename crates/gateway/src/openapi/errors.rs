@@ -225,6 +225,7 @@ pub const fn remedy(code: Code) -> &'static str {
         | Code::DigestMismatch
         | Code::ModelUnavailable
         | Code::ModelFormat
+        | Code::CatalogueRefused
         | Code::DiskLow => "Nothing: another node is asked.",
         Code::StoreUnavailable | Code::Draining | Code::GatewayDraining => {
             "Try again after `Retry-After` seconds."

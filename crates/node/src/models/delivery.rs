@@ -21,6 +21,7 @@ use super::hashes::Hashes;
 use super::meter::Meter;
 use super::partial::Claim;
 use super::room;
+use super::seals::Seals;
 use super::shelf::{BLOBS, Lease, Shelf, View};
 use super::source::Bases;
 use crate::config::NodeConfig;
@@ -41,6 +42,7 @@ pub(super) struct Inner {
     pub shelf: Shelf,
     pub hashes: Hashes,
     pub client: Result<Client, String>,
+    seals: Result<Seals, String>,
     pub bases: Bases,
     /// Directories of the owner beside the models directory.
     search: Vec<PathBuf>,
@@ -155,7 +157,9 @@ impl Models {
         if let Err(why) = &client {
             tracing::warn!(why, "no model can be fetched");
         }
+        let seals = Seals::open(&config.data_dir, &config.api.url, config.api.catalogue_key.as_deref());
         let inner = Inner {
+            seals: seals.map_err(|error| format!("what was seen of the catalogue cannot be read: {error}")),
             shelf: Shelf::new(config.models_dir()),
             hashes: Hashes::open(&config.data_dir),
             client,
@@ -182,6 +186,8 @@ impl Models {
     pub async fn place(&self, desired: &DesiredService, tell: Tell) -> Result<Placed, DeliveryError> {
         let inner = &self.inner;
         let root = inner.shelf.root();
+        let seals = inner.seals.as_ref().map_err(|why| DeliveryError::Refused(why.clone()))?;
+        seals.check(desired).map_err(|error| DeliveryError::Refused(error.to_string()))?;
         let mut wanted = Vec::new();
         for file in &desired.files {
             let path = below(root, file)?;

@@ -13,6 +13,11 @@ pub enum DeliveryError {
     /// The plan names a file outside the model directory.
     #[error("the plan names the file {0:?}, which is not below the model directory")]
     UnsafePath(String),
+    /// The plan is not of the catalogue that this node follows.
+    #[error(
+        "{0}; nothing of it is started. Ask the operator; only if the catalogue has a new key, remove catalogue.json in data_dir, or set api.catalogue_key"
+    )]
+    Refused(String),
     /// No source gives it.
     #[error("no source has {file}: {why}; it is tried again by itself, or put the file below models.dir")]
     Unavailable {
@@ -60,6 +65,7 @@ impl DeliveryError {
         match self {
             Self::Missing(_) => Code::ModelMissing,
             Self::UnsafePath(_) => Code::NotReady,
+            Self::Refused(_) => Code::CatalogueRefused,
             Self::Unavailable { .. } | Self::Disk(_) => Code::ModelUnavailable,
             Self::Wrong { .. } => Code::DigestMismatch,
             Self::Format { .. } => Code::ModelFormat,

@@ -3,7 +3,7 @@
 //! Rooms: [`room`] (does it fit), [`journal`] (what is known of a file that is not complete) and [`source`] (who is asked,
 //! in which order) are pure. [`partial`] holds a file on its way, [`shelf`] the whole ones, [`hashes`] remembers the sums of
 //! the owner's own files, [`format`] looks at what came, [`client`] asks one source, [`delivery`] does all of it for one
-//! service.
+//! service. [`seals`] says whose catalogue is followed.
 
 pub mod client;
 pub mod delivery;
@@ -16,6 +16,7 @@ pub mod meter;
 mod obtain;
 pub mod partial;
 pub mod room;
+pub mod seals;
 pub mod shelf;
 pub mod source;
 

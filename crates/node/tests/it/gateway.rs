@@ -215,6 +215,7 @@ pub fn service(name: &str) -> DesiredService {
         ollama: None,
         hub: None,
         container: None,
+        seal: None,
     }
 }
 

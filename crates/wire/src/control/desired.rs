@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ContainerImage;
+use super::{ContainerImage, Seal};
 use crate::{Bytes, Generation, ServiceId, ServiceKind, Timestamp};
 
 /// The whole desired state of one provision; a later generation replaces an earlier one as a whole.
@@ -55,6 +55,9 @@ pub struct DesiredService {
     /// The image that serves it, for the engine `docker`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Box<ContainerImage>>,
+    /// The operator's signature over the files, where the catalogue is sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Box<Seal>>,
 }
 
 /// A part of one accelerator.

@@ -5,6 +5,7 @@ mod desired;
 mod diagnostics;
 mod enrol;
 mod heartbeat;
+mod seal;
 mod seed_routes;
 
 pub use container::{ContainerFault, ContainerImage, PLACEHOLDERS, ReadyCheck};
@@ -14,6 +15,7 @@ pub use diagnostics::{
 };
 pub use enrol::{EnrolAnswer, EnrolRequest, Location, Software};
 pub use heartbeat::{GpuLoad, Heartbeat, ObservedService, OwnerState, Progress, ServiceState};
+pub use seal::{Seal, SealedFile, sealed_text};
 pub use seed_routes::{
     SeedCallback, SeedDelete, SeedDone, SeedEnd, SeedError, SeedNew, SeedNewAnswer, SeedServices, SeedStart,
 };

@@ -1,7 +1,7 @@
 //! Why a node earns nothing right now: exactly one reason, with what to do about it (node.md section 12). Pure.
 
 use cxmpute_wire::Code;
-use cxmpute_wire::control::{NodeStatus, ObservedService, Progress, ServiceState};
+use cxmpute_wire::control::{NodeStatus, ObservedService, ServiceState};
 use serde::{Deserialize, Serialize};
 
 use crate::owner::Cause;
@@ -91,7 +91,7 @@ pub fn why_idle(facts: Facts<'_>) -> Option<Reason> {
         return reason("canary_pending", said());
     }
     if let Some(service) = in_state(&[ServiceState::Downloading]) {
-        let progress = service.progress.as_ref().map(describe_progress).unwrap_or_default();
+        let progress = service.progress.as_ref().map(ToString::to_string).unwrap_or_default();
         return reason("downloading", format!("The files of {} come: {progress}.", service.service_id));
     }
     if let Some(service) = in_state(&[ServiceState::Queued, ServiceState::Verifying, ServiceState::Loading]) {
@@ -103,42 +103,6 @@ pub fn why_idle(facts: Facts<'_>) -> Option<Reason> {
         return reason(code.as_str(), format!("{}: {detail}", service.service_id));
     }
     reason("no_fitting_model", said())
-}
-
-/// How far a download is, for people: bytes, source and rate; the time that is left only where a rate was measured.
-#[must_use]
-pub fn describe_progress(progress: &Progress) -> String {
-    let mut text = format!("{} of {}", size(progress.bytes.0), size(progress.total.0));
-    if !progress.source.is_empty() {
-        text.push_str(&format!(" from {}", progress.source));
-    }
-    if progress.rate > 0 {
-        text.push_str(&format!(", {}/s", size(progress.rate)));
-    }
-    match progress.seconds_left() {
-        Some(left) if left >= 3600 => {
-            text.push_str(&format!(", {} h {} min left", left / 3600, left / 60 % 60))
-        }
-        Some(left) if left >= 60 => text.push_str(&format!(", {} min left", left / 60)),
-        Some(left) => text.push_str(&format!(", {left} s left")),
-        None => {}
-    }
-    text
-}
-
-/// A size for people.
-#[must_use]
-pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (bytes as f64, "B");
-    for next in UNITS {
-        if value < 1024.0 {
-            break;
-        }
-        value /= 1024.0;
-        unit = next;
-    }
-    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
 }
 
 #[cfg(test)]
@@ -170,20 +134,6 @@ mod tests {
             routable: routable.then(|| "llm:a".parse().unwrap()).into_iter().collect(),
             reason: (!routable).then(|| "as the server says".into()),
         }
-    }
-
-    #[test]
-    fn a_download_is_told_with_the_time_left_where_a_rate_is_known() {
-        let bytes = cxmpute_wire::Bytes;
-        let mut progress = Progress { bytes: bytes(3 << 30), total: bytes(4 << 30), ..Progress::default() };
-        assert_eq!(describe_progress(&progress), "3.0 GiB of 4.0 GiB");
-        progress.source = "nas:80".into();
-        for (rate, left) in [(64 << 20, "64.0 MiB/s, 16 s left"), (1 << 20, "1.0 MiB/s, 17 min left")] {
-            progress.rate = rate;
-            assert_eq!(describe_progress(&progress), format!("3.0 GiB of 4.0 GiB from nas:80, {left}"));
-        }
-        progress.rate = 100 << 10;
-        assert!(describe_progress(&progress).ends_with("100.0 KiB/s, 2 h 54 min left"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use cxmpute_runtime::exit::{self, ExitError};
 use cxmpute_runtime::{Clock, random};
 use cxmpute_store::{Db, LedgerReport, NewUser, Posted, ProvisionRow, UserCreated, UserRow};
+use cxmpute_wire::control::ObservedService;
 use cxmpute_wire::{MicroCredits, Millis, Timestamp, UserId};
 use serde::Serialize;
 use serde_json::json;
@@ -355,11 +356,14 @@ struct ShownProvision {
     observed_generation: i64,
     last_seen: Option<i64>,
     has_key: bool,
+    /// What it said of its services last.
+    services: Vec<ObservedService>,
 }
 
 impl From<ProvisionRow> for ShownProvision {
     fn from(row: ProvisionRow) -> Self {
         Self {
+            services: serde_json::from_str(&row.observed).unwrap_or_default(),
             id: row.id.to_string(),
             alias: row.alias,
             owner: row.owner,
@@ -383,6 +387,10 @@ async fn list_provisions(db: &Db, of: Option<&str>, output: &Output) -> anyhow::
     let rows: Vec<ShownProvision> = rows.into_iter().map(ShownProvision::from).collect();
     output.show_all(&rows, |row| {
         let note = if row.has_key { "" } else { "  no_tunnel" };
-        format!("{}  {}  {}  {}{note}", row.id, row.state, row.owner, row.name)
+        let coming = row.services.iter().filter_map(|service| {
+            let progress = service.progress.as_ref()?;
+            Some(format!("\n    {} comes: {progress}", service.service_id))
+        });
+        format!("{}  {}  {}  {}{note}{}", row.id, row.state, row.owner, row.name, coming.collect::<String>())
     })
 }

@@ -2,7 +2,7 @@
 //! whole again.
 
 use cxmpute_store::{Db, DbError, ServiceRow};
-use cxmpute_wire::control::{Heartbeat, ServiceState};
+use cxmpute_wire::control::{Heartbeat, ObservedService, ServiceState};
 use cxmpute_wire::{ProvisionId, Timestamp};
 
 /// The stored name of a service's state: the wire's.
@@ -35,7 +35,7 @@ pub(super) async fn record_observed(
             service: service.service_id.clone(),
             generation: heartbeat.observed_generation,
             state: state_name(service.state),
-            detail: service.detail.clone().map(|detail| detail.chars().take(500).collect()),
+            detail: detail(service).map(|detail| detail.chars().take(500).collect()),
         })
         .collect();
     let text = observed_text(heartbeat);
@@ -45,6 +45,11 @@ pub(super) async fn record_observed(
     db.record_observed(id, heartbeat.observed_generation, &text, &services, now).await?;
     last.text = text;
     Ok(())
+}
+
+/// What people read of a service: how far its files are, else what the node says.
+fn detail(service: &ObservedService) -> Option<String> {
+    service.progress.as_ref().map(ToString::to_string).or_else(|| service.detail.clone())
 }
 
 fn observed_text(heartbeat: &Heartbeat) -> String {

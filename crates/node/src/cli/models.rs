@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use cxmpute_runtime::Tasks;
 use cxmpute_wire::Bytes;
+use cxmpute_wire::control::readable;
 use serde::Serialize;
 
 use crate::config::NodeConfig;
@@ -15,7 +16,6 @@ use crate::engines::discover;
 use crate::local::{self, Question};
 use crate::models::shelf::{BLOBS, OWN_FOLDER, Shelf};
 use crate::output::Output;
-use crate::standing::{describe_progress, size};
 
 /// How deep the directory is looked into; hubs lay their files out no deeper.
 const DEPTH: usize = 6;
@@ -66,13 +66,13 @@ pub(super) async fn list(config: &NodeConfig, output: Output) -> Result<()> {
     let mut text = format!("Directory  {}\n", folder.display());
     for file in &files {
         let fetched = if file.fetched { "  (fetched)" } else { "" };
-        text.push_str(&format!("{:>10}  {}{fetched}\n", size(file.size), file.name));
+        text.push_str(&format!("{:>10}  {}{fetched}\n", readable(Bytes(file.size)), file.name));
     }
     text.push_str(&format!(
         "In all     {} in {} files; {} are free",
-        size(total),
+        readable(Bytes(total)),
         files.len(),
-        size(free.get())
+        readable(free)
     ));
     if !services.is_empty() {
         text.push_str(&format!("\nServices   {}", services.join(", ")));
@@ -83,13 +83,14 @@ pub(super) async fn list(config: &NodeConfig, output: Output) -> Result<()> {
         text.push_str(&format!("\nFound      {name} {} at {address}", server.version));
         for model in &server.models {
             let memory = model.gpu_memory.filter(|memory| *memory > 0);
-            let memory =
-                memory.map(|memory| format!(" ({} of GPU memory)", size(memory))).unwrap_or_default();
+            let memory = memory
+                .map(|memory| format!(" ({} of GPU memory)", readable(Bytes(memory))))
+                .unwrap_or_default();
             text.push_str(&format!("\n           {}{memory}", model.name));
         }
     }
     for (service, progress) in &progress {
-        text.push_str(&format!("\nComing     {service}: {}", describe_progress(progress)));
+        text.push_str(&format!("\nComing     {service}: {progress}"));
     }
     let coming: BTreeMap<_, _> = progress.into_iter().collect();
     let value = serde_json::json!({
@@ -133,6 +134,5 @@ mod tests {
         let mut files = BTreeMap::new();
         walk(dir.path(), dir.path(), DEPTH, &mut files).unwrap();
         assert_eq!(files, BTreeMap::from([("a/model.gguf".into(), 2048), ("b.gguf".into(), 3)]));
-        assert_eq!((size(3), size(2048), size(5 << 30)), ("3 B".into(), "2.0 KiB".into(), "5.0 GiB".into()));
     }
 }

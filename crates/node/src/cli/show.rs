@@ -9,7 +9,6 @@ use serde_json::json;
 use crate::agent::NodeView;
 use crate::local::StatusAnswer;
 use crate::output::{Output, ProgressLine};
-use crate::standing::describe_progress;
 
 /// The status for people.
 pub fn describe(answer: &StatusAnswer) -> String {
@@ -50,7 +49,7 @@ pub fn service_line(service: &ObservedService) -> String {
     };
     let load = format!("{}/{} busy", service.in_flight, service.slots);
     let line = format!("{:<28} {state:<9} {load:<11} {engine}", service.service_id.as_str());
-    let progress = service.progress.as_ref().map(describe_progress);
+    let progress = service.progress.as_ref().map(ToString::to_string);
     [Some(line), progress, service.detail.clone()]
         .into_iter()
         .flatten()
@@ -65,7 +64,7 @@ const LOOK: Duration = Duration::from_millis(500);
 fn progress_line(services: &[ObservedService]) -> String {
     let coming = services.iter().filter_map(|service| {
         let progress = service.progress.as_ref()?;
-        Some(format!("{}: {}", service.service_id, describe_progress(progress)))
+        Some(format!("{}: {progress}", service.service_id))
     });
     coming.collect::<Vec<_>>().join("; ")
 }

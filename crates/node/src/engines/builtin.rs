@@ -1,5 +1,7 @@
 //! The built-in engine: `cxmpute-engine` as a child process on a unix socket.
 
+use std::path::Path;
+
 use cxmpute_runtime::once::Sandbox;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::ServiceKind;

@@ -94,8 +94,14 @@ mod tests {
 
     #[test]
     fn a_plan_cannot_leave_the_model_directory() {
-        let file =
-            |name: &str| DesiredFile { role: "model".into(), name: name.into(), sha256: None, size: None };
+        let file = |name: &str| DesiredFile {
+            role: "model".into(),
+            name: name.into(),
+            sha256: None,
+            size: None,
+            urls: Vec::new(),
+            hub: None,
+        };
         for bad in ["../x", "/etc/passwd", "a/../../x", "", "."] {
             assert!(below(Path::new("/models"), &file(bad)).is_err(), "{bad}");
         }

@@ -192,7 +192,9 @@ impl Adapter {
             }
             match name {
                 "builtin" if builtin::knows(desired.kind) => return true,
-                llama_server::NAME if llama_server::knows(desired) && llama_server::find(config).is_some() => {
+                llama_server::NAME
+                    if llama_server::knows(desired) && llama_server::find(config).is_some() =>
+                {
                     return true;
                 }
                 _ => {}

@@ -91,6 +91,57 @@ impl Progress {
     }
 }
 
+/// For people: bytes, source and rate; the time that is left only where a rate was measured.
+impl std::fmt::Display for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {}", readable(self.bytes), readable(self.total))?;
+        if !self.source.is_empty() {
+            write!(f, " from {}", self.source)?;
+        }
+        if self.rate > 0 {
+            write!(f, ", {}/s", readable(Bytes(self.rate)))?;
+        }
+        match self.seconds_left() {
+            Some(left) if left >= 3600 => write!(f, ", {} h {} min left", left / 3600, left / 60 % 60),
+            Some(left) if left >= 60 => write!(f, ", {} min left", left / 60),
+            Some(left) => write!(f, ", {left} s left"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A size for people, such as `3.5 GiB`.
+#[must_use]
+pub fn readable(size: Bytes) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let unit = (0..UNITS.len() - 1).take_while(|unit| size.0 >> (10 * unit) >= 1024).count();
+    if unit == 0 {
+        return format!("{} B", size.0);
+    }
+    let tenths = u128::from(size.0) * 10 >> (10 * unit);
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_download_is_told_with_the_time_left_where_a_rate_is_known() {
+        let mut progress = Progress { bytes: Bytes(3 << 30), total: Bytes(4 << 30), ..Progress::default() };
+        assert_eq!(progress.to_string(), "3.0 GiB of 4.0 GiB");
+        progress.source = "nas:80".into();
+        for (rate, left) in [(64 << 20, "64.0 MiB/s, 16 s left"), (1 << 20, "1.0 MiB/s, 17 min left")] {
+            progress.rate = rate;
+            assert_eq!(progress.to_string(), format!("3.0 GiB of 4.0 GiB from nas:80, {left}"));
+        }
+        progress.rate = 100 << 10;
+        assert!(progress.to_string().ends_with("100.0 KiB/s, 2 h 54 min left"));
+        let sizes = [3, 1023, 1024, 5 << 30, u64::MAX].map(|size| readable(Bytes(size)));
+        assert_eq!(sizes, ["3 B", "1023 B", "1.0 KiB", "5.0 GiB", "16777215.9 TiB"]);
+    }
+}
+
 /// How far a service is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

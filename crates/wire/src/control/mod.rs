@@ -14,7 +14,7 @@ pub use diagnostics::{
     CpuInfo, Diagnostics, DiskInfo, EnginePresent, GpuInfo, MemoryInfo, NetInfo, OsInfo, ServiceWishes,
 };
 pub use enrol::{EnrolAnswer, EnrolRequest, Location, Software};
-pub use heartbeat::{GpuLoad, Heartbeat, ObservedService, OwnerState, Progress, ServiceState};
+pub use heartbeat::{GpuLoad, Heartbeat, ObservedService, OwnerState, Progress, ServiceState, readable};
 pub use seal::{Seal, SealedFile, sealed_text};
 pub use seed_routes::{
     SeedCallback, SeedDelete, SeedDone, SeedEnd, SeedError, SeedNew, SeedNewAnswer, SeedServices, SeedStart,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cxmpute_node::engines::found::Kind;
 use cxmpute_node::engines::tool::Program;
 use cxmpute_tunnel::WorkPath;
-use cxmpute_wire::control::{DesiredFile, DesiredService};
+use cxmpute_wire::control::DesiredService;
 use cxmpute_wire::form;
 use cxmpute_wire::wave::Wave;
 use parking_lot::Mutex;
@@ -27,7 +27,7 @@ fn tiny(engine: &str) -> (PathBuf, DesiredService) {
     let mut wanted = service("llm:cxm-tiny");
     wanted.engines = vec![engine.to_owned()];
     wanted.context_length = Some(1024);
-    wanted.files = vec![DesiredFile { role: "model".into(), name: name.into(), sha256: None, size: None }];
+    wanted.files = vec![crate::gateway::file(name)];
     (folder, wanted)
 }
 

@@ -43,6 +43,7 @@ const fn work(kind: ServiceKind) -> &'static [WorkPath] {
         ServiceKind::Tts => &[WorkPath::Speech],
         ServiceKind::Stt => &[WorkPath::Transcription],
         ServiceKind::Vision => &[WorkPath::Read],
+        ServiceKind::Image => &[WorkPath::Draw],
         ServiceKind::Scrape => &[WorkPath::Scrape],
     }
 }

@@ -197,6 +197,7 @@ impl Adapter {
                 {
                     return true;
                 }
+                vllm::NAME if vllm::knows(desired) && vllm::find(&config.engines).is_some() => return true,
                 _ => {}
             }
         }
@@ -250,7 +251,7 @@ impl Adapter {
                 },
                 vllm::NAME if vllm::knows(desired) => match vllm::find(&config.engines) {
                     Some(program) => {
-                        Some(vllm::engine(around, desired, program, &around.cards.list()).await?)
+                        Some(vllm::engine(around, files, desired, program, &around.cards.list()).await?)
                     }
                     None => None,
                 },

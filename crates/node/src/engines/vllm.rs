@@ -65,12 +65,14 @@ pub fn knows(desired: &DesiredService) -> bool {
 /// A file is missing or lies outside the model directory, or an accelerator of the plan is not there or full.
 pub async fn engine(
     around: &Surroundings,
+    models: Option<&Path>,
     desired: &DesiredService,
     program: PathBuf,
     gpus: &[GpuInfo],
 ) -> Result<Child, AdapterError> {
     let config = &around.config;
-    let file = files::model(&config.models_dir(), desired)?;
+    let models = models.map_or_else(|| config.models_dir(), Path::to_owned);
+    let file = files::model(&models, desired)?;
     let folder = file.parent().unwrap_or(&file).to_owned();
     let share = share(&desired.gpus, gpus)
         .map_err(|why| AdapterError::NoEngine(format!("{}: {why}", desired.service_id)))?;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cxmpute_node::engines::found::Kind;
 use cxmpute_node::engines::tool::Program;
 use cxmpute_tunnel::WorkPath;
-use cxmpute_wire::control::DesiredService;
+use cxmpute_wire::control::{DesiredFile, DesiredService};
 use cxmpute_wire::form;
 use cxmpute_wire::wave::Wave;
 use parking_lot::Mutex;
@@ -157,8 +157,7 @@ async fn vllm_conforms() {
     let file = |role: &str, name: &str| DesiredFile {
         role: role.into(),
         name: format!("tiny/{name}"),
-        sha256: None,
-        size: None,
+        ..crate::gateway::file(name)
     };
     service.files = vec![file("model", "model.safetensors"), file("config", "config.json")];
     service.gpus = vec![cxmpute_wire::control::GpuShare { index: 0, memory: cxmpute_wire::Bytes(20 * GIB) }];

@@ -37,6 +37,7 @@ const PROFILE: Profile = Profile {
         WorkPath::Speech,
         WorkPath::Transcription,
         WorkPath::Read,
+        WorkPath::Draw,
     ],
     stop: Stop::POLITE,
     environment: &[],

@@ -4,6 +4,7 @@
 mod clean;
 mod containers;
 mod house;
+mod llama;
 mod node;
 mod pictures;
 mod rhythm;

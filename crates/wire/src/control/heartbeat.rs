@@ -118,7 +118,7 @@ pub fn readable(size: Bytes) -> String {
     if unit == 0 {
         return format!("{} B", size.0);
     }
-    let tenths = u128::from(size.0) * 10 >> (10 * unit);
+    let tenths = (u128::from(size.0) * 10) >> (10 * unit);
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use cxmpute_wire::ServiceKind;
 use cxmpute_wire::control::{ContainerImage, ReadyCheck};
 
 use super::entry::megabytes;
@@ -31,6 +32,10 @@ pub(super) fn check(
             return Err(source.error(raw.span(), "model.container", reason));
         }
     };
+    if model.kind.get_ref() == ServiceKind::Scrape.as_str() {
+        let reason = "a container has no network to fetch pages from";
+        return Err(source.error(raw.span(), "model.container", reason));
+    }
     if model.memory_mb == 0 {
         let reason = "is required for `docker`: it is the limit that the container gets";
         return Err(source.error(span.clone(), "model.memory_mb", reason));
@@ -162,6 +167,9 @@ ready = { path = "/healthz", body = "awake" }
         let (without, _) = GOOD.split_once("[model.container]").unwrap();
         let error = Catalogue::parse(without, "own.toml").unwrap_err();
         assert_eq!((error.line, error.key.as_str()), (7, "model.engines"));
+        let pages =
+            GOOD.replacen("kind = \"llm\"", "kind = \"scrape\"", 1).replacen("prompt", "url = 1, prompt", 1);
+        assert!(Catalogue::parse(&pages, "own.toml").unwrap_err().reason.contains("no network"));
         let unknown = GOOD.replacen("cpus", "privileged = true\ncpus", 1);
         assert_eq!(Catalogue::parse(&unknown, "own.toml").unwrap_err().key, "syntax");
     }

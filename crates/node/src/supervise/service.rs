@@ -667,6 +667,8 @@ impl Keeper {
         let changed = view.state != state || view.pid != pid || view.trouble != self.trouble;
         view.state = state;
         view.pid = pid;
+        // Whatever was fetched is here, or is given up.
+        view.progress = None;
         view.trouble.clone_from(&self.trouble);
         drop(view);
         if changed {

@@ -1,7 +1,7 @@
 //! Engines in containers, on a real Docker daemon and a real registry: what they see from inside, and that nothing of them
 //! stays behind.
 
-mod ground;
+pub mod ground;
 
 use std::collections::BTreeMap;
 use std::path::Path;

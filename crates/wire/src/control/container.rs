@@ -11,8 +11,15 @@ use crate::Bytes;
 pub const PLACEHOLDERS: [&str; 7] =
     ["{model}", "{model_dir}", "{model_file}", "{socket}", "{slots}", "{context}", "{gpu_count}"];
 /// Work that an image may take.
-const WORK_PATHS: [&str; 6] =
-    ["/chat/completions", "/completions", "/embeddings", "/audio/speech", "/audio/transcriptions", "/read"];
+const WORK_PATHS: [&str; 7] = [
+    "/chat/completions",
+    "/completions",
+    "/embeddings",
+    "/audio/speech",
+    "/audio/transcriptions",
+    "/read",
+    "/images/generations",
+];
 /// Longest argument or value.
 const TEXT_LIMIT_CHARS: usize = 400;
 /// Most arguments, and most variables.

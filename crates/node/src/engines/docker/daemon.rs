@@ -1,11 +1,14 @@
 //! Docker's daemon: how it is reached, and what its refusals mean to an owner.
 
 use std::path::Path;
+use std::time::Duration;
 
 use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
 
 /// Time for the head of an answer. A pull answers once the registry did.
 const ANSWER_SECONDS: u64 = 120;
+/// Time for the first word of a daemon; a node does not wait longer for one that hangs.
+const FIRST_WORD: Duration = Duration::from_secs(10);
 
 /// Why a container does not run; each says what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,7 +89,14 @@ pub enum DockerError {
 pub async fn connect(socket: &Path) -> Result<Docker, DockerError> {
     let away = |error: &Error| DockerError::Away(format!("{}: {error}", socket.display()));
     let docker = Docker::connect_with_unix(&socket.to_string_lossy(), ANSWER_SECONDS, API_DEFAULT_VERSION);
-    docker.map_err(|error| away(&error))?.negotiate_version().await.map_err(|error| away(&error))
+    let docker = docker.map_err(|error| away(&error))?;
+    match tokio::time::timeout(FIRST_WORD, docker.negotiate_version()).await {
+        Ok(agreed) => agreed.map_err(|error| away(&error)),
+        Err(_) => {
+            let waited = format!("{}: no word within {} s", socket.display(), FIRST_WORD.as_secs());
+            Err(DockerError::Away(waited))
+        }
+    }
 }
 
 /// What an error means; `image` is what it was about.

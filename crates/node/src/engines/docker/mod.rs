@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use cxmpute_runtime::Tasks;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::control::{ContainerImage, DesiredService, EnginePresent};
-use cxmpute_wire::{Bytes, ProvisionId};
+use cxmpute_wire::{Bytes, ProvisionId, ServiceKind};
 
 use super::files::below;
 use super::{AdapterError, Endpoint, EngineError, Profile, Question, Ready, Reply, Server, Stop};
@@ -26,19 +26,11 @@ const READY_LIMIT_BYTES: usize = 64 * 1024;
 /// The least that Docker takes for a limit of memory.
 const LEAST_MEMORY: Bytes = Bytes(6 << 20);
 
-/// What all containers have in common as servers; readiness and paths are the image's own.
+/// What all containers have in common as servers; readiness and work are the image's own.
 const PROFILE: Profile = Profile {
     name: NAME,
     ready: Ready { path: "/health", status: 200, body: None },
-    work: &[
-        WorkPath::ChatCompletions,
-        WorkPath::Completions,
-        WorkPath::Embeddings,
-        WorkPath::Speech,
-        WorkPath::Transcription,
-        WorkPath::Read,
-        WorkPath::Draw,
-    ],
+    work: &[],
     stop: Stop::POLITE,
     environment: &[],
     tells_digest: false,
@@ -112,14 +104,12 @@ pub fn engine(
         return Err(refuse("models.dir holds the node's own data, which no container may see".to_owned()));
     }
     let door = crate::place::door(&config.data_dir);
-    let planned = u16::try_from(desired.slots).unwrap_or(u16::MAX);
-    let slots = if planned == 0 { config.engine.slots } else { planned.min(config.engine.slots) };
     Ok(DockerEngine {
         server: Server {
-            profile: PROFILE,
+            profile: Profile { work: work_of(desired.kind), ..PROFILE },
             endpoint: Endpoint::Unix(door.join(body::SOCKET)),
             model: desired.model.clone(),
-            slots: slots.max(1),
+            slots: super::slots(desired, config.engine.slots),
             queue: config.engine.queue,
             weight_bytes,
             model_file: desired
@@ -138,6 +128,20 @@ pub fn engine(
         gpus: if image.gpu { desired.gpus.iter().map(|part| part.index).collect() } else { Vec::new() },
         labels: Labels { provision: provision.clone(), service: desired.service_id.to_string() },
     })
+}
+
+/// The work of a kind of service.
+const fn work_of(kind: ServiceKind) -> &'static [WorkPath] {
+    match kind {
+        ServiceKind::Llm => &[WorkPath::ChatCompletions, WorkPath::Completions],
+        ServiceKind::Embeddings => &[WorkPath::Embeddings],
+        ServiceKind::Tts => &[WorkPath::Speech],
+        ServiceKind::Stt => &[WorkPath::Transcription],
+        ServiceKind::Vision => &[WorkPath::Read],
+        ServiceKind::Image => &[WorkPath::Draw],
+        // A container has no network to fetch anything from.
+        ServiceKind::Scrape => &[],
+    }
 }
 
 /// Whether the model directory is the data directory or has it inside.

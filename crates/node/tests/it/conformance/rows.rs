@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::owner::OwnersServer;
 use super::{Hold, Life, Row, StandIn, conforms, programs};
+use crate::docker::ground::Ground;
 use crate::gateway::service;
 use crate::scrape::Site;
 
@@ -197,6 +198,61 @@ async fn vllm_conforms() {
         },
     })
     .await;
+}
+
+/// The built-in engine's program in a container: a real model, mounted read-only, behind the only door.
+#[tokio::test]
+async fn an_engine_in_a_container_conforms() {
+    let Some(ground) = Ground::start().await else { return };
+    let image = ground.push_program("llm/engine", &programs::builtin()).await;
+    let (models, mut service) = tiny("docker");
+    service.memory_claim = cxmpute_wire::Bytes(256 << 20);
+    service.container = Some(Box::new(
+        serde_json::from_value(json!({
+            "image": image, "pids": 64, "tmp": 1 << 20, "shared_memory": 1 << 20,
+            "command": ["/cxmpute-engine", "--listen", "unix:{socket}", "--slots", "{slots}", "--queue", "1",
+                "--model", "{model}={model_file}", "--context", "{context}", "--pace", "30"],
+        }))
+        .unwrap(),
+    ));
+    let socket = ground.socket.clone();
+    conforms(Row {
+        engine: "docker",
+        service,
+        configure: Box::new(move |config| {
+            config.models.dir = Some(models.clone());
+            config.docker.enabled = true;
+            config.docker.socket = socket.clone();
+            config.engine.slots = 1;
+            config.engine.queue = 1;
+        }),
+        path: WorkPath::ChatCompletions,
+        work: chat("What is the capital of Japan?", 20),
+        is_good: knows_tokyo,
+        long: chat("Tell me a story.", 700),
+        other: WorkPath::Speech,
+        capacity: 2,
+        // What stands in the reports is the first process of the container; the engine is its child.
+        hold: Hold::Process(Box::new(|| contained("unix:/run/cxmpute/e.sock"))),
+        life: Life::Server { stand_ins: None, confined: true },
+    })
+    .await;
+    assert_eq!(ground.containers().await, Vec::<String>::new());
+}
+
+/// The process with this argument whose parent has it too: Docker's first process hands its own on.
+fn contained(argument: &str) -> u32 {
+    let has = |pid: u32| {
+        let all = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        all.split(|byte| *byte == 0).any(|one| one == argument.as_bytes())
+    };
+    let parent = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok()).unwrap_or(0)
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.find(|pid| has(*pid) && has(parent(*pid))).expect("the engine in its container")
 }
 
 /// A program that runs once for a request, where it is installed.

@@ -179,7 +179,27 @@ impl Ground {
         let random = std::io::Read::take(std::fs::File::open("/dev/urandom").unwrap(), filler);
         let mut file = std::fs::File::create(folder.join("filler")).unwrap();
         std::io::copy(&mut { random }, &mut file).unwrap();
-        let tar = Command::new("tar").args(["-c", "engine", "filler"]).current_dir(&folder).output().unwrap();
+        self.push_folder(name, &folder, change).await
+    }
+
+    /// The same from a program of this machine and the libraries that it loads.
+    pub async fn push_program(&self, name: &str, program: &Path) -> String {
+        let folder = self.dir.path().join(name.replace('/', "-"));
+        let told = Command::new("ldd").arg(program).output().unwrap();
+        let told = String::from_utf8(told.stdout).unwrap();
+        let libraries = told.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
+        for library in libraries {
+            let place = folder.join(library.strip_prefix("/").unwrap());
+            std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+            std::fs::copy(library, place).unwrap();
+        }
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::copy(program, folder.join(program.file_name().unwrap())).unwrap();
+        self.push_folder(name, &folder, "").await
+    }
+
+    async fn push_folder(&self, name: &str, folder: &Path, change: &str) -> String {
+        let tar = Command::new("tar").args(["-c", "."]).current_dir(folder).output().unwrap();
         assert!(tar.status.success());
         let repository = format!("{}/{name}", self.registry);
         let mut options = CreateImageOptionsBuilder::default().from_src("-").repo("made-here").tag("1");

@@ -100,7 +100,7 @@ pub fn engine(
         weight_bytes += meta.ok_or_else(|| AdapterError::ModelMissing(path.display().to_string()))?.len();
     }
     let mounted = !desired.files.is_empty();
-    if mounted && holds_the_key(config) {
+    if mounted && holds_the_key(config, &models) {
         return Err(refuse("models.dir holds the node's own data, which no container may see".to_owned()));
     }
     let door = crate::place::door(&config.data_dir);
@@ -144,10 +144,10 @@ const fn work_of(kind: ServiceKind) -> &'static [WorkPath] {
     }
 }
 
-/// Whether the model directory is the data directory or has it inside.
-fn holds_the_key(config: &NodeConfig) -> bool {
-    let real = |path: PathBuf| std::fs::canonicalize(&path).unwrap_or(path);
-    real(config.data_dir.clone()).starts_with(real(config.models_dir()))
+/// Whether the directory that a container would see is the data directory or has it inside.
+fn holds_the_key(config: &NodeConfig, seen: &Path) -> bool {
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    real(&config.data_dir).starts_with(real(seen))
 }
 
 /// The daemon as an engine that the plan may count on, where the owner has switched it on and it answers.

@@ -219,6 +219,7 @@ async fn an_engine_in_a_container_conforms() {
     conforms(Row {
         engine: "docker",
         service,
+        cards: Vec::new(),
         configure: Box::new(move |config| {
             config.models.dir = Some(models.clone());
             config.docker.enabled = true;

@@ -28,7 +28,7 @@ pub struct SignArgs {
     new_key: bool,
     /// Version of the catalogue, higher than every one before; the seconds since 1970 when absent.
     #[arg(long, value_name = "N")]
-    version: Option<u64>,
+    catalogue_version: Option<u64>,
     /// Where the seals go, for the gateway's `catalogue.seals`.
     #[arg(long, value_name = "FILE", default_value = "catalogue-seals.json")]
     out: PathBuf,
@@ -50,7 +50,7 @@ pub(super) fn sign(catalogue: &Catalogue, arguments: &SignArgs, output: &Output)
     }
     let key = read_key(path)?;
     let now = Clock::system().now().seconds();
-    let version = arguments.version.unwrap_or_else(|| u64::try_from(now).unwrap_or(0));
+    let version = arguments.catalogue_version.unwrap_or_else(|| u64::try_from(now).unwrap_or(0));
     let book = SealBook::sign(catalogue, &key, version);
     let text = serde_json::to_vec_pretty(&book)?;
     std::fs::write(&arguments.out, text)

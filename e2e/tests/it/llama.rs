@@ -18,9 +18,9 @@ fn asking(more: &Value) -> Value {
     body
 }
 
+#[expect(clippy::print_stderr, reason = "a skip is visible")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_llama_server_built_from_source_serves_and_is_paid() {
-    #[expect(clippy::print_stderr, reason = "a skip is visible")]
     let Some(program) = variable("CXMPUTE_LLAMA_SERVER").filter(|path| std::path::Path::new(path).is_file())
     else {
         eprintln!("skipped: CXMPUTE_LLAMA_SERVER names no llama-server; scripts/llama-server builds one");

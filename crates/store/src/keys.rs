@@ -119,7 +119,9 @@ struct RawKey {
 /// A key with its account and the limits of both, 0 turned into "no limit".
 const SELECT: &str =
     "SELECT k.id, k.user_id, k.kind, k.name, k.hash, k.env, k.created_at, k.revoked_at, k.budget,
-    k.spent, k.held, u.suspended_at, k.expires_at, k.strict, k.force_usage,
+    k.spent,
+    k.held - CAST((SELECT COALESCE(SUM(a.amount), 0) FROM allowances a WHERE a.key_id = k.id) AS BIGINT) AS held,
+    u.suspended_at, k.expires_at, k.strict, k.force_usage,
     NULLIF(COALESCE(k.requests_per_minute, dk.requests_per_minute), 0) AS requests_per_minute,
     NULLIF(COALESCE(k.tokens_per_minute, dk.tokens_per_minute), 0) AS tokens_per_minute,
     NULLIF(COALESCE(k.concurrent, dk.concurrent), 0) AS concurrent,
@@ -256,6 +258,7 @@ impl Db {
                 .execute(c)
                 .await?
                 .rows_affected());
+        tx.recall("key_id", id.as_str()).await?;
         tx.commit().await?;
         Ok(done == 1)
     }

@@ -28,8 +28,8 @@ pub use enrol::{EnrolOutcome, Enrolment};
 pub use error::{Cause, DbError};
 pub use keys::{KeyKind, KeyRow, NewKey};
 pub use ledger::{
-    AttemptRecord, Balance, BatchError, Entry, EntryKind, LedgerOp, LedgerReply, LedgerReport, MoveHold,
-    NewHold, Note, Posted, ResolveHold, Settled,
+    Allowance, AttemptRecord, Balance, BatchError, Charge, Entry, EntryKind, Graduation, LedgerOp,
+    LedgerReply, LedgerReport, MoveHold, NewHold, Note, Posted, ResolveHold, Settled, Wish,
 };
 pub use limits::{KeySettings, LimitSubject, Limits, SpendCap};
 pub use migrations::SCHEMA_VERSION;

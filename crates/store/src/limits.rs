@@ -57,6 +57,14 @@ impl LimitSubject<'_> {
         }
     }
 
+    /// The column that names it in other tables.
+    const fn column_beside(&self) -> &'static str {
+        match self {
+            Self::Key(_) => "key_id",
+            Self::Account(_) => "user_id",
+        }
+    }
+
     fn id(&self) -> &str {
         match self {
             Self::Key(id) => id.as_str(),
@@ -363,6 +371,7 @@ impl Db {
                 .execute(c)
                 .await?
                 .rows_affected());
+        tx.recall(subject.column_beside(), subject.id()).await?;
         tx.commit().await?;
         Ok(done == 1)
     }
@@ -392,6 +401,7 @@ impl Db {
                 .execute(c)
                 .await?
                 .rows_affected());
+        tx.recall("key_id", id.as_str()).await?;
         tx.commit().await?;
         Ok(done == 1)
     }
@@ -422,14 +432,18 @@ impl Db {
         tx.commit().await
     }
 
-    /// What a key has spent or holds in the current UTC day and month of database time.
+    /// What a key has spent or holds, without what is only taken beforehand, in the current UTC day and month of database time.
     ///
     /// # Errors
     /// The store failed.
     pub async fn period_spend(&self, id: &KeyId) -> Result<(MicroCredits, MicroCredits), DbError> {
         let sql = format!(
-            "SELECT CASE WHEN k.spend_day < t.today THEN 0 ELSE k.day_spend END,
-                    CASE WHEN k.spend_day / 100 < t.today / 100 THEN 0 ELSE k.month_spend END
+            "SELECT CASE WHEN k.spend_day < t.today THEN 0 ELSE k.day_spend - CAST((
+                        SELECT COALESCE(SUM(a.amount), 0) FROM allowances a
+                        WHERE a.key_id = k.id AND a.spend_day = k.spend_day) AS BIGINT) END,
+                    CASE WHEN k.spend_day / 100 < t.today / 100 THEN 0 ELSE k.month_spend - CAST((
+                        SELECT COALESCE(SUM(a.amount), 0) FROM allowances a
+                        WHERE a.key_id = k.id AND a.spend_day / 100 = k.spend_day / 100) AS BIGINT) END
              FROM api_keys k CROSS JOIN (SELECT {} AS today) t WHERE k.id = $1",
             dialect::today(self.kind())
         );

@@ -15,6 +15,7 @@ mod m0004_rows_once;
 mod m0005_units_by_the_piece;
 mod m0006_demand;
 mod m0007_no_lists;
+mod m0008_allowances;
 
 /// One change of the schema.
 pub(crate) struct Migration {
@@ -36,6 +37,7 @@ const MIGRATIONS: &[Migration] = &[
     m0005_units_by_the_piece::MIGRATION,
     m0006_demand::MIGRATION,
     m0007_no_lists::MIGRATION,
+    m0008_allowances::MIGRATION,
 ];
 
 /// The newest schema version this program knows.

@@ -162,6 +162,7 @@ impl Db {
                 .execute(c)
                 .await?
                 .rows_affected());
+        tx.recall("user_id", id.as_str()).await?;
         tx.commit().await?;
         Ok(done == 1)
     }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use cxmpute_market::price::PriceRow;
-use cxmpute_store::{LedgerOp, LedgerReply, NewHold, SpendCap};
+use cxmpute_store::{DbKind, LedgerOp, LedgerReply, NewHold, SpendCap};
 use cxmpute_wire::{KeyId, MicroCredits, RequestId, ServiceId, Timestamp, UserId};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::settle::Job;
 use super::{Hold, Inner, Meter, MeterError};
@@ -73,6 +75,11 @@ pub enum AdmitError {
 }
 
 impl AdmitError {
+    /// Whether money that is bound elsewhere would help.
+    pub(super) fn is_lack_of_money(&self) -> bool {
+        matches!(self, Self::Insufficient { .. } | Self::Budget { .. })
+    }
+
     /// The refusal behind a writer's reply; `None` when it was no refusal.
     pub(super) fn from_reply(reply: LedgerReply, required: MicroCredits) -> Option<Self> {
         Some(match reply {
@@ -83,6 +90,7 @@ impl AdmitError {
             LedgerReply::KeyRevoked => Self::KeyRevoked,
             LedgerReply::Resolved(_)
             | LedgerReply::AlreadyResolved(_)
+            | LedgerReply::Taken { .. }
             | LedgerReply::HeldDiffers { .. }
             | LedgerReply::NotHeld => Self::StoreUnavailable(MeterError::Refused),
         })
@@ -90,8 +98,9 @@ impl AdmitError {
 }
 
 impl Meter {
-    /// Binds the money of a request, durably. Account, key and budget are checked by the statements that take the
-    /// money; no cache decides (MR12).
+    /// Binds the money of a request: out of an allowance that was taken beforehand, else durably. Account, key and budget
+    /// are checked by the statements that take the money; no cache decides (MR12). Nobody is refused for lack of money
+    /// that lies in an allowance.
     ///
     /// When the caller's future is dropped while it waits, the hold is given back by the writer.
     ///
@@ -106,18 +115,31 @@ impl Meter {
             return Err(AdmitError::StoreUnavailable(MeterError::Refused));
         }
         let required = admission.amount;
+        let drawn = inner.allowances.draw(&admission.user_id, &admission.key_id, required);
         let admitted = self.reservation(admission);
-        let hold = Hold::new(inner.clone(), admitted.clone());
-        let op = self.operation(admitted).await?;
-        let (reply, answer) = oneshot::channel();
-        inner.send_admission(Job::admit(op, reply, hold.resolver()))?;
-        match answer.await {
-            Ok(Ok(reply)) => match AdmitError::from_reply(reply, required) {
-                None => Ok(hold.admitted()),
-                Some(refused) => Err(refused),
-            },
-            Ok(Err(error)) => Err(AdmitError::StoreUnavailable(error)),
-            Err(_) => Err(AdmitError::StoreUnavailable(MeterError::StoreUnavailable)),
+        if let Some(draw) = drawn {
+            return Ok(Hold::new(inner.clone(), admitted, Some(draw)).admitted());
+        }
+        let mut asked_back = false;
+        loop {
+            let hold = Hold::new(inner.clone(), admitted.clone(), None);
+            let op = self.operation(admitted.clone()).await?;
+            let (reply, answer) = oneshot::channel();
+            inner.send_admission(Job::admit(op, reply, hold.resolver()))?;
+            match answer.await {
+                Ok(Ok(reply)) => match AdmitError::from_reply(reply, required) {
+                    None => return Ok(hold.admitted()),
+                    Some(refused) if asked_back || !refused.is_lack_of_money() => return Err(refused),
+                    Some(refused) => {
+                        if !inner.recall(&admitted.user_id).await {
+                            return Err(refused);
+                        }
+                        asked_back = true;
+                    }
+                },
+                Ok(Err(error)) => return Err(AdmitError::StoreUnavailable(error)),
+                Err(_) => return Err(AdmitError::StoreUnavailable(MeterError::StoreUnavailable)),
+            }
         }
     }
 
@@ -159,7 +181,37 @@ impl Meter {
     }
 }
 
+/// How long a request waits for money that others took beforehand.
+const RECALL_WAIT: Duration = Duration::from_millis(500);
+/// Between looks whether it came back.
+const RECALL_LOOK: Duration = Duration::from_millis(10);
+
 impl Inner {
+    /// Asks for all allowances of an account and waits for them. False when there was none: no money is on its way.
+    pub(super) async fn recall(&self, user: &UserId) -> bool {
+        let until = Instant::now() + RECALL_WAIT;
+        let own = self.allowances.close_user(user);
+        // On SQLite this process is the only one that takes any.
+        if !own && self.db.kind() == DbKind::Sqlite {
+            return false;
+        }
+        match self.db.recall_allowances(user).await {
+            Ok(0) => return own,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "allowances were not recalled");
+                return own;
+            }
+        }
+        while Instant::now() < until {
+            tokio::time::sleep(RECALL_LOOK).await;
+            if !matches!(self.db.recall_allowances(user).await, Ok(1..)) {
+                break;
+            }
+        }
+        true
+    }
+
     /// Queues an admission, unless too many wait.
     pub(super) fn send_admission(&self, job: Job) -> Result<(), AdmitError> {
         if self.gauges.waiting.fetch_add(1, Ordering::Relaxed) >= self.config.queue {

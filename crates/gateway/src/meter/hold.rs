@@ -11,6 +11,7 @@ use cxmpute_wire::{MicroCredits, Millis, ProvisionId, RequestId, ServiceId, User
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::allowance::Draw;
 use super::settle::Job;
 use super::{AdmitError, Inner};
 
@@ -66,12 +67,19 @@ pub(super) struct Progress {
     /// Set when the end of the request is on its way: nothing needs to be noted any more.
     ended: AtomicBool,
     written: Mutex<(u64, Duration)>,
+    /// The allowance out of which it was admitted, and what was admitted.
+    pub(super) draw: Option<(Draw, Arc<NewHold>)>,
 }
 
 impl Progress {
     /// Whether the note says no more than who accepted the request.
     pub(super) fn can_wait(&self) -> bool {
         self.note.lock().checkpoint.is_none()
+    }
+
+    /// Whether the store knows nothing of the request yet.
+    pub(super) fn is_in_memory(&self) -> bool {
+        self.draw.as_ref().is_some_and(|(draw, _)| draw.in_memory())
     }
 
     /// Whether the end of the request is on its way.
@@ -105,7 +113,7 @@ struct Bound {
 }
 
 impl Hold {
-    pub(super) fn new(inner: Arc<Inner>, hold: Arc<NewHold>) -> Self {
+    pub(super) fn new(inner: Arc<Inner>, hold: Arc<NewHold>, draw: Option<Draw>) -> Self {
         let note = Note {
             request_id: hold.request_id.clone(),
             user_id: hold.user_id.clone(),
@@ -118,17 +126,18 @@ impl Hold {
         };
         let started = inner.clock.mono();
         Self {
-            terms: Terms {
-                bound: tokio::sync::Mutex::new(Bound { amount: hold.amount, steps: 0 }),
-                amount: AtomicI64::new(hold.amount.0),
-                hold,
-            },
             progress: Arc::new(Progress {
                 note: Mutex::new(note),
                 queued: AtomicBool::new(false),
                 ended: AtomicBool::new(false),
                 written: Mutex::new((0, started)),
+                draw: draw.map(|draw| (draw, hold.clone())),
             }),
+            terms: Terms {
+                bound: tokio::sync::Mutex::new(Bound { amount: hold.amount, steps: 0 }),
+                amount: AtomicI64::new(hold.amount.0),
+                hold,
+            },
             inner,
             armed: false,
         }
@@ -142,7 +151,15 @@ impl Hold {
     pub(super) fn admitted(mut self) -> Self {
         self.armed = true;
         self.inner.gauges.open.fetch_add(1, Ordering::Relaxed);
+        if self.progress.draw.is_some() {
+            self.inner.allowances.watch(&self.progress);
+        }
         self
+    }
+
+    #[cfg(test)]
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// The request.
@@ -172,7 +189,10 @@ impl Hold {
             note.attempt = attempt;
             note.accepted_at = Some(self.inner.clock.now());
         }
-        self.queue_note();
+        // It is written with the request's own hold, if it gets one.
+        if !self.progress.is_in_memory() {
+            self.queue_note();
+        }
     }
 
     /// Notes what was delivered to the client so far. Cheap: call it as often as the count changes; it is written
@@ -209,28 +229,45 @@ impl Hold {
         let mut bound = self.terms.bound.lock().await;
         let total = bound.amount.checked_add(amount).filter(|_| amount.0 >= 0);
         let total = total.ok_or(AdmitError::StoreUnavailable(MeterError::Refused))?;
-        let (reply, answer) = oneshot::channel();
-        let op = LedgerOp::Extend {
-            request_id: self.terms.hold.request_id.clone(),
-            user_id: self.terms.hold.user_id.clone(),
-            key_id: self.terms.hold.key_id.clone(),
-            epoch: self.inner.replica.epoch,
-            step: bound.steps + 1,
-            amount,
-            now: self.inner.clock.now(),
-        };
-        self.inner.send_admission(Job::extend(op, reply))?;
-        match answer.await {
-            Ok(Ok(reply)) => match AdmitError::from_reply(reply, amount) {
-                None => {
-                    *bound = Bound { amount: total, steps: bound.steps + 1 };
-                    self.terms.amount.store(total.0, Ordering::Release);
-                    Ok(())
-                }
-                Some(refused) => Err(refused),
-            },
-            Ok(Err(error)) => Err(AdmitError::StoreUnavailable(error)),
-            Err(_) => Err(AdmitError::StoreUnavailable(MeterError::StoreUnavailable)),
+        let mut asked_back = false;
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let op = LedgerOp::Extend {
+                request_id: self.terms.hold.request_id.clone(),
+                user_id: self.terms.hold.user_id.clone(),
+                key_id: self.terms.hold.key_id.clone(),
+                epoch: self.inner.replica.epoch,
+                step: bound.steps + 1,
+                amount,
+                now: self.inner.clock.now(),
+            };
+            self.graduate();
+            self.inner.send_admission(Job::extend(op, reply))?;
+            match answer.await {
+                Ok(Ok(reply)) => match AdmitError::from_reply(reply, amount) {
+                    None => {
+                        *bound = Bound { amount: total, steps: bound.steps + 1 };
+                        self.terms.amount.store(total.0, Ordering::Release);
+                        return Ok(());
+                    }
+                    Some(refused) if asked_back || !refused.is_lack_of_money() => return Err(refused),
+                    Some(refused) => {
+                        if !self.inner.recall(&self.terms.hold.user_id).await {
+                            return Err(refused);
+                        }
+                        asked_back = true;
+                    }
+                },
+                Ok(Err(error)) => return Err(AdmitError::StoreUnavailable(error)),
+                Err(_) => return Err(AdmitError::StoreUnavailable(MeterError::StoreUnavailable)),
+            }
+        }
+    }
+
+    /// Sees to it that the store has a hold for what follows in the queue.
+    fn graduate(&self) {
+        if self.progress.draw.is_some() {
+            let _ = self.inner.jobs.send(Job::Graduate(self.progress.clone()));
         }
     }
 
@@ -263,6 +300,7 @@ impl Hold {
             service: service.clone(),
             price: price.clone(),
         }));
+        self.graduate();
         self.inner.send_admission(Job::extend(op, reply))?;
         match answer.await {
             Ok(Ok(LedgerReply::Done)) => {
@@ -335,7 +373,7 @@ impl Hold {
     fn resolve(&self, end: ResolveHold) -> oneshot::Receiver<Result<LedgerReply, MeterError>> {
         let (reply, answer) = oneshot::channel();
         self.progress.ended.store(true, Ordering::Release);
-        let _ = self.inner.jobs.send(Job::resolve(end, Some(reply)));
+        let _ = self.inner.jobs.send(Job::resolve(end, Some(reply), &self.progress));
         answer
     }
 
@@ -347,10 +385,10 @@ impl Hold {
         if self.inner.sabotaged(Sabotage::DoneBeforeCommit) {
             let settled = end.bill().map(Settled::from).map_err(|_| MeterError::Refused);
             self.armed = false;
-            let jobs = self.inner.jobs.clone();
+            let (jobs, progress) = (self.inner.jobs.clone(), self.progress.clone());
             self.inner.tasks.spawn("late-settlement", async move {
                 tokio::time::sleep(Duration::from_millis(200)).await;
-                let _ = jobs.send(Job::resolve(end, None));
+                let _ = jobs.send(Job::resolve(end, None, &progress));
             });
             return Some(settled);
         }
@@ -404,6 +442,6 @@ impl Drop for Hold {
             provider: note.provider,
             ..Settlement::none(End::GatewayDied)
         });
-        let _ = self.inner.jobs.send(Job::resolve(end, None));
+        let _ = self.inner.jobs.send(Job::resolve(end, None, &self.progress));
     }
 }

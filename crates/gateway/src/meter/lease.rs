@@ -9,9 +9,32 @@ use cxmpute_runtime::{Clock, Tasks};
 use cxmpute_store::{Db, DbKind, Replica};
 
 use super::Gauges;
+use super::allowance::Allowances;
 
 /// A third of the lease: two renewals may fail before another replica takes over.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
+
+/// Allowances are looked after this often. What another process wants back is seen within two of these (DESIGN D4).
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Gives back what is recalled, unused or old.
+pub(super) fn keep_allowances(db: &Db, replica: &Replica, allowances: &Arc<Allowances>, tasks: &Tasks) {
+    let (db, replica, allowances) = (db.clone(), replica.clone(), allowances.clone());
+    let stop = tasks.soft();
+    tasks.spawn("meter-allowances", async move {
+        while tokio::time::timeout(LOOK_EVERY, stop.cancelled()).await.is_err() {
+            allowances.tidy();
+            if allowances.is_empty() {
+                continue;
+            }
+            match db.recalled_allowances(&replica).await {
+                Ok(ids) if ids.is_empty() => {}
+                Ok(ids) => allowances.close_ids(&ids),
+                Err(error) => tracing::warn!(%error, "it is not known which allowances are wanted back"),
+            }
+        }
+    });
+}
 
 pub(super) fn start(db: &Db, clock: &Clock, replica: &Replica, gauges: &Arc<Gauges>, tasks: &Tasks) {
     if db.kind() == DbKind::Sqlite {

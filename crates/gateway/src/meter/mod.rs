@@ -2,6 +2,7 @@
 //! both answers come only when they are durable. The relay knows nothing else of the ledger.
 
 mod admission;
+mod allowance;
 mod hold;
 mod lease;
 mod settle;
@@ -16,6 +17,7 @@ use cxmpute_store::{Db, DbError, Replica};
 use tokio::sync::mpsc;
 
 pub use admission::{Admission, AdmitError};
+use allowance::Allowances;
 pub use hold::{Hold, MeterError, Settlement};
 
 #[cfg(feature = "sabotage")]
@@ -35,6 +37,8 @@ pub struct MeterConfig {
     /// How long a settlement may wait for the store before the answer ends with an error event. The settlement
     /// itself goes on.
     pub settle_wait: Duration,
+    /// Requests of one key within two seconds from which on they are admitted out of an allowance; 0 for never.
+    pub busy: u32,
     /// The known-bad variant under test.
     #[cfg(feature = "sabotage")]
     pub sabotage: Option<Sabotage>,
@@ -47,9 +51,21 @@ impl Default for MeterConfig {
             queue: 8192,
             batch: 512,
             settle_wait: Duration::from_secs(5),
+            busy: 16,
             #[cfg(feature = "sabotage")]
             sabotage: None,
         }
+    }
+}
+
+impl MeterConfig {
+    /// From when on a key is busy. The known-bad admission of L1 is one that writes.
+    fn busy_key(&self) -> u32 {
+        #[cfg(feature = "sabotage")]
+        if self.sabotage == Some(Sabotage::CheckThenDebit) {
+            return 0;
+        }
+        self.busy
     }
 }
 
@@ -62,7 +78,6 @@ pub struct Meter {
 
 /// What holds and the meter share.
 struct Inner {
-    #[cfg(feature = "sabotage")]
     db: Db,
     clock: Clock,
     config: MeterConfig,
@@ -71,6 +86,7 @@ struct Inner {
     replica: Replica,
     jobs: mpsc::UnboundedSender<Job>,
     gauges: Arc<Gauges>,
+    allowances: Arc<Allowances>,
     #[cfg(feature = "sabotage")]
     tasks: Tasks,
 }
@@ -126,18 +142,21 @@ impl Meter {
         }
         let gauges = Arc::new(Gauges::default());
         let (jobs, queue) = mpsc::unbounded_channel();
-        let writer = settle::Writer::new(db.clone(), gauges.clone(), config.batch, queue, tasks);
+        let allowances = Allowances::new(&clock, config.busy_key(), &replica, jobs.downgrade());
+        let parts = (gauges.clone(), allowances.clone());
+        let writer = settle::Writer::new(db.clone(), parts, config.batch, queue, tasks);
         tasks.spawn_critical("meter-writer", writer.run());
         lease::start(&db, &clock, &replica, &gauges, tasks);
+        lease::keep_allowances(&db, &replica, &allowances, tasks);
         let inner = Inner {
             replica_name: replica.id.as_str().into(),
-            #[cfg(feature = "sabotage")]
             db,
             clock,
             config,
             replica,
             jobs,
             gauges,
+            allowances,
             #[cfg(feature = "sabotage")]
             tasks: tasks.clone(),
         };

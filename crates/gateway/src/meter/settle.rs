@@ -7,13 +7,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cxmpute_runtime::Tasks;
-use cxmpute_store::{BatchError, Db, LedgerOp, LedgerReply, Note, ResolveHold};
-use cxmpute_wire::RequestId;
+use cxmpute_store::{BatchError, Charge, Db, Graduation, LedgerOp, LedgerReply, Note, ResolveHold, Wish};
+use cxmpute_wire::{RequestId, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Gauges;
+use super::allowance::{Allowances, Chunk, Draw};
 use super::hold::{MeterError, Progress};
 
 /// First and longest pause before settlements are tried again.
@@ -44,6 +45,12 @@ pub(super) enum Job {
     Resolve(Resolution),
     /// Write the newest note of a running request.
     Note(Arc<Progress>),
+    /// Take an allowance.
+    Take(Arc<Wish>),
+    /// Give a request a hold of its own, if it has none.
+    Graduate(Arc<Progress>),
+    /// Give back an allowance that no request has a part of.
+    Return(Arc<Chunk>, Timestamp),
 }
 
 /// The one resolution of a hold. Never lost while the process lives.
@@ -52,6 +59,31 @@ pub(super) struct Resolution {
     reply: Option<Reply>,
     /// A commit that may have kept it failed: "resolved before" means "resolved by us" then.
     uncertain: bool,
+    /// The request, when it was admitted out of an allowance.
+    drawn: Option<Arc<Progress>>,
+}
+
+impl Resolution {
+    /// Nobody waits for it.
+    fn giving_back(end: Arc<ResolveHold>, uncertain: bool) -> Self {
+        Self { end, reply: None, uncertain, drawn: None }
+    }
+
+    fn draw(&self) -> Option<&Draw> {
+        self.drawn.as_ref().and_then(|progress| progress.draw.as_ref()).map(|(draw, _)| draw)
+    }
+
+    /// What ends the request: a charge while the store knows nothing of it, else the end of its hold.
+    fn operation(&self) -> LedgerOp {
+        match self.draw().filter(|draw| draw.in_memory()) {
+            Some(draw) => LedgerOp::Charge(Charge {
+                allowance: draw.allowance().clone(),
+                end: self.end.clone(),
+                repeated: self.uncertain,
+            }),
+            None => LedgerOp::Resolve(self.end.clone()),
+        }
+    }
 }
 
 impl Job {
@@ -63,8 +95,9 @@ impl Job {
         Self::Extend(op, reply)
     }
 
-    pub(super) fn resolve(end: ResolveHold, reply: Option<Reply>) -> Self {
-        Self::Resolve(Resolution { end: Arc::new(end), reply, uncertain: false })
+    pub(super) fn resolve(end: ResolveHold, reply: Option<Reply>, progress: &Arc<Progress>) -> Self {
+        let drawn = progress.draw.is_some().then(|| progress.clone());
+        Self::Resolve(Resolution { end: Arc::new(end), reply, uncertain: false, drawn })
     }
 }
 
@@ -72,6 +105,7 @@ impl Job {
 pub(super) struct Writer {
     db: Db,
     gauges: Arc<Gauges>,
+    allowances: Arc<Allowances>,
     batch: usize,
     queue: mpsc::UnboundedReceiver<Job>,
     /// Settlements that wait for the store to come back.
@@ -90,7 +124,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(
         db: Db,
-        gauges: Arc<Gauges>,
+        (gauges, allowances): (Arc<Gauges>, Arc<Allowances>),
         batch: usize,
         queue: mpsc::UnboundedReceiver<Job>,
         tasks: &Tasks,
@@ -99,6 +133,7 @@ impl Writer {
         Self {
             db,
             gauges,
+            allowances,
             batch: batch.max(1),
             queue,
             waiting: Vec::new(),
@@ -131,6 +166,9 @@ impl Writer {
             return Some(jobs);
         }
         while jobs.is_empty() {
+            let due = self.later.front().map(|(due, _)| *due);
+            let due = due.into_iter().chain(self.allowances.next_due()).min();
+            let allowances = self.allowances.clone();
             tokio::select! {
                 biased;
                 () = self.hard.cancelled() => return None,
@@ -144,9 +182,11 @@ impl Writer {
                     self.take_queued(&mut jobs);
                     return Some(jobs);
                 }
-                () = until(self.later.front().map(|(due, _)| *due)), if self.waiting.is_empty() => {}
+                () = until(due), if self.waiting.is_empty() => {}
+                () = allowances.fledged.notified(), if self.waiting.is_empty() => {}
                 () = idle(&self.soft), if self.waiting.is_empty() => {
-                    if self.gauges.open.load(Ordering::Relaxed) <= 0 && self.queue.is_empty() {
+                    let returned = self.allowances.close_all();
+                    if returned && self.gauges.open.load(Ordering::Relaxed) <= 0 && self.queue.is_empty() {
                         return None;
                     }
                 }
@@ -167,7 +207,7 @@ impl Writer {
     /// Puts a note that can wait aside.
     fn sort(&mut self, job: Job) -> Option<Job> {
         match job {
-            Job::Note(progress) if progress.can_wait() => {
+            Job::Note(progress) if progress.can_wait() && !progress.is_in_memory() => {
                 // What changes from now on is queued anew.
                 progress.queued.store(false, Ordering::Release);
                 self.later.push_back((Instant::now() + NOTE_LATER, progress));
@@ -187,6 +227,11 @@ impl Writer {
                 jobs.push(Job::Note(progress));
             }
         }
+        self.allowances.due(now, |progress| {
+            if !progress.has_ended() && progress.is_in_memory() {
+                jobs.push(Job::Note(progress));
+            }
+        });
     }
 
     /// What has queued up, without waiting.
@@ -262,6 +307,16 @@ impl Writer {
         for (job, reply) in jobs.into_iter().zip(replies) {
             match job {
                 Prepared::Note(..) => {}
+                Prepared::Take(wish) => match *reply {
+                    LedgerReply::Taken { amount } => self.allowances.install(&wish, amount),
+                    _ => self.allowances.refused(&wish),
+                },
+                Prepared::Return(..) => self.allowances.returned(),
+                Prepared::Graduate(progress, _) => {
+                    let Some((draw, _)) = &progress.draw else { continue };
+                    // An allowance that is gone has no money for the request: its end will say so.
+                    if *reply == LedgerReply::Done { self.allowances.graduated(draw) } else { draw.stays() }
+                }
                 Prepared::Extend(_, answer) => {
                     let _ = answer.send(Ok(*reply));
                 }
@@ -269,7 +324,7 @@ impl Writer {
                     // The caller left while it waited: nobody will resolve the hold but us.
                     if answer.send(Ok(*reply)).is_err() && *reply == LedgerReply::Done {
                         self.gauges.open.fetch_add(1, Ordering::Relaxed);
-                        self.next.push(Resolution { end: give_back, reply: None, uncertain: false });
+                        self.next.push(Resolution::giving_back(give_back, false));
                     }
                 }
                 Prepared::Resolve(resolution) => self.resolved(resolution, *reply),
@@ -280,6 +335,15 @@ impl Writer {
     fn resolved(&mut self, mut resolution: Resolution, reply: LedgerReply) {
         let reply = match reply {
             LedgerReply::AlreadyResolved(settled) if resolution.uncertain => LedgerReply::Resolved(settled),
+            // It was not known whether it has a hold of its own: it has none.
+            LedgerReply::NotHeld if resolution.draw().is_some_and(Draw::is_unknown) => {
+                if let Some(draw) = resolution.draw() {
+                    draw.stays();
+                }
+                resolution.uncertain = true;
+                self.next.push(resolution);
+                return;
+            }
             // An extension of unknown outcome was kept after all.
             LedgerReply::HeldDiffers { held } if held != resolution.end.held => {
                 Arc::make_mut(&mut resolution.end).held = held;
@@ -288,6 +352,16 @@ impl Writer {
             }
             other => other,
         };
+        if let Some(draw) = resolution.draw() {
+            match reply {
+                LedgerReply::Resolved(settled) if draw.in_memory() => {
+                    self.allowances.ended(draw, settled.cost)
+                }
+                // What it cost is not known: its part stays out of the allowance until that is given back.
+                _ if draw.in_memory() => self.allowances.graduated(draw),
+                _ => {}
+            }
+        }
         match reply {
             LedgerReply::Resolved(_) => {
                 self.gauges.settlements.fetch_add(1, Ordering::Relaxed);
@@ -320,6 +394,18 @@ impl Writer {
         tracing::warn!(error = %cause, unknown, jobs = jobs.len(), "the store did not take a batch");
         for job in jobs {
             match job {
+                Prepared::Take(wish) if unknown => self.allowances.may_be_taken(&wish),
+                Prepared::Take(wish) => self.allowances.refused(&wish),
+                Prepared::Return(chunk, _) => self.allowances.not_returned(chunk),
+                Prepared::Graduate(progress, _) => {
+                    let Some((draw, _)) = &progress.draw else { continue };
+                    if unknown {
+                        draw.may_have_moved()
+                    } else {
+                        draw.stays()
+                    }
+                    self.allowances.watch(&progress);
+                }
                 Prepared::Note(_, progress) => {
                     // The next note of this request carries the same and more.
                     progress.queued.store(false, Ordering::Release);
@@ -330,7 +416,10 @@ impl Writer {
                     let _ = answer.send(reply);
                 }
                 Prepared::Admit(op, answer, give_back) => {
-                    let kept = if unknown { self.is_kept(op.request_id()).await } else { Some(false) };
+                    let kept = match op.request_id() {
+                        Some(request) if unknown => self.is_kept(request).await,
+                        _ => Some(false),
+                    };
                     let reply = if kept == Some(true) {
                         Ok(LedgerReply::Done)
                     } else {
@@ -339,7 +428,7 @@ impl Writer {
                     let told = answer.send(reply).is_ok();
                     if kept.is_none() || (kept == Some(true) && !told) {
                         self.gauges.open.fetch_add(1, Ordering::Relaxed);
-                        self.waiting.push(Resolution { end: give_back, reply: None, uncertain: true });
+                        self.waiting.push(Resolution::giving_back(give_back, true));
                     }
                 }
                 Prepared::Resolve(mut resolution) if retry => {
@@ -348,6 +437,9 @@ impl Writer {
                 }
                 Prepared::Resolve(mut resolution) => {
                     tracing::error!(request_id = %resolution.end.hold.request_id, error = %cause, "a settlement was refused");
+                    if let Some(draw) = resolution.draw().filter(|draw| draw.in_memory()) {
+                        self.allowances.graduated(draw);
+                    }
                     self.gauges.open.fetch_sub(1, Ordering::Relaxed);
                     if let Some(answer) = resolution.reply.take() {
                         let _ = answer.send(Err(MeterError::Refused));
@@ -376,14 +468,20 @@ enum Prepared {
     Extend(LedgerOp, Reply),
     Resolve(Resolution),
     Note(Box<Note>, Arc<Progress>),
+    Take(Arc<Wish>),
+    Graduate(Arc<Progress>, Graduation),
+    Return(Arc<Chunk>, Timestamp),
 }
 
 impl Prepared {
     fn operation(&self) -> LedgerOp {
         match self {
             Self::Admit(op, ..) | Self::Extend(op, _) => op.clone(),
-            Self::Resolve(resolution) => LedgerOp::Resolve(resolution.end.clone()),
+            Self::Resolve(resolution) => resolution.operation(),
             Self::Note(note, _) => LedgerOp::Note((**note).clone()),
+            Self::Take(wish) => LedgerOp::Take(wish.clone()),
+            Self::Graduate(_, graduation) => LedgerOp::Graduate(graduation.clone()),
+            Self::Return(chunk, now) => LedgerOp::Return(chunk.allowance.clone(), *now),
         }
     }
 }
@@ -398,24 +496,42 @@ fn coalesce(jobs: Vec<Job>) -> Vec<Prepared> {
             _ => None,
         })
         .collect();
-    jobs.into_iter()
-        .filter_map(|job| {
-            Some(match job {
-                Job::Admit(op, reply, give_back) => Prepared::Admit(op, reply, give_back),
-                Job::Extend(op, reply) => Prepared::Extend(op, reply),
-                Job::Resolve(resolution) => Prepared::Resolve(resolution),
-                Job::Note(progress) => {
-                    // Before the note is read: what changes after this queues it anew.
-                    progress.queued.store(false, Ordering::Release);
-                    let note = progress.note.lock().clone();
-                    if ending.contains(&note.request_id) {
-                        return None;
-                    }
-                    Prepared::Note(Box::new(note), progress)
+    let mut prepared = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let job = match job {
+            Job::Admit(op, reply, give_back) => Prepared::Admit(op, reply, give_back),
+            Job::Extend(op, reply) => Prepared::Extend(op, reply),
+            Job::Resolve(resolution) => Prepared::Resolve(resolution),
+            Job::Take(wish) => Prepared::Take(wish),
+            Job::Return(chunk, now) => Prepared::Return(chunk, now),
+            Job::Graduate(progress) => {
+                prepared.extend(graduation(&progress));
+                continue;
+            }
+            Job::Note(progress) => {
+                // Before the note is read: what changes after this queues it anew.
+                progress.queued.store(false, Ordering::Release);
+                let note = progress.note.lock().clone();
+                if ending.contains(&note.request_id) {
+                    continue;
                 }
-            })
-        })
-        .collect()
+                prepared.extend(graduation(&progress));
+                if note.accepted_at.is_none() && note.checkpoint.is_none() {
+                    continue;
+                }
+                Prepared::Note(Box::new(note), progress)
+            }
+        };
+        prepared.push(job);
+    }
+    prepared
+}
+
+/// What gives a request a hold of its own, unless it has one or gets it in this batch.
+fn graduation(progress: &Arc<Progress>) -> Option<Prepared> {
+    let (draw, hold) = progress.draw.as_ref()?;
+    let graduation = Graduation { allowance: draw.allowance().clone(), hold: hold.clone() };
+    draw.begin_graduation().then(|| Prepared::Graduate(progress.clone(), graduation))
 }
 
 /// Ends at that moment, or never.

@@ -7,7 +7,7 @@ use cxmpute_wire::{KeyId, MicroCredits, RequestId, Timestamp, UserId};
 
 use super::book::{Book, TransactionLine};
 use super::resolve::{resolve, units_text};
-use super::{LedgerOp, LedgerReply, MoveHold, NewHold, Note};
+use super::{LedgerOp, LedgerReply, MoveHold, NewHold, Note, allowance};
 use crate::db::{Db, Tx, on};
 use crate::error::DbError;
 use crate::lane::{Lane, values};
@@ -95,6 +95,12 @@ pub(crate) async fn apply_batch(lane: &mut impl Lane, ops: &[LedgerOp]) -> Resul
             LedgerOp::Note(note) => write_note(lane, note).await?,
             LedgerOp::Move(to) => move_hold(lane, &mut book, to).await?,
             LedgerOp::Resolve(end) => resolve(lane, &mut book, end).await?,
+            LedgerOp::Take(wish) => allowance::take(lane, &mut book, wish).await?,
+            LedgerOp::Charge(charge) => allowance::charge(lane, &mut book, charge).await?,
+            LedgerOp::Graduate(graduation) => allowance::graduate(lane, &mut book, graduation).await?,
+            LedgerOp::Return(allowance, now) => {
+                allowance::give_back(lane, &mut book, allowance, *now).await?
+            }
             LedgerOp::Extend { request_id, user_id, key_id, epoch, step, amount, now } => {
                 let hold = Extension { request_id, user_id, key_id, epoch: *epoch, step: *step, now: *now };
                 extend(lane, &mut book, &hold, *amount).await?
@@ -154,7 +160,7 @@ async fn admit_all<'a>(
 
 /// Takes the money: account first, then key, each by one guarded statement; what the first took is given back when the
 /// second refuses. Returns the day to which it counts.
-async fn reserve(
+pub(super) async fn reserve(
     lane: &mut impl Lane,
     book: &mut Book<'_>,
     user: &UserId,
@@ -283,7 +289,7 @@ async fn extend<'a>(
     let line = TransactionLine {
         id: format!("extend:{}:{}", hold.request_id, hold.step),
         kind: "extend",
-        request_id: hold.request_id,
+        request_id: Some(hold.request_id),
         attempt: None,
         reason: "hold extended",
         at: hold.now,
@@ -330,16 +336,22 @@ struct Extension<'a> {
 }
 
 fn enter_hold<'a>(book: &mut Book<'a>, hold: &'a NewHold, day: i64) -> Result<(), DbError> {
+    enter_admission(book, hold)?;
+    book.admit(hold, day);
+    Ok(())
+}
+
+/// The line of a hold.
+pub(super) fn enter_admission<'a>(book: &mut Book<'a>, hold: &'a NewHold) -> Result<(), DbError> {
     let postings = hold_postings(&hold.user_id, hold.amount).map_err(|e| DbError::impossible("holds", e))?;
     let line = TransactionLine {
         id: format!("hold:{}", hold.request_id),
         kind: "hold",
-        request_id: &hold.request_id,
+        request_id: Some(&hold.request_id),
         attempt: None,
         reason: "request admitted",
         at: hold.created_at,
     };
     book.enter(line, postings);
-    book.admit(hold, day);
     Ok(())
 }

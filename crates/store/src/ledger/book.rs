@@ -9,7 +9,8 @@ use cxmpute_market::price::PriceRow;
 use cxmpute_wire::{KeyId, MicroCredits, Millis, RequestId, Timestamp, UserId};
 
 use super::resolve::units_text;
-use super::{AttemptRecord, NewHold, ResolveHold, Settled};
+use super::{Allowance, AttemptRecord, NewHold, ResolveHold, Settled};
+use crate::db::DbKind;
 use crate::error::DbError;
 use crate::lane::{Lane, Value, values};
 use crate::limits::RELEASE_SQL;
@@ -21,10 +22,10 @@ pub(super) const LINES: usize = 8;
 pub(super) struct TransactionLine<'a> {
     /// Business key.
     pub(super) id: String,
-    /// `hold`, `extend`, `settle` or `void`.
+    /// `hold`, `extend`, `settle`, `void`, `allowance` or `return`.
     pub(super) kind: &'static str,
-    /// The request.
-    pub(super) request_id: &'a RequestId,
+    /// The request, if it is one's.
+    pub(super) request_id: Option<&'a RequestId>,
     /// The attempt that was paid.
     pub(super) attempt: Option<u32>,
     /// In words.
@@ -45,6 +46,8 @@ pub(super) struct Book<'a> {
     /// Prices that holds of this batch are pinned to.
     prices: Vec<&'a Arc<PriceRow>>,
     ends: Vec<Ended<'a>>,
+    /// Allowances that this batch has locked; `None` for one that is not there as its replica believes.
+    allowances: BTreeMap<&'a str, Option<Drawn>>,
     flags: Vec<FlagLine<'a>>,
 }
 
@@ -55,6 +58,16 @@ struct Ended<'a> {
     settled: Settled,
     taken: Taken,
     claimed: Option<String>,
+    /// The allowance it was charged to.
+    allowance: Option<&'a str>,
+}
+
+/// A locked allowance: what is left of it, and how much of that is not written yet.
+#[derive(Clone, Copy)]
+pub(super) struct Drawn {
+    pub(super) left: i64,
+    pub(super) day: i64,
+    unwritten: i64,
 }
 
 /// What the ended requests of one key and day change.
@@ -133,6 +146,56 @@ impl<'a> Book<'a> {
         }
     }
 
+    /// Writes the row of a hold now, for operations of the same batch that change it.
+    pub(super) async fn admit_now(
+        &mut self,
+        lane: &mut impl Lane,
+        hold: &'a NewHold,
+        day: i64,
+    ) -> Result<(), DbError> {
+        self.pin(&hold.price);
+        lane.insert(HOLD_SQL, &[hold_row(hold, day)]).await
+    }
+
+    /// The allowance, locked; `None` when it is not there as its replica believes.
+    pub(super) async fn allowance(
+        &mut self,
+        lane: &mut impl Lane,
+        allowance: &'a Allowance,
+    ) -> Result<Option<&mut Drawn>, DbError> {
+        if !self.allowances.contains_key(&*allowance.id) {
+            let sql = match lane.kind() {
+                DbKind::Postgres => {
+                    "SELECT amount, spend_day FROM allowances WHERE id = $1 AND replica = $2 AND epoch = $3 FOR UPDATE"
+                }
+                // There the whole transaction is the lock.
+                DbKind::Sqlite => {
+                    "SELECT amount, spend_day FROM allowances WHERE id = $1 AND replica = $2 AND epoch = $3"
+                }
+            };
+            let values = values![&*allowance.id, &*allowance.replica, allowance.epoch];
+            let row = lane.row::<2>(sql, &values).await?;
+            let drawn = row.map(|row| {
+                let [left, day] = row.map(Option::unwrap_or_default);
+                Drawn { left, day, unwritten: 0 }
+            });
+            self.allowances.insert(&allowance.id, drawn);
+        }
+        Ok(self.allowances.get_mut(&*allowance.id).and_then(Option::as_mut))
+    }
+
+    /// Writes what was drawn of an allowance now and forgets it; the next look reads it anew.
+    pub(super) async fn settle_allowance(
+        &mut self,
+        lane: &mut impl Lane,
+        id: &'a str,
+    ) -> Result<(), DbError> {
+        match self.allowances.remove(id).flatten() {
+            Some(drawn) => lower_allowance(lane, id, &drawn).await,
+            None => Ok(()),
+        }
+    }
+
     /// Keeps the row, the attempts and the flags of a resolved request.
     pub(super) fn resolve(
         &mut self,
@@ -140,9 +203,10 @@ impl<'a> Book<'a> {
         state: &'static str,
         settled: Settled,
         taken: Taken,
+        allowance: Option<&'a str>,
     ) -> Result<(), DbError> {
         let claimed = end.claimed.as_ref().map(units_text).transpose()?;
-        self.ends.push(Ended { end, state, settled, taken, claimed });
+        self.ends.push(Ended { end, state, settled, taken, claimed, allowance });
         let flags = end.claimed.as_ref().map(|claimed| mismatches(&end.counted, claimed)).unwrap_or_default();
         for flag in flags {
             self.flags.push(FlagLine {
@@ -186,6 +250,11 @@ impl<'a> Book<'a> {
         for (place, spent) in std::mem::take(&mut self.keys) {
             move_key(lane, place, &spent).await?;
         }
+        for (id, drawn) in std::mem::take(&mut self.allowances) {
+            if let Some(drawn) = drawn {
+                lower_allowance(lane, id, &drawn).await?;
+            }
+        }
         Ok(())
     }
 
@@ -203,13 +272,7 @@ impl<'a> Book<'a> {
             record_price(lane, price).await?;
         }
         let rows: Vec<_> = self.holds.iter().map(|(hold, day)| hold_row(hold, *day)).collect();
-        lane.insert(
-            "INSERT INTO holds (request_id, user_id, key_id, amount, spend_day, replica, epoch, route, model, service,
-                streamed, title, referer, price_id, price_version, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
-            &rows,
-        )
-        .await?;
+        lane.insert(HOLD_SQL, &rows).await?;
         let rows = self.transactions.iter().map(|(line, postings)| transaction_row(line, postings));
         let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
         lane.insert(
@@ -227,9 +290,9 @@ impl<'a> Book<'a> {
                 route, model, service, streamed, title, referer, price_id, price_version, outcome, finish_reason,
                 provision_id, provider, attempts, prompt, completion, embedding, characters, claimed,
                 provider_reward, platform_fee, platform_loss, first_token_ms, latency_ms, created_at, finished_at,
-                only_epoch, only_accept_ms, only_first_token_ms, only_total_ms, seconds, urls, images)
+                only_epoch, only_accept_ms, only_first_token_ms, only_total_ms, seconds, urls, images, allowance)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)",
+                $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43)",
             &rows,
         )
         .await?;
@@ -253,6 +316,11 @@ impl<'a> Book<'a> {
         .await
     }
 }
+
+const HOLD_SQL: &str =
+    "INSERT INTO holds (request_id, user_id, key_id, amount, spend_day, replica, epoch, route, model, service,
+        streamed, title, referer, price_id, price_version, created_at)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
 
 /// Writes down a price that a hold refers to, once. A recorded row never changes (a trigger refuses it), so this never
 /// touches one that is known.
@@ -298,8 +366,8 @@ fn only_attempt(end: &ResolveHold) -> Option<&AttemptRecord> {
     alike.then_some(only)
 }
 
-fn request_row<'r>(ended: &'r Ended<'_>) -> [Value<'r>; 42] {
-    let Ended { end, state, settled, taken, claimed } = ended;
+fn request_row<'r>(ended: &'r Ended<'_>) -> [Value<'r>; 43] {
+    let Ended { end, state, settled, taken, claimed, allowance } = ended;
     let hold = &end.hold;
     let only = only_attempt(end);
     let span = |span: Option<Millis>| span.map(|span| stored(span.0));
@@ -346,6 +414,7 @@ fn request_row<'r>(ended: &'r Ended<'_>) -> [Value<'r>; 42] {
         stored(end.counted.seconds),
         stored(end.counted.urls),
         stored(end.counted.images),
+        *allowance,
     ]
 }
 
@@ -357,7 +426,7 @@ fn transaction_row<'r>(
     row[..7].copy_from_slice(&values![
         line.id.as_str(),
         line.kind,
-        line.request_id.as_str(),
+        line.request_id.map(RequestId::as_str),
         line.attempt.map(i64::from),
         "gateway",
         line.reason,
@@ -425,6 +494,36 @@ async fn move_balance(lane: &mut impl Lane, account: &Account, delta: i128) -> R
         )
         .await?;
     if done == 1 { Ok(()) } else { Err(refused()) }
+}
+
+impl Drawn {
+    /// Takes an amount out; false when there is not so much.
+    pub(super) fn draw(&mut self, amount: MicroCredits) -> bool {
+        if amount.0 < 0 || self.left < amount.0 {
+            return false;
+        }
+        self.left -= amount.0;
+        self.unwritten += amount.0;
+        true
+    }
+}
+
+/// Writes what was drawn of an allowance that this transaction has locked.
+async fn lower_allowance(lane: &mut impl Lane, id: &str, drawn: &Drawn) -> Result<(), DbError> {
+    if drawn.unwritten == 0 {
+        return Ok(());
+    }
+    let done = lane
+        .execute(
+            "UPDATE allowances SET amount = amount - $1 WHERE id = $2 AND amount >= $1",
+            &values![drawn.unwritten, id],
+        )
+        .await?;
+    if done == 1 {
+        Ok(())
+    } else {
+        Err(DbError::impossible("allowances", format!("{id} has less than was drawn")))
+    }
 }
 
 /// Gives held money back to a key's budget and to the period it came from unless that is over, and notes what was

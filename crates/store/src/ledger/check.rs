@@ -27,6 +27,8 @@ pub struct LedgerReport {
     pub resolved: i64,
     /// Holds that are open now.
     pub open_holds: Vec<String>,
+    /// Allowances that replicas have now.
+    pub allowances: i64,
     /// Claims that differ from the count by more than the allowed slack.
     pub flags: i64,
     /// Micro-credits that resolved holds moved, and how many of them their own settlement accounts for.
@@ -90,6 +92,13 @@ macro_rules! moved {
     };
 }
 
+/// What the store bound for a request: its hold, or of an allowance only what it cost.
+macro_rules! bound {
+    () => {
+        "CASE WHEN r.allowance IS NULL THEN r.held ELSE r.cost END"
+    };
+}
+
 /// Each rule as a query for the ids that break it. `postings` are the lines of `ledger_transactions`; `reservations` are
 /// open holds and resolved ones, which live on in `requests`.
 const RULES: &[(&str, &str)] = &[
@@ -113,10 +122,11 @@ const RULES: &[(&str, &str)] = &[
          WHERE a.balance <> COALESCE(p.rebuilt, 0) ORDER BY a.id",
     ),
     (
-        "held money equals the open holds",
+        "held money equals the open holds and allowances",
         "SELECT a.id FROM ledger_accounts a
          LEFT JOIN (SELECT user_id, CAST(COALESCE(SUM(amount), 0) AS BIGINT) AS bound
-                    FROM holds GROUP BY user_id) h ON h.user_id = a.owner
+                    FROM (SELECT user_id, amount FROM holds UNION ALL SELECT user_id, amount FROM allowances) b
+                    GROUP BY user_id) h ON h.user_id = a.owner
          WHERE a.kind = 'user_held' AND a.balance <> COALESCE(h.bound, 0) ORDER BY a.id",
     ),
     (
@@ -130,17 +140,31 @@ const RULES: &[(&str, &str)] = &[
          WHERE p.id IS NULL ORDER BY h.request_id",
     ),
     (
-        "a key's figures equal its holds",
+        "an allowance's key exists and is its payer's, and its taking is entered",
+        "SELECT a.id FROM allowances a
+         LEFT JOIN api_keys k ON k.id = a.key_id AND k.user_id = a.user_id
+         LEFT JOIN ledger_transactions t ON t.id = 'allowance:' || a.id
+         WHERE k.id IS NULL OR t.id IS NULL ORDER BY a.id",
+    ),
+    (
+        "a key's figures equal its holds and allowances",
         "SELECT k.id FROM api_keys k
+         LEFT JOIN (SELECT key_id, CAST(COALESCE(SUM(amount), 0) AS BIGINT) AS bound
+                    FROM allowances GROUP BY key_id) a ON a.key_id = k.id
          LEFT JOIN (SELECT key_id,
                       CAST(COALESCE(SUM(CASE WHEN state = 'held' THEN amount ELSE 0 END), 0) AS BIGINT) AS bound,
                       CAST(COALESCE(SUM(posted - refunded), 0) AS BIGINT) AS paid
                     FROM reservations GROUP BY key_id) h ON h.key_id = k.id
-         WHERE k.held <> COALESCE(h.bound, 0) OR k.spent <> COALESCE(h.paid, 0) ORDER BY k.id",
+         WHERE k.held <> COALESCE(h.bound, 0) + COALESCE(a.bound, 0) OR k.spent <> COALESCE(h.paid, 0) ORDER BY k.id",
     ),
     (
-        "a key's spending in its period equals its holds",
+        "a key's spending in its period equals its holds and allowances",
         "SELECT k.id FROM api_keys k
+         LEFT JOIN (SELECT a.key_id,
+                      CAST(COALESCE(SUM(CASE WHEN a.spend_day <> o.spend_day THEN 0 ELSE a.amount END), 0) AS BIGINT) AS day,
+                      CAST(COALESCE(SUM(a.amount), 0) AS BIGINT) AS month
+                    FROM allowances a JOIN api_keys o ON o.id = a.key_id AND o.spend_day / 100 = a.spend_day / 100
+                    GROUP BY a.key_id) a ON a.key_id = k.id
          LEFT JOIN (SELECT h.key_id,
                       CAST(COALESCE(SUM(CASE WHEN h.spend_day <> o.spend_day THEN 0
                                              WHEN h.state = 'held' THEN h.amount - h.day_base
@@ -151,21 +175,41 @@ const RULES: &[(&str, &str)] = &[
                                              ELSE h.posted - h.refunded - h.month_base END), 0) AS BIGINT) AS month
                     FROM reservations h JOIN api_keys o ON o.id = h.key_id AND o.spend_day / 100 = h.spend_day / 100
                     GROUP BY h.key_id) h ON h.key_id = k.id
-         WHERE k.spend_day > 0 AND (k.day_spend <> COALESCE(h.day, 0) OR k.month_spend <> COALESCE(h.month, 0))
+         WHERE k.spend_day > 0 AND (k.day_spend <> COALESCE(h.day, 0) + COALESCE(a.day, 0)
+                                    OR k.month_spend <> COALESCE(h.month, 0) + COALESCE(a.month, 0))
          ORDER BY k.id",
     ),
     (
         "every hold has its admission",
         "SELECT h.request_id FROM reservations h
-         WHERE NOT EXISTS (SELECT 1 FROM ledger_transactions t WHERE t.id = 'hold:' || h.request_id)
+         WHERE h.allowance IS NULL AND NOT EXISTS (SELECT 1 FROM ledger_transactions t WHERE t.id = 'hold:' || h.request_id)
          ORDER BY h.request_id",
+    ),
+    (
+        "every allowance that was charged was taken from its payer",
+        "SELECT r.id FROM requests r
+         WHERE r.allowance IS NOT NULL AND NOT EXISTS (
+            SELECT 1 FROM ledger_transactions t WHERE t.id = 'allowance:' || r.allowance
+              AND t.account_1 = r.user_id || ':user_available')
+         ORDER BY r.id",
+    ),
+    (
+        "a request out of an allowance has one settlement where money moved, else none",
+        "SELECT r.id FROM requests r
+         LEFT JOIN (SELECT request_id, COUNT(*) AS n FROM ledger_transactions
+                    WHERE kind IN ('hold', 'extend', 'settle', 'void') GROUP BY request_id) t ON t.request_id = r.id
+         WHERE r.allowance IS NOT NULL AND COALESCE(t.n, 0) <>
+            CASE WHEN r.cost = 0 AND r.provider_reward = 0 AND r.platform_fee = 0 AND r.platform_loss = 0
+                 THEN 0 ELSE 1 END
+         ORDER BY r.id",
     ),
     (
         "a resolved hold has exactly one settlement, an open one none",
         "SELECT h.request_id FROM reservations h
          LEFT JOIN (SELECT request_id, COUNT(*) AS n FROM ledger_transactions
                     WHERE kind IN ('settle', 'void') GROUP BY request_id) t ON t.request_id = h.request_id
-         WHERE COALESCE(t.n, 0) <> CASE WHEN h.state = 'held' THEN 0 ELSE 1 END ORDER BY h.request_id",
+         WHERE h.allowance IS NULL AND COALESCE(t.n, 0) <> CASE WHEN h.state = 'held' THEN 0 ELSE 1 END
+         ORDER BY h.request_id",
     ),
     (
         "a hold is open or resolved, and resolved once",
@@ -184,7 +228,8 @@ const RULES: &[(&str, &str)] = &[
             moved!("user_held"),
             " AS bound FROM ledger_transactions WHERE request_id IS NOT NULL GROUP BY request_id) b
                ON b.request_id = h.request_id
-             WHERE COALESCE(b.bound, 0) <> CASE WHEN h.state = 'held' THEN h.amount ELSE 0 END
+             WHERE COALESCE(b.bound, 0) <> CASE WHEN h.state = 'held' THEN h.amount
+                                                WHEN h.allowance IS NULL THEN 0 ELSE -h.posted END
              ORDER BY h.request_id"
         ),
     ),
@@ -196,7 +241,7 @@ const RULES: &[(&str, &str)] = &[
             moved!("user_held"),
             " AS bound FROM ledger_transactions WHERE kind IN ('hold', 'extend') GROUP BY request_id) b
                ON b.request_id = h.request_id
-             WHERE h.amount <> COALESCE(b.bound, 0) ORDER BY h.request_id"
+             WHERE h.allowance IS NULL AND h.amount <> COALESCE(b.bound, 0) ORDER BY h.request_id"
         ),
     ),
     (
@@ -236,21 +281,28 @@ impl Db {
             sum: tx.number("SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM postings").await?,
             resolved: tx.number("SELECT COUNT(*) FROM requests").await?,
             flags: tx.number("SELECT COUNT(*) FROM flags").await?,
+            allowances: tx.number("SELECT COUNT(*) FROM allowances").await?,
             open_holds: tx.ids("SELECT request_id FROM holds ORDER BY request_id").await?,
             ..LedgerReport::default()
         };
-        report.value =
-            i128::from(tx.number("SELECT CAST(COALESCE(SUM(held), 0) AS BIGINT) FROM requests").await?);
+        report.value = i128::from(
+            tx.number(concat!("SELECT CAST(COALESCE(SUM(", bound!(), "), 0) AS BIGINT) FROM requests r"))
+                .await?,
+        );
         report.value_explained = i128::from(
-            tx.number(
-                "SELECT CAST(COALESCE(SUM(r.held), 0) AS BIGINT) FROM requests r
+            tx.number(concat!(
+                "SELECT CAST(COALESCE(SUM(",
+                bound!(),
+                "), 0) AS BIGINT) FROM requests r
                  JOIN ledger_transactions t ON t.id = 'resolve:' || r.id
-                 WHERE r.held = CASE r.user_id || ':user_held'
+                 WHERE ",
+                bound!(),
+                " = CASE r.user_id || ':user_held'
                     WHEN t.account_1 THEN -t.amount_1 WHEN t.account_2 THEN -t.amount_2
                     WHEN t.account_3 THEN -t.amount_3 WHEN t.account_4 THEN -t.amount_4
                     WHEN t.account_5 THEN -t.amount_5 WHEN t.account_6 THEN -t.amount_6
                     WHEN t.account_7 THEN -t.amount_7 WHEN t.account_8 THEN -t.amount_8 ELSE 0 END",
-            )
+            ))
             .await?,
         );
         for (rule, sql) in RULES {

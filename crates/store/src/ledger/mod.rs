@@ -1,6 +1,7 @@
 //! The ledger's rows: postings that nobody can change, balances that are projections of them, holds that resolve
 //! exactly once.
 
+mod allowance;
 mod batch;
 mod book;
 mod check;
@@ -18,6 +19,7 @@ use cxmpute_wire::{
 
 use crate::limits::SpendCap;
 
+pub use allowance::{Allowance, Charge, Graduation, Wish};
 pub use batch::BatchError;
 pub(crate) use batch::apply_batch;
 pub use check::{LedgerReport, Offence};
@@ -227,24 +229,35 @@ pub enum LedgerOp {
     Move(Box<MoveHold>),
     /// End a request.
     Resolve(Arc<ResolveHold>),
+    /// Take money of an account and key beforehand.
+    Take(Arc<Wish>),
+    /// End a request that was admitted out of an allowance.
+    Charge(Charge),
+    /// Give a request that was admitted out of an allowance a hold of its own.
+    Graduate(Graduation),
+    /// Give back what is left of an allowance.
+    Return(Arc<Allowance>, Timestamp),
     /// The known-bad admission of gate L1: `available` was read before, outside the transaction.
     #[cfg(feature = "sabotage")]
     AdmitUnguarded(Arc<NewHold>, MicroCredits),
 }
 
 impl LedgerOp {
-    /// The request it is about.
+    /// The request it is about, if it is about one.
     #[must_use]
-    pub fn request_id(&self) -> &RequestId {
-        match self {
+    pub fn request_id(&self) -> Option<&RequestId> {
+        Some(match self {
             Self::Admit(hold) => &hold.request_id,
             Self::Note(note) => &note.request_id,
             Self::Extend { request_id, .. } => request_id,
             Self::Move(to) => &to.request_id,
             Self::Resolve(end) => &end.hold.request_id,
+            Self::Charge(charge) => &charge.end.hold.request_id,
+            Self::Graduate(graduation) => &graduation.hold.request_id,
+            Self::Take(_) | Self::Return(..) => return None,
             #[cfg(feature = "sabotage")]
             Self::AdmitUnguarded(hold, _) => &hold.request_id,
-        }
+        })
     }
 
     /// Who pays; rows are locked in this order, so that two replicas never wait for each other.
@@ -255,6 +268,10 @@ impl LedgerOp {
             Self::Extend { user_id, .. } => user_id,
             Self::Move(to) => &to.user_id,
             Self::Resolve(end) => &end.hold.user_id,
+            Self::Charge(charge) => &charge.allowance.user_id,
+            Self::Graduate(graduation) => &graduation.allowance.user_id,
+            Self::Take(wish) => &wish.allowance.user_id,
+            Self::Return(allowance, _) => &allowance.user_id,
             #[cfg(feature = "sabotage")]
             Self::AdmitUnguarded(hold, _) => &hold.user_id,
         }
@@ -281,12 +298,15 @@ impl LedgerOp {
     /// Within one payer, money comes back before it is spent.
     fn rank(&self) -> u8 {
         match self {
-            Self::Note(_) => 0,
-            Self::Resolve(_) => 1,
-            Self::Extend { .. } | Self::Move(_) => 2,
-            Self::Admit(_) => 3,
+            Self::Graduate(_) => 0,
+            Self::Note(_) => 1,
+            Self::Resolve(_) | Self::Charge(_) => 2,
+            Self::Return(..) => 3,
+            Self::Extend { .. } | Self::Move(_) => 4,
+            Self::Admit(_) => 5,
+            Self::Take(_) => 6,
             #[cfg(feature = "sabotage")]
-            Self::AdmitUnguarded(..) => 3,
+            Self::AdmitUnguarded(..) => 5,
         }
     }
 }
@@ -300,6 +320,11 @@ pub enum LedgerReply {
     Resolved(Settled),
     /// Was resolved before; this is what happened then.
     AlreadyResolved(Settled),
+    /// Taken beforehand.
+    Taken {
+        /// How much.
+        amount: MicroCredits,
+    },
     /// Not enough money; this much is available.
     Insufficient {
         /// Available now.

@@ -164,8 +164,11 @@ impl Db {
             sqlx::query_as(
                 "UPDATE requests SET refunded = refunded + $2
                  WHERE id = $1 AND state = 'posted' AND refunded <= cost - $2 AND $2 > 0
-                   AND user_id = (SELECT a.owner FROM ledger_transactions t
-                                  JOIN ledger_accounts a ON a.id = t.account_1 WHERE t.id = 'hold:' || $1)
+                   AND user_id = COALESCE(
+                        (SELECT a.owner FROM ledger_transactions t
+                         JOIN ledger_accounts a ON a.id = t.account_1 WHERE t.id = 'hold:' || $1),
+                        (SELECT a.owner FROM ledger_transactions t
+                         JOIN ledger_accounts a ON a.id = t.account_1 WHERE t.id = 'resolve:' || $1))
                  RETURNING user_id, key_id")
                 .bind(request.as_str())
                 .bind(amount.0)
@@ -260,11 +263,21 @@ impl Db {
     /// # Errors
     /// The store failed.
     pub async fn balance(&self, user: &UserId) -> Result<Balance, DbError> {
-        let of = self.balances_of(user).await?;
+        let (available, held, promo, beforehand): (i64, i64, i64, i64) = read!(self, e =>
+            sqlx::query_as(
+                "SELECT CAST(COALESCE(SUM(CASE WHEN kind = 'user_available' THEN balance ELSE 0 END), 0) AS BIGINT),
+                        CAST(COALESCE(SUM(CASE WHEN kind = 'user_held' THEN balance ELSE 0 END), 0) AS BIGINT),
+                        CAST(COALESCE(SUM(CASE WHEN kind = 'user_promo' THEN balance ELSE 0 END), 0) AS BIGINT),
+                        CAST((SELECT COALESCE(SUM(amount), 0) FROM allowances WHERE user_id = $1) AS BIGINT)
+                 FROM ledger_accounts WHERE owner = $1")
+                .bind(user.as_str())
+                .fetch_one(e)
+                .await?);
+        // What a replica took beforehand can still be spent.
         Ok(Balance {
-            available: of(AccountKind::UserAvailable),
-            held: of(AccountKind::UserHeld),
-            promo: of(AccountKind::UserPromo),
+            available: MicroCredits(available.saturating_add(beforehand)),
+            held: MicroCredits(held.saturating_sub(beforehand)),
+            promo: MicroCredits(promo),
         })
     }
 

@@ -8,8 +8,8 @@ use cxmpute_market::price::{PriceRow, Units};
 use cxmpute_wire::{MicroCredits, ProvisionId, RequestId, Timestamp, UserId};
 use sqlx::{AssertSqlSafe, FromRow};
 
-use super::{AttemptRecord, LedgerOp, LedgerReply, NewHold, ResolveHold};
-use crate::db::{Db, read};
+use super::{Allowance, AttemptRecord, LedgerOp, LedgerReply, NewHold, ResolveHold};
+use crate::db::{Db, Tx, on, read};
 use crate::dialect;
 use crate::error::DbError;
 use crate::replicas::Replica;
@@ -110,7 +110,73 @@ fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(
     text.map(|text| text.parse().map_err(|e| DbError::impossible(place, e))).transpose()
 }
 
+#[derive(FromRow)]
+struct RawAllowance {
+    id: String,
+    user_id: String,
+    key_id: String,
+    replica: String,
+    epoch: i64,
+}
+
+impl TryFrom<RawAllowance> for Allowance {
+    type Error = DbError;
+
+    fn try_from(raw: RawAllowance) -> Result<Self, DbError> {
+        Ok(Self {
+            id: raw.id.into(),
+            user_id: raw.user_id.parse().map_err(|e| DbError::impossible("allowances.user_id", e))?,
+            key_id: raw.key_id.parse().map_err(|e| DbError::impossible("allowances.key_id", e))?,
+            replica: raw.replica.into(),
+            epoch: raw.epoch,
+        })
+    }
+}
+
 impl Db {
+    /// Allowances of earlier processes of this replica and of replicas whose lease ended. Requests that were admitted out
+    /// of one and have no row of their own cost nothing.
+    async fn orphaned(&self, replica: &Replica) -> Result<Vec<Allowance>, DbError> {
+        let sql = format!(
+            "SELECT id, user_id, key_id, replica, epoch FROM allowances
+             WHERE (replica = $1 AND epoch < $2)
+                OR (replica <> $1 AND replica IN (SELECT r.id FROM replicas r WHERE r.lease_until < {}))
+             ORDER BY user_id, id",
+            dialect::now_ms(self.kind())
+        );
+        let rows: Vec<RawAllowance> = read!(self, e =>
+            sqlx::query_as(AssertSqlSafe(sql))
+                .bind(&replica.id)
+                .bind(replica.epoch)
+                .fetch_all(e)
+                .await?);
+        rows.into_iter().map(Allowance::try_from).collect()
+    }
+
+    /// Asks whoever has allowances of an account to give them back; gives their number.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn recall_allowances(&self, user: &UserId) -> Result<u64, DbError> {
+        let mut tx = self.begin().await?;
+        let found = tx.recall("user_id", user.as_str()).await?;
+        tx.commit().await?;
+        Ok(found)
+    }
+
+    /// The allowances of this process that somebody wants back.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn recalled_allowances(&self, replica: &Replica) -> Result<Vec<String>, DbError> {
+        Ok(read!(self, e =>
+            sqlx::query_scalar("SELECT id FROM allowances WHERE recalled = 1 AND replica = $1 AND epoch = $2")
+                .bind(&replica.id)
+                .bind(replica.epoch)
+                .fetch_all(e)
+                .await?))
+    }
+
     /// Resolves the holds that earlier processes of this replica left, and those of replicas whose lease ended in
     /// database time. Safe at any time and on several replicas at once: each hold is resolved by one conditional
     /// statement.
@@ -140,6 +206,9 @@ impl Db {
             let foreign = row.replica != replica.id;
             ops.push(LedgerOp::Resolve(Arc::new(row.end(foreign, now)?)));
         }
+        for allowance in self.orphaned(replica).await? {
+            ops.push(LedgerOp::Return(Arc::new(allowance), now));
+        }
         for batch in ops.chunks(PER_BATCH) {
             let mut tx = self.begin().await?;
             let replies = tx.apply(batch).await?;
@@ -149,9 +218,18 @@ impl Db {
                 let paid =
                     settled.cost.0 > 0 || matches!(op, LedgerOp::Resolve(end) if end.counted.delivered());
                 let list = if paid { &mut recovery.settled } else { &mut recovery.voided };
-                list.push(op.request_id().clone());
+                list.extend(op.request_id().cloned());
             }
         }
         Ok(recovery)
+    }
+}
+
+impl Tx {
+    /// Marks the allowances that are wanted back: those whose `column` is `id`. Whoever changes what a key or an account
+    /// may spend calls it in the same transaction.
+    pub(crate) async fn recall(&mut self, column: &'static str, id: &str) -> Result<u64, DbError> {
+        let sql = format!("UPDATE allowances SET recalled = 1 WHERE {column} = $1");
+        Ok(on!(self, c => sqlx::query(AssertSqlSafe(sql)).bind(id).execute(c).await?.rows_affected()))
     }
 }

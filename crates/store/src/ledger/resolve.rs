@@ -23,14 +23,14 @@ pub(super) async fn resolve<'a>(
     let line = TransactionLine {
         id: format!("resolve:{}", end.hold.request_id),
         kind: if state == "posted" { "settle" } else { "void" },
-        request_id: &end.hold.request_id,
+        request_id: Some(&end.hold.request_id),
         attempt: end.attempts.last().map(|attempt| attempt.attempt),
         reason: end.end.as_str(),
         at: end.now,
     };
     book.enter(line, postings);
     book.spend(&end.hold.key_id, end.held, bill.posted, taken);
-    book.resolve(end, state, bill.into(), taken)?;
+    book.resolve(end, state, bill.into(), taken, None)?;
     Ok(LedgerReply::Resolved(bill.into()))
 }
 
@@ -72,7 +72,7 @@ async fn take(lane: &mut impl Lane, end: &ResolveHold) -> Result<Option<Taken>, 
 }
 
 /// Why a resolution found nothing to do.
-async fn resolved_before(lane: &mut impl Lane, end: &ResolveHold) -> Result<LedgerReply, DbError> {
+pub(super) async fn resolved_before(lane: &mut impl Lane, end: &ResolveHold) -> Result<LedgerReply, DbError> {
     let (request, replica) = (end.hold.request_id.as_str(), &*end.hold.replica);
     let open = lane
         .row::<2>(

@@ -2,6 +2,7 @@
 //! a server where the user may create databases.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::disallowed_methods)]
 
+mod allowance;
 mod history;
 mod ledger;
 mod limits;

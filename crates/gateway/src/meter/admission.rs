@@ -187,27 +187,20 @@ const RECALL_WAIT: Duration = Duration::from_millis(500);
 const RECALL_LOOK: Duration = Duration::from_millis(10);
 
 impl Inner {
-    /// Asks for all allowances of an account and waits for them. False when there was none: no money is on its way.
+    /// Asks for all allowances of an account and waits for them. False when there cannot have been one since the refusal;
+    /// else it is worth another try, because money may have come back.
     pub(super) async fn recall(&self, user: &UserId) -> bool {
-        let until = Instant::now() + RECALL_WAIT;
-        let own = self.allowances.close_user(user);
         // On SQLite this process is the only one that takes any.
-        if !own && self.db.kind() == DbKind::Sqlite {
+        if self.db.kind() == DbKind::Sqlite && !self.allowances.were_taken() {
             return false;
         }
-        match self.db.recall_allowances(user).await {
-            Ok(0) => return own,
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "allowances were not recalled");
-                return own;
-            }
-        }
-        while Instant::now() < until {
-            tokio::time::sleep(RECALL_LOOK).await;
-            if !matches!(self.db.recall_allowances(user).await, Ok(1..)) {
+        let until = Instant::now() + RECALL_WAIT;
+        self.allowances.close_user(user);
+        while let Ok(1..) = self.db.recall_allowances(user).await {
+            if Instant::now() >= until {
                 break;
             }
+            tokio::time::sleep(RECALL_LOOK).await;
         }
         true
     }

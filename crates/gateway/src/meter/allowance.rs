@@ -51,6 +51,8 @@ pub(super) struct Allowances {
     unreturned: Mutex<Vec<Arc<Chunk>>>,
     /// Allowances that the store knows and were not given back.
     taken: AtomicUsize,
+    /// Whether there ever was one.
+    ever: AtomicBool,
     closing: AtomicBool,
 }
 
@@ -214,6 +216,7 @@ impl Allowances {
             jobs,
             unreturned: Mutex::default(),
             taken: AtomicUsize::new(0),
+            ever: AtomicBool::new(false),
             closing: AtomicBool::new(false),
         })
     }
@@ -256,6 +259,7 @@ impl Allowances {
         let least = MicroCredits(amount.0.max(1).saturating_mul(FEWEST));
         let wanted = MicroCredits(pool.most().bound.max(least.0));
         let wish = Wish { allowance, wanted, least, now: self.clock.now() };
+        self.ever.store(true, Ordering::Release);
         pool.asked = self.send(Job::Take(Arc::new(wish)));
     }
 
@@ -355,21 +359,15 @@ impl Allowances {
         }
     }
 
-    /// Gives back all allowances of an account as soon as their requests allow; false when it has none here. For a while
-    /// none is taken for it.
-    pub(super) fn close_user(&self, user: &UserId) -> bool {
+    /// Gives back all allowances of an account as soon as their requests allow. For a while none is taken for it.
+    pub(super) fn close_user(&self, user: &UserId) {
         let not_before = Some(Instant::now() + PAUSE);
-        let mut pools = self.pools.lock();
-        let mut any = false;
-        for pool in pools.values_mut().filter(|pool| pool.user == *user) {
+        for pool in self.pools.lock().values_mut().filter(|pool| pool.user == *user) {
             pool.not_before = not_before;
-            any |= pool.asked;
             if let Some(chunk) = pool.chunk.take() {
-                any = true;
                 self.close(&chunk);
             }
         }
-        any
     }
 
     /// Gives back the allowances with these ids.
@@ -419,6 +417,11 @@ impl Allowances {
             self.give_back(chunk);
         }
         self.is_empty()
+    }
+
+    /// Whether an allowance was ever asked for.
+    pub(super) fn were_taken(&self) -> bool {
+        self.ever.load(Ordering::Acquire)
     }
 
     /// Whether the store knows of no allowance of this process.

@@ -305,7 +305,9 @@ impl Allowances {
         let before = match self.pools.lock().get_mut(&wish.allowance.key_id) {
             Some(pool) if !closing => {
                 pool.asked = false;
-                pool.chunk.replace(chunk)
+                // Recalled while it was on its way.
+                let unwanted = pool.not_before.is_some_and(|moment| moment > Instant::now());
+                if unwanted { Some(chunk) } else { pool.chunk.replace(chunk) }
             }
             _ => Some(chunk),
         };

@@ -142,17 +142,15 @@ pub(super) async fn charge<'a>(
     let postings = settle_postings(&allowance.user_id, end.provider.as_ref(), bill.posted, &bound)
         .map_err(|e| DbError::impossible("postings", e))?;
     let state = end.state();
-    if !postings.lines().is_empty() {
-        let line = TransactionLine {
-            id: format!("resolve:{}", end.hold.request_id),
-            kind: if state == "posted" { "settle" } else { "void" },
-            request_id: Some(&end.hold.request_id),
-            attempt: end.attempts.last().map(|attempt| attempt.attempt),
-            reason: end.end.as_str(),
-            at: end.now,
-        };
-        book.enter(line, postings);
-    }
+    let line = TransactionLine {
+        id: format!("resolve:{}", end.hold.request_id),
+        kind: if state == "posted" { "settle" } else { "void" },
+        request_id: Some(&end.hold.request_id),
+        attempt: end.attempts.last().map(|attempt| attempt.attempt),
+        reason: end.end.as_str(),
+        at: end.now,
+    };
+    book.enter(line, postings);
     let taken = Taken { day, day_base: 0, month_base: 0 };
     book.spend(&allowance.key_id, bill.posted, bill.posted, taken);
     book.pin(&end.hold.price);

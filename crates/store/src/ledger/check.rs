@@ -194,22 +194,11 @@ const RULES: &[(&str, &str)] = &[
          ORDER BY r.id",
     ),
     (
-        "a request out of an allowance has one settlement where money moved, else none",
-        "SELECT r.id FROM requests r
-         LEFT JOIN (SELECT request_id, COUNT(*) AS n FROM ledger_transactions
-                    WHERE kind IN ('hold', 'extend', 'settle', 'void') GROUP BY request_id) t ON t.request_id = r.id
-         WHERE r.allowance IS NOT NULL AND COALESCE(t.n, 0) <>
-            CASE WHEN r.cost = 0 AND r.provider_reward = 0 AND r.platform_fee = 0 AND r.platform_loss = 0
-                 THEN 0 ELSE 1 END
-         ORDER BY r.id",
-    ),
-    (
         "a resolved hold has exactly one settlement, an open one none",
         "SELECT h.request_id FROM reservations h
          LEFT JOIN (SELECT request_id, COUNT(*) AS n FROM ledger_transactions
                     WHERE kind IN ('settle', 'void') GROUP BY request_id) t ON t.request_id = h.request_id
-         WHERE h.allowance IS NULL AND COALESCE(t.n, 0) <> CASE WHEN h.state = 'held' THEN 0 ELSE 1 END
-         ORDER BY h.request_id",
+         WHERE COALESCE(t.n, 0) <> CASE WHEN h.state = 'held' THEN 0 ELSE 1 END ORDER BY h.request_id",
     ),
     (
         "a hold is open or resolved, and resolved once",

@@ -14,6 +14,8 @@ use cxmpute_store::KeyKind;
 use cxmpute_wire::{MicroCredits, ProvisionId, UserId};
 use serde_json::Value;
 
+pub use boot::fresh_postgres;
+
 use crate::client::{Client, Reply};
 use crate::ground::until;
 use crate::money::Money;

@@ -104,8 +104,11 @@ fn catalogue_of_services() -> String {
     .concat()
 }
 
-/// A database of its own on the server of the suite.
-pub(super) fn fresh_postgres() -> Result<String> {
+/// A database of its own on the PostgreSQL of the suite; gives its address.
+///
+/// # Errors
+/// There is no server, or it refuses.
+pub fn fresh_postgres() -> Result<String> {
     let server = postgres_url().context("CXMPUTE_TEST_POSTGRES_URL is not set: run scripts/test")?;
     let name = format!("world_{}", data_encoding::HEXLOWER.encode(&random::bytes::<8>()));
     let done = Command::new("psql")

@@ -78,7 +78,10 @@ async fn people(db: &Db) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn money_in_the_allowance_of_one_replica_is_there_for_the_other() {
     let _alone = alone().unwrap();
-    assert!(postgres_url().is_some(), "CXMPUTE_TEST_POSTGRES_URL is not set: run scripts/test, which starts a PostgreSQL");
+    assert!(
+        postgres_url().is_some(),
+        "CXMPUTE_TEST_POSTGRES_URL is not set: run scripts/test, which starts a PostgreSQL"
+    );
     let url = fresh_postgres().unwrap();
     let db = Db::open(&url).await.unwrap();
     people(&db).await;

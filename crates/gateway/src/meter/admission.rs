@@ -10,7 +10,7 @@ use cxmpute_wire::{KeyId, MicroCredits, RequestId, ServiceId, Timestamp, UserId}
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::settle::Job;
+use super::job::Job;
 use super::{Hold, Inner, Meter, MeterError};
 
 /// A request that wants to run.

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::hold::Progress;
-use super::settle::Job;
+use super::job::Job;
 
 /// The spend that an allowance is to cover.
 const SPAN: Duration = Duration::from_secs(2);
@@ -22,8 +22,9 @@ const SPAN: Duration = Duration::from_secs(2);
 const LIFE: Duration = Duration::from_secs(10);
 /// After a refusal or a recall none is asked for in this time: what there is goes to requests one by one.
 const PAUSE: Duration = Duration::from_secs(2);
-/// A request that lasts longer than this gets a hold of its own, where its checkpoints are written.
-pub(super) const GRADUATES_AFTER: Duration = Duration::from_millis(20);
+/// A request that lasts longer than this gets a hold of its own, where its checkpoints are written. Long before the first
+/// checkpoint is due, so that a crash finds what it would have found; later than most requests of a busy gateway end.
+const GRADUATES_AFTER: Duration = Duration::from_millis(200);
 /// An allowance for fewer requests than this costs more than it saves.
 const FEWEST: i64 = 8;
 
@@ -43,7 +44,9 @@ pub(super) struct Allowances {
     pools: Mutex<HashMap<KeyId, Pool>>,
     /// Requests that were admitted out of an allowance, oldest first.
     young: Mutex<VecDeque<(Instant, Arc<Progress>)>>,
-    /// Tells the writer that `young` is not empty any more.
+    /// Set when requests of a recalled allowance are among them.
+    hurry: AtomicBool,
+    /// Tells the writer that `young` is not empty any more, or that some of them must not wait.
     pub(super) fledged: Notify,
     /// Weak, because the writer has a part in this.
     jobs: mpsc::WeakUnboundedSender<Job>,
@@ -212,6 +215,7 @@ impl Allowances {
             epoch: replica.epoch,
             pools: Mutex::default(),
             young: Mutex::default(),
+            hurry: AtomicBool::new(false),
             fledged: Notify::new(),
             jobs,
             unreturned: Mutex::default(),
@@ -295,6 +299,14 @@ impl Allowances {
                 each(progress);
             }
         }
+        if self.hurry.swap(false, Ordering::AcqRel) {
+            let is_recalled = |progress: &Progress| {
+                progress.draw.as_ref().is_some_and(|(draw, _)| draw.chunk.state.lock().closed)
+            };
+            for (_, progress) in young.iter().filter(|(_, progress)| is_recalled(progress)) {
+                each(progress.clone());
+            }
+        }
     }
 
     /// The store gave what was asked for; it replaces the allowance before.
@@ -370,6 +382,13 @@ impl Allowances {
                 self.close(&chunk);
             }
         }
+        self.hurry();
+    }
+
+    /// Requests of closed allowances get holds of their own at once.
+    fn hurry(&self) {
+        self.hurry.store(true, Ordering::Release);
+        self.fledged.notify_one();
     }
 
     /// Gives back the allowances with these ids.
@@ -382,6 +401,7 @@ impl Allowances {
                 self.close(&chunk);
             }
         }
+        self.hurry();
     }
 
     /// Gives back what nobody uses, renews what is old, forgets keys that are silent.

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::allowance::Draw;
-use super::settle::Job;
+use super::job::Job;
 use super::{AdmitError, Inner};
 
 /// A running stream is written down at the latest after this time …

@@ -4,6 +4,7 @@
 mod admission;
 mod allowance;
 mod hold;
+mod job;
 mod lease;
 mod settle;
 
@@ -22,7 +23,7 @@ pub use hold::{Hold, MeterError, Settlement};
 
 #[cfg(feature = "sabotage")]
 use crate::sabotage::Sabotage;
-use settle::Job;
+use job::Job;
 
 /// How the meter works.
 #[derive(Debug, Clone)]

@@ -1,21 +1,22 @@
 //! The group-commit writer: one task that makes holds and settlements durable, at once when idle, else with
 //! everything that has queued up meanwhile (D3).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cxmpute_runtime::Tasks;
-use cxmpute_store::{BatchError, Charge, Db, Graduation, LedgerOp, LedgerReply, Note, ResolveHold, Wish};
-use cxmpute_wire::{RequestId, Timestamp};
-use tokio::sync::{mpsc, oneshot};
+use cxmpute_store::{BatchError, Db, LedgerOp, LedgerReply};
+use cxmpute_wire::RequestId;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Gauges;
-use super::allowance::{Allowances, Chunk, Draw};
+use super::allowance::{Allowances, Draw};
 use super::hold::{MeterError, Progress};
+use super::job::{Job, Prepared, Resolution, coalesce};
 
 /// First and longest pause before settlements are tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -32,74 +33,6 @@ const PACES: [(usize, Duration); 2] = [(8, Duration::from_millis(2)), (4, Durati
 /// Who accepted a request is written this much later, and not at all when the request has ended by then: most are that
 /// short. Without that note, as with it alone, a request whose gateway dies costs its user nothing.
 const NOTE_LATER: Duration = Duration::from_millis(20);
-
-type Reply = oneshot::Sender<Result<LedgerReply, MeterError>>;
-
-/// Something for the writer to do.
-pub(super) enum Job {
-    /// Admit; when nobody waits for the answer any more, the hold is given back by the second operation.
-    Admit(LedgerOp, Reply, Arc<ResolveHold>),
-    /// Bind more.
-    Extend(LedgerOp, Reply),
-    /// Settle or void.
-    Resolve(Resolution),
-    /// Write the newest note of a running request.
-    Note(Arc<Progress>),
-    /// Take an allowance.
-    Take(Arc<Wish>),
-    /// Give a request a hold of its own, if it has none.
-    Graduate(Arc<Progress>),
-    /// Give back an allowance that no request has a part of.
-    Return(Arc<Chunk>, Timestamp),
-}
-
-/// The one resolution of a hold. Never lost while the process lives.
-pub(super) struct Resolution {
-    end: Arc<ResolveHold>,
-    reply: Option<Reply>,
-    /// A commit that may have kept it failed: "resolved before" means "resolved by us" then.
-    uncertain: bool,
-    /// The request, when it was admitted out of an allowance.
-    drawn: Option<Arc<Progress>>,
-}
-
-impl Resolution {
-    /// Nobody waits for it.
-    fn giving_back(end: Arc<ResolveHold>, uncertain: bool) -> Self {
-        Self { end, reply: None, uncertain, drawn: None }
-    }
-
-    fn draw(&self) -> Option<&Draw> {
-        self.drawn.as_ref().and_then(|progress| progress.draw.as_ref()).map(|(draw, _)| draw)
-    }
-
-    /// What ends the request: a charge while the store knows nothing of it, else the end of its hold.
-    fn operation(&self) -> LedgerOp {
-        match self.draw().filter(|draw| draw.in_memory()) {
-            Some(draw) => LedgerOp::Charge(Charge {
-                allowance: draw.allowance().clone(),
-                end: self.end.clone(),
-                repeated: self.uncertain,
-            }),
-            None => LedgerOp::Resolve(self.end.clone()),
-        }
-    }
-}
-
-impl Job {
-    pub(super) fn admit(op: LedgerOp, reply: Reply, give_back: ResolveHold) -> Self {
-        Self::Admit(op, reply, Arc::new(give_back))
-    }
-
-    pub(super) fn extend(op: LedgerOp, reply: Reply) -> Self {
-        Self::Extend(op, reply)
-    }
-
-    pub(super) fn resolve(end: ResolveHold, reply: Option<Reply>, progress: &Arc<Progress>) -> Self {
-        let drawn = progress.draw.is_some().then(|| progress.clone());
-        Self::Resolve(Resolution { end: Arc::new(end), reply, uncertain: false, drawn })
-    }
-}
 
 /// The writer's state.
 pub(super) struct Writer {
@@ -462,78 +395,6 @@ impl Writer {
     }
 }
 
-/// A job with the text that is written for it.
-enum Prepared {
-    Admit(LedgerOp, Reply, Arc<ResolveHold>),
-    Extend(LedgerOp, Reply),
-    Resolve(Resolution),
-    Note(Box<Note>, Arc<Progress>),
-    Take(Arc<Wish>),
-    Graduate(Arc<Progress>, Graduation),
-    Return(Arc<Chunk>, Timestamp),
-}
-
-impl Prepared {
-    fn operation(&self) -> LedgerOp {
-        match self {
-            Self::Admit(op, ..) | Self::Extend(op, _) => op.clone(),
-            Self::Resolve(resolution) => resolution.operation(),
-            Self::Note(note, _) => LedgerOp::Note((**note).clone()),
-            Self::Take(wish) => LedgerOp::Take(wish.clone()),
-            Self::Graduate(_, graduation) => LedgerOp::Graduate(graduation.clone()),
-            Self::Return(chunk, now) => LedgerOp::Return(chunk.allowance.clone(), *now),
-        }
-    }
-}
-
-/// Takes the newest state of each note, and drops notes of requests that end in the same batch.
-fn coalesce(jobs: Vec<Job>) -> Vec<Prepared> {
-    let noted = jobs.iter().any(|job| matches!(job, Job::Note(_)));
-    let ending: HashSet<RequestId> = jobs
-        .iter()
-        .filter_map(|job| match job {
-            Job::Resolve(resolution) if noted => Some(resolution.end.hold.request_id.clone()),
-            _ => None,
-        })
-        .collect();
-    let mut prepared = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        let job = match job {
-            Job::Admit(op, reply, give_back) => Prepared::Admit(op, reply, give_back),
-            Job::Extend(op, reply) => Prepared::Extend(op, reply),
-            Job::Resolve(resolution) => Prepared::Resolve(resolution),
-            Job::Take(wish) => Prepared::Take(wish),
-            Job::Return(chunk, now) => Prepared::Return(chunk, now),
-            Job::Graduate(progress) => {
-                prepared.extend(graduation(&progress));
-                continue;
-            }
-            Job::Note(progress) => {
-                // Before the note is read: what changes after this queues it anew.
-                progress.queued.store(false, Ordering::Release);
-                let note = progress.note.lock().clone();
-                if ending.contains(&note.request_id) {
-                    continue;
-                }
-                prepared.extend(graduation(&progress));
-                if note.accepted_at.is_none() && note.checkpoint.is_none() {
-                    continue;
-                }
-                Prepared::Note(Box::new(note), progress)
-            }
-        };
-        prepared.push(job);
-    }
-    prepared
-}
-
-/// What gives a request a hold of its own, unless it has one or gets it in this batch.
-fn graduation(progress: &Arc<Progress>) -> Option<Prepared> {
-    let (draw, hold) = progress.draw.as_ref()?;
-    let graduation = Graduation { allowance: draw.allowance().clone(), hold: hold.clone() };
-    draw.begin_graduation().then(|| Prepared::Graduate(progress.clone(), graduation))
-}
-
 /// Ends at that moment, or never.
 async fn until(moment: Option<Instant>) {
     match moment {
@@ -549,7 +410,7 @@ async fn idle(soft: &CancellationToken) {
 
 /// The known-bad variant of gate L6: each earlier attempt of the request is paid like the last one.
 #[cfg(feature = "sabotage")]
-pub(super) async fn bill_attempts(db: &Db, end: &ResolveHold) {
+pub(super) async fn bill_attempts(db: &Db, end: &cxmpute_store::ResolveHold) {
     use cxmpute_market::ledger::{Account, AccountKind, Postings};
     use cxmpute_store::{Entry, EntryKind};
     let Ok(bill) = end.bill() else { return };

@@ -380,10 +380,10 @@ async fn random_allowances_keep_every_rule_of_the_ledger() {
                     (op, reply) => panic!("{} {n}: {op:?} {reply:?}", fresh.name),
                 }
             }
-            if let Some((id, op)) = taking {
-                if let LedgerReply::Taken { amount } = market.one(op).await {
-                    free.insert(id, amount.0);
-                }
+            if let Some((id, op)) = taking
+                && let LedgerReply::Taken { amount } = market.one(op).await
+            {
+                free.insert(id, amount.0);
             }
             if n % 50 == 0 {
                 let report = fresh.db.check_ledger().await.unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Rooms: [`room`] (does it fit), [`journal`] (what is known of a file that is not complete) and [`source`] (who is asked,
 //! in which order) are pure. [`partial`] holds a file on its way, [`shelf`] the whole ones, [`hashes`] remembers the sums of
-//! the owner's own files, [`format`] looks at what came, [`client`] asks one source, [`delivery`] does all of it for one
+//! the owner's own files, [`mod@format`] looks at what came, [`client`] asks one source, [`delivery`] does all of it for one
 //! service. [`seals`] says whose catalogue is followed.
 
 pub mod client;

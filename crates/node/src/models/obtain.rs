@@ -61,10 +61,10 @@ impl Inner {
         let resume = move || claim.resume(|_| telling.say(ServiceState::Verifying));
         let partial = tokio::task::spawn_blocking(resume).await.map_err(std::io::Error::other)??;
         report.found(partial.at());
-        self.from_sources(wanted, partial, report).await
+        self.ask_all(wanted, partial, report).await
     }
 
-    async fn from_sources(
+    async fn ask_all(
         &self,
         wanted: Wanted<'_>,
         mut partial: Partial,
@@ -94,7 +94,7 @@ impl Inner {
                 if unmixed && partial.sources().iter().any(|label| *label != source.label()) {
                     partial = self.restart(partial, report).await?;
                 }
-                let (back, ended) = self.from_source(client, wanted, source, partial, report).await?;
+                let (back, ended) = self.ask_one(client, wanted, source, partial, report).await?;
                 partial = back;
                 if let Err(bar) = ended {
                     tracing::warn!(
@@ -139,7 +139,7 @@ impl Inner {
     }
 
     /// Asks one source until it has given everything or nothing more is to be hoped from it now.
-    async fn from_source(
+    async fn ask_one(
         &self,
         client: &Client,
         wanted: Wanted<'_>,

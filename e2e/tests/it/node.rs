@@ -191,7 +191,7 @@ async fn a_node_without_files_fetches_them_and_is_paid() {
     let grant = house.enrol_grant(&owner).unwrap();
     let models = folder.path().join("empty");
     let models = models.display().to_string();
-    let service = format!("[\"llm:{CHAT_MODEL}\"]");
+    let service = format!("llm:{CHAT_MODEL}");
     let extra = [
         ("CXMPUTE_MODELS_DIR", models.as_str()),
         ("CXMPUTE_MODELS_HUB", ""),

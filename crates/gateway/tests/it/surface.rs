@@ -55,9 +55,20 @@ async fn oversized_requests_are_refused_and_the_connection_closed() {
     let user = world.user("a").await;
     let key = world.key(&user, KeyKind::Api).await;
     let headers = [("authorization", &*format!("Bearer {key}"))];
-    let body = format!("{{\"model\":\"{}\"}}", "a".repeat(4 * 1024 * 1024));
-    let large = world.call("POST", "/v1/chat/completions", &headers, &body).await;
-    assert_eq!((large.status, large.code().as_str()), (413, "body_too_large"));
+    let words = "a".repeat(4 * 1024 * 1024);
+    let talk = format!(r#"{{"model":"cxm-tiny","messages":[{{"role":"user","content":"{words}"}}]}}"#);
+    let any = format!(r#"{{"model":"{words}"}}"#);
+    // Pictures of a conversation may be larger than this, its words may not; nothing is larger than what holds both.
+    let most = format!(r#"{{"model":"{}"}}"#, words.repeat(5));
+    for (path, body) in [
+        ("/v1/chat/completions", &talk),
+        ("/v1/completions", &any),
+        ("/v1/embeddings", &any),
+        ("/v1/chat/completions", &most),
+    ] {
+        let large = world.call("POST", path, &headers, body).await;
+        assert_eq!((large.status, large.code().as_str()), (413, "body_too_large"), "{path}");
+    }
     let long = world.get(&format!("/v1/{}", "a".repeat(8192)), "").await;
     assert_eq!((long.status, long.code().as_str()), (414, "uri_too_long"));
     let wide = world.call("GET", "/v1/models", &[("x-a", &"a".repeat(33_000))], "").await;

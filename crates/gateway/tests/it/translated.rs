@@ -53,8 +53,12 @@ async fn refusals_of_messages_have_anthropic_s_shape_whoever_refuses() {
     assert_eq!(unserved.code(), "no_provider");
     let stranger = message(&world, "cxk_wrong", &body).await;
     assert_eq!((stranger.status, kind(&stranger).as_str()), (401, "authentication_error"));
-    let large = message(&world, &key, &format!("{{\"model\":\"{}\"}}", "a".repeat(4 * 1024 * 1024))).await;
-    assert_eq!((large.status, kind(&large).as_str()), (413, "request_too_large"));
+    let words = "a".repeat(4 * 1024 * 1024);
+    let most = format!(r#"{{"model":"{}"}}"#, words.repeat(5));
+    for large in [asked(json!({"messages": [{"role": "user", "content": words}]})), most] {
+        let large = message(&world, &key, &large).await;
+        assert_eq!((large.status, kind(&large).as_str()), (413, "request_too_large"), "{}", large.body);
+    }
     let bad = message(&world, &key, "{").await;
     assert_eq!(
         (bad.status, kind(&bad).as_str(), bad.code().as_str()),

@@ -1,8 +1,9 @@
 //! Keeping engines running: the rules are pure ([`state`], [`restart`]), the process is in [`process`], its output in
-//! [`log`]; [`service`] carries the rules out and publishes what it sees.
+//! [`log`]; [`keeper`] carries the rules out for one service, [`service`] is what the others see of it.
 
 pub mod confine;
 pub mod container;
+mod keeper;
 pub mod log;
 mod probe;
 pub mod process;
@@ -10,5 +11,7 @@ pub mod restart;
 pub mod running;
 pub mod service;
 pub mod state;
+mod surroundings;
 
-pub use service::{Place, Service, Surroundings};
+pub use service::{Place, Service};
+pub use surroundings::Surroundings;

@@ -104,7 +104,7 @@ fn the_catalogue_is_checked_listed_and_shown() {
             serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_str().unwrap().to_owned()
         })
         .collect();
-    assert!(ids.len() == 78 && ids.contains(&"qwen2.5vl:72b".to_owned()));
+    assert!(ids.len() == 79 && ids.contains(&"qwen2.5vl:72b".to_owned()));
     let (code, said, _) = run(&["catalogue", "show", "tts-1"]);
     assert!(code == 0 && said.contains("espeak-ng") && said.contains("18.75 /1M char"), "{said}");
     let (code, _, said) = run(&["catalogue", "show", "gpt-9"]);

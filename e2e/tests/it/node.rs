@@ -189,7 +189,8 @@ async fn a_node_without_files_fetches_them_and_is_paid() {
     let key = house.create_key(&user).unwrap();
     let owner = house.create_user("owner@example.org").unwrap();
     let grant = house.enrol_grant(&owner).unwrap();
-    let models = folder.path().join("empty");
+    // Where a node keeps them when nobody says: the command that lists them is not told either.
+    let models = folder.path().join("node/models");
     let models = models.display().to_string();
     let service = format!("llm:{CHAT_MODEL}");
     let extra = [

@@ -1,4 +1,4 @@
-//! One supervised service, as serving and reporting see it. Its task is [`super::keeper`].
+//! One supervised service, as serving and reporting see it. Its task is `keeper`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

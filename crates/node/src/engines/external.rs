@@ -4,13 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cxmpute_runtime::{Secret, Tasks};
-use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::control::DesiredService;
 use serde_json::Value;
 
 use super::found::{Found, FoundModel};
-use super::{Endpoint, EngineError, Question, Reply};
+use super::{Endpoint, EngineError, Question, Reply, profile};
 use crate::config::External;
 
 /// Most of a list of models that is read.
@@ -33,19 +32,6 @@ pub struct ExternalEngine {
     lists: bool,
     /// The model's file, where the catalogue pins it and the server does not tell its hash.
     pub model_file: Option<PathBuf>,
-}
-
-/// The paths of a kind of work.
-const fn work(kind: ServiceKind) -> &'static [WorkPath] {
-    match kind {
-        ServiceKind::Llm => &[WorkPath::ChatCompletions, WorkPath::Completions],
-        ServiceKind::Embeddings => &[WorkPath::Embeddings],
-        ServiceKind::Tts => &[WorkPath::Speech],
-        ServiceKind::Stt => &[WorkPath::Transcription],
-        ServiceKind::Vision => &[WorkPath::Read],
-        ServiceKind::Image => &[WorkPath::Draw],
-        ServiceKind::Scrape => &[WorkPath::Scrape],
-    }
 }
 
 impl ExternalEngine {
@@ -111,7 +97,7 @@ impl ExternalEngine {
     /// # Errors
     /// It is other work, or the server cannot be reached or hung up.
     pub async fn ask(&self, question: Question, tasks: &Tasks) -> Result<Reply, EngineError> {
-        if !work(self.kind).contains(&question.path) {
+        if !profile::work_of(self.kind).contains(&question.path) {
             return Err(EngineError::OtherWork(question.path.as_str()));
         }
         let content_type = question.content_type();

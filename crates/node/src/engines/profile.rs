@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use cxmpute_tunnel::WorkPath;
+use cxmpute_wire::ServiceKind;
 use nix::sys::signal::Signal;
 
 /// Time between the polite signal and the hard one, where an engine needs no other.
@@ -45,6 +46,20 @@ pub struct Stop {
     pub signal: Signal,
     /// Time until its whole group is killed.
     pub grace: Duration,
+}
+
+/// The paths of the work of a kind of service.
+#[must_use]
+pub const fn work_of(kind: ServiceKind) -> &'static [WorkPath] {
+    match kind {
+        ServiceKind::Llm => &[WorkPath::ChatCompletions, WorkPath::Completions],
+        ServiceKind::Embeddings => &[WorkPath::Embeddings],
+        ServiceKind::Tts => &[WorkPath::Speech],
+        ServiceKind::Stt => &[WorkPath::Transcription],
+        ServiceKind::Vision => &[WorkPath::Read],
+        ServiceKind::Image => &[WorkPath::Draw],
+        ServiceKind::Scrape => &[WorkPath::Scrape],
+    }
 }
 
 impl Ready {

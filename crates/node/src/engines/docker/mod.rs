@@ -14,7 +14,7 @@ use cxmpute_wire::control::{ContainerImage, DesiredService, EnginePresent};
 use cxmpute_wire::{Bytes, ProvisionId, ServiceKind};
 
 use super::files::below;
-use super::{AdapterError, Endpoint, EngineError, Profile, Question, Ready, Reply, Server, Stop};
+use super::{AdapterError, Endpoint, EngineError, Profile, Question, Ready, Reply, Server, Stop, profile};
 use crate::config::NodeConfig;
 
 pub use daemon::DockerError;
@@ -130,17 +130,11 @@ pub fn engine(
     })
 }
 
-/// The work of a kind of service.
+/// The work that a container does for a kind of service: it has no network to fetch anything from.
 const fn work_of(kind: ServiceKind) -> &'static [WorkPath] {
     match kind {
-        ServiceKind::Llm => &[WorkPath::ChatCompletions, WorkPath::Completions],
-        ServiceKind::Embeddings => &[WorkPath::Embeddings],
-        ServiceKind::Tts => &[WorkPath::Speech],
-        ServiceKind::Stt => &[WorkPath::Transcription],
-        ServiceKind::Vision => &[WorkPath::Read],
-        ServiceKind::Image => &[WorkPath::Draw],
-        // A container has no network to fetch anything from.
         ServiceKind::Scrape => &[],
+        other => profile::work_of(other),
     }
 }
 

@@ -496,9 +496,12 @@ async fn a_llama_server_that_is_found_conforms() {
             .unwrap()
     };
     let running = Arc::new(Mutex::new(Some(Owned(start()))));
-    while std::net::TcpStream::connect(address).is_err() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let listens = async {
+        while std::net::TcpStream::connect(address).is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(crate::gateway::LONG, listens).await.expect("the owner's server listens");
     let (leaving, coming, checked) = (running.clone(), running.clone(), running.clone());
     conforms(Row {
         engine: "external",

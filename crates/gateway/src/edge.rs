@@ -190,7 +190,7 @@ fn refuse_early(app: &App, request: &Request<Body>, found: Option<usize>) -> Opt
     if request.method() == Method::OPTIONS && is_browsable(request.uri().path(), found) {
         return Some(preflight());
     }
-    if found.is_some_and(|at| ROUTES[at].cost == Cost::Work) && app.tasks.soft().is_cancelled() {
+    if found.is_some_and(|at| ROUTES[at].cost == Cost::Work) && app.tasks.is_stopping() {
         return Some(ApiError::draining().into_response());
     }
     let work = found.is_some_and(|at| ROUTES[at].cost == Cost::Work);

@@ -20,6 +20,23 @@ pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     serde_json::from_slice(bytes).map_err(|error| data_error(&error))
 }
 
+/// How long a value is when it is printed. One that cannot be printed is longer than anything.
+pub fn printed_length<T: serde::Serialize + ?Sized>(value: &T) -> usize {
+    struct Length(usize);
+    impl std::io::Write for Length {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0 += text.len();
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, value).map_or(usize::MAX / 4, |()| length.0)
+}
+
 /// The check without the type.
 pub fn check(bytes: &[u8]) -> ApiResult<()> {
     walk(bytes, Inner::Free).map(drop)
@@ -222,7 +239,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
         /// Up to here comparing is faster than hashing.
         const FEW: usize = 16;
         let inner = self.deeper()?;
-        let mut few: Vec<Key<'de>> = Vec::new();
+        let mut few: Vec<Key<'de>> = Vec::with_capacity(FEW / 2);
         let mut many: HashSet<Key<'de>> = HashSet::new();
         while let Some(key) = fields.next_key::<Key<'de>>()? {
             if few.contains(&key) || many.contains(&key) {

@@ -176,13 +176,14 @@ async fn connect(app: &Arc<App>, stream: TcpStream, peer: Peer, front: Front) ->
             let mut watched = Watched::new(stream, activity.clone(), spans);
             let http2 = watched.speaks_http2().await?;
             let watched = watched.guarded_by(guard_of(app, http2));
-            converse(app, watched, activity, peer, front, http2).await
+            // Boxed, as below: else each connection is as large as one with TLS.
+            Box::pin(converse(app, watched, activity, peer, front, http2)).await
         }
         Some(tls) => {
-            let stream = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await??;
+            let stream = Box::pin(tokio::time::timeout(HANDSHAKE, tls.accept(stream))).await??;
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let watched = Watched::new(stream, activity.clone(), spans).guarded_by(guard_of(app, http2));
-            converse(app, watched, activity, peer, front, http2).await
+            Box::pin(converse(app, watched, activity, peer, front, http2)).await
         }
     }
 }

@@ -94,12 +94,14 @@ impl Tasks {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         self.inner.running.lock().insert(id, Running { name, abort: None });
         let registration = Registration { inner: self.inner.clone(), id, critical };
-        let tracked = self.inner.tracker.track_future(async move {
-            let _registration = registration;
-            if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
+        // No async block: it would hold the future twice, as what it captured and as what it awaits.
+        let watched = AssertUnwindSafe(future).catch_unwind().map(move |outcome| {
+            if let Err(panic) = outcome {
                 tracing::error!(task = name, panic = panic_text(panic.as_ref()), "task panicked");
             }
+            drop(registration);
         });
+        let tracked = self.inner.tracker.track_future(watched);
         let abort = tokio::spawn(tracked).abort_handle();
         if let Some(running) = self.inner.running.lock().get_mut(&id) {
             running.abort = Some(abort.clone());
@@ -110,6 +112,16 @@ impl Tasks {
     /// Cancelled when the program begins to stop: accept nothing new, finish what runs.
     pub fn soft(&self) -> CancellationToken {
         self.inner.soft.clone()
+    }
+
+    /// Whether the program has begun to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.inner.soft.is_cancelled()
+    }
+
+    /// As [`Tasks::hard`], to look at: a token's clone takes a lock that all of them share.
+    pub fn hard_token(&self) -> &CancellationToken {
+        &self.inner.hard
     }
 
     /// Cancelled when waiting is over: drop what runs.

@@ -44,7 +44,8 @@ impl Guard {
         Ok(Some(cut))
     }
 
-    fn speaks(&self, text: &str) -> bool {
+    /// Whether a text holds one of the names.
+    pub(crate) fn speaks(&self, text: &str) -> bool {
         self.beginnings.iter().any(|beginning| text.contains(beginning.as_str()))
             && self.names.iter().any(|name| text.contains(name.as_str()))
     }

@@ -3,9 +3,11 @@
 //! Templates are Jinja, written for the `transformers` library; its surroundings are reproduced here: trimmed
 //! blocks, Python's string methods, `raise_exception`, and a `tojson` that prints like Python's `json.dumps`.
 
+use std::sync::Arc;
+
 use cxmpute_wire::openai::{ChatMessage, Tool};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::{Enumerator, Kwargs, Object, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
@@ -92,22 +94,70 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         guard: &Guard,
     ) -> Result<(String, Option<char>), TemplateError> {
-        let mut messages: Vec<Json> = messages.iter().map(message_value).collect();
         let tools = tools.filter(|tools| !tools.is_empty());
+        if tools.is_none()
+            && let Some(said) = messages.iter().map(|message| Said::of(message, guard)).collect()
+        {
+            let said: Vec<Value> = said;
+            return Ok((self.write(Value::from(said), Value::from(()), add_generation_prompt)?, None));
+        }
+        let mut messages: Vec<Json> = messages.iter().map(message_value).collect();
         let tools = tools.map(serde_json::to_value).transpose();
         let mut tools = tools.map_err(|error| TemplateError::Failed(error.to_string()))?;
         let mut said: Vec<&mut Json> = messages.iter_mut().chain(&mut tools).collect();
         let cut = guard.cut_all(&mut said).map_err(|error| TemplateError::Refused(error.to_string()))?;
+        let text =
+            self.write(Value::from(Serde(messages)), Value::from(Serde(tools)), add_generation_prompt)?;
+        Ok((text, cut))
+    }
+
+    fn write(
+        &self,
+        messages: Value,
+        tools: Value,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
         let context = minijinja::context! {
-            messages => Value::from(Serde(messages)),
-            tools => Value::from(Serde(tools)),
+            messages => messages,
+            tools => tools,
             add_generation_prompt => add_generation_prompt,
             bos_token => &self.bos,
             eos_token => &self.eos,
         };
         let template = self.environment.get_template(NAME).map_err(|error| failure(&error))?;
-        let text = template.render(context).map_err(|error| failure(&error))?;
-        Ok((text, cut))
+        template.render(context).map_err(|error| failure(&error))
+    }
+}
+
+/// A message that holds nothing but a plain text: most do, and for them the way over JSON costs more than the template.
+#[derive(Debug)]
+struct Said {
+    role: &'static str,
+    content: Value,
+}
+
+impl Said {
+    /// The message as a value for templates; `None` where it holds more, or says a guarded name.
+    fn of(message: &ChatMessage, guard: &Guard) -> Option<Value> {
+        let plain = message.name.is_none() && message.tool_calls.is_none() && message.tool_call_id.is_none();
+        let text = message.content.as_ref().filter(|_| plain)?.text();
+        (!guard.speaks(&text)).then(|| {
+            Value::from_object(Self { role: message.role.template_name(), content: Value::from(text) })
+        })
+    }
+}
+
+impl Object for Said {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match key.as_str()? {
+            "role" => Some(Value::from(self.role)),
+            "content" => Some(self.content.clone()),
+            _ => None,
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Str(&["role", "content"])
     }
 }
 
@@ -242,6 +292,25 @@ mod tests {
         let source = "{{ messages[0].content }}{{ tools is none }}{{ 'tool_calls' in messages[0] }}";
         let parts = serde_json::json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
         assert_eq!(render(source, parts).unwrap(), "a\nbTrueFalse");
+    }
+
+    #[test]
+    fn a_plain_message_is_the_same_value_by_either_way() {
+        let source = "{% for m in messages %}{{ m | tojson }}{{ m }}{{ m.items() | list }}{{ m.get('name', 'no') }}\
+            {{ 'content' in m }}{{ 'name' in m }}{{ m['role'] }}{{ m.content | length }}{{ m is mapping }}{{ m.name is defined }}\
+            {{ m | length }}{% for key in m %}{{ key }}{% endfor %}{{ m.content is string }}{{ m.content[1:] }}{{ (m | items | list)[0] }}\
+            {{ m == messages[0] }}{{ dict(m, x=1) | tojson }}{% endfor %}{{ tools is none }}{{ messages | length }}{{ messages[1:] | length }}\
+            {{ messages | tojson }}{{ messages[-1].content }}{{ messages | map(attribute='role') | list }}";
+        let template = ChatTemplate::from_source(source, "", "").unwrap();
+        let said = messages(serde_json::json!([
+            {"role": "system", "content": "a \"b\"\n\u{e9}"},
+            {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "<y>"}]},
+            {"role": "assistant", "content": ""},
+        ]));
+        let plain = template.render(&said, None, true).unwrap();
+        let by_json = said.iter().map(message_value).collect::<Vec<_>>();
+        let by_json = template.write(Value::from(Serde(by_json)), Value::from(()), true).unwrap();
+        assert_eq!(plain, by_json);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub async fn get_health() -> Json<Health> {
 
 /// `GET /readyz`: 503 while stopping and while the store does not answer.
 pub async fn get_readiness(State(app): State<Arc<App>>) -> ApiResult<Json<Health>> {
-    if app.tasks.soft().is_cancelled() {
+    if app.tasks.is_stopping() {
         return Err(ApiError::draining());
     }
     app.db.ping().await?;

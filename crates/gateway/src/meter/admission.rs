@@ -131,7 +131,8 @@ impl Meter {
                     None => return Ok(hold.admitted()),
                     Some(refused) if asked_back || !refused.is_lack_of_money() => return Err(refused),
                     Some(refused) => {
-                        if !inner.recall(&admitted.user_id).await {
+                        // Seldom, and large: kept out of every request.
+                        if !Box::pin(inner.recall(&admitted.user_id)).await {
                             return Err(refused);
                         }
                         asked_back = true;

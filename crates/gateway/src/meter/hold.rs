@@ -252,7 +252,8 @@ impl Hold {
                     }
                     Some(refused) if asked_back || !refused.is_lack_of_money() => return Err(refused),
                     Some(refused) => {
-                        if !self.inner.recall(&self.terms.hold.user_id).await {
+                        // Seldom, and large: kept out of every request.
+                        if !Box::pin(self.inner.recall(&self.terms.hold.user_id)).await {
                             return Err(refused);
                         }
                         asked_back = true;

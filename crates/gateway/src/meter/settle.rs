@@ -28,7 +28,8 @@ const IDLE_BEFORE_END: Duration = Duration::from_millis(50);
 
 /// While batches are at least so large, commits keep this distance from begin to begin: what a commit costs besides its
 /// rows is then shared by more of them. A quiet writer commits at once.
-const PACES: [(usize, Duration); 2] = [(8, Duration::from_millis(2)), (4, Duration::from_millis(1))];
+const PACES: [(usize, Duration); 3] =
+    [(16, Duration::from_millis(4)), (8, Duration::from_millis(2)), (4, Duration::from_millis(1))];
 
 /// Who accepted a request is written this much later, and not at all when the request has ended by then: most are that
 /// short. Without that note, as with it alone, a request whose gateway dies costs its user nothing.

@@ -42,7 +42,8 @@ struct Account {
 /// The request's end of a delivery.
 #[derive(Debug)]
 pub struct Outlet {
-    chunks: mpsc::Sender<Chunk>,
+    /// None where the answer leaves whole.
+    chunks: Option<mpsc::Sender<Chunk>>,
     account: Arc<Account>,
     sent: u64,
     waited: Duration,
@@ -64,13 +65,25 @@ pub enum Undelivered {
 pub fn delivery(rhythm: Duration, write_stall: Duration) -> (Outlet, DeliveryBody) {
     let (sender, receiver) = mpsc::channel(CHANNEL);
     let account = Arc::new(Account::default());
-    let outlet =
-        Outlet { chunks: sender, account: account.clone(), sent: 0, waited: Duration::ZERO, write_stall };
+    let outlet = Outlet::new(Some(sender), account.clone(), write_stall);
     let presence = Presence { account, over: false };
     (outlet, DeliveryBody { chunks: receiver, presence, rhythm, silence: None, last: Instant::now() })
 }
 
+/// Both ends where the answer is no stream: its whole body leaves after the settlement, and only the presence of the
+/// client matters until then.
+#[must_use]
+pub fn attendance() -> (Outlet, ClientPresence) {
+    let account = Arc::new(Account::default());
+    let outlet = Outlet::new(None, account.clone(), Duration::ZERO);
+    (outlet, ClientPresence { presence: Presence { account, over: false } })
+}
+
 impl Outlet {
+    fn new(chunks: Option<mpsc::Sender<Chunk>>, account: Arc<Account>, write_stall: Duration) -> Self {
+        Self { chunks, account, sent: 0, waited: Duration::ZERO, write_stall }
+    }
+
     /// Cancelled when the client is gone.
     #[must_use]
     pub fn gone(&self) -> CancellationToken {
@@ -82,8 +95,9 @@ impl Outlet {
     /// # Errors
     /// The client left, or stopped reading.
     pub async fn send(&mut self, chunk: Chunk) -> Result<(), Undelivered> {
+        let Some(chunks) = &self.chunks else { return Err(Undelivered::Gone) };
         // The common case takes no timer.
-        let chunk = match self.chunks.try_send(chunk) {
+        let chunk = match chunks.try_send(chunk) {
             Ok(()) => {
                 self.sent += 1;
                 return if self.account.gone.is_cancelled() { Err(Undelivered::Gone) } else { Ok(()) };
@@ -95,7 +109,7 @@ impl Outlet {
         let room = tokio::select! {
             biased;
             () = self.account.gone.cancelled() => return Err(Undelivered::Gone),
-            room = tokio::time::timeout(self.write_stall, self.chunks.reserve()) => room,
+            room = tokio::time::timeout(self.write_stall, chunks.reserve()) => room,
         };
         self.waited += full_since.elapsed();
         match room {
@@ -182,13 +196,6 @@ pub struct DeliveryBody {
 pub struct ReaderStalled;
 
 impl DeliveryBody {
-    /// The answer is not a stream: its whole body leaves after the settlement, and only the presence of the client
-    /// matters until then.
-    #[must_use]
-    pub fn into_presence(self) -> ClientPresence {
-        ClientPresence { presence: self.presence }
-    }
-
     fn count(&self, chunk: &Chunk) {
         let account = &self.presence.account;
         if let Some((choice, upto)) = chunk.mark

@@ -1,7 +1,7 @@
 //! One attempt: the work goes to a node, its events come back, are checked and sent on.
 
 use std::collections::VecDeque;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use cxmpute_tunnel::{Accepted, OpenError, WorkError, WorkHead, WorkStream};
@@ -44,7 +44,15 @@ impl Run {
             OpenError::Full => Stop::Fault(Fault::Refused(Some(Code::CapacityFull))),
             OpenError::Head(_) => Stop::Internal(ApiError::internal(error)),
         })?;
-        let accepted = self.accepted(seat, &mut stream).await?;
+        let (app, gone) = (self.app.clone(), self.gone.clone());
+        let mut ended = pin!(async {
+            tokio::select! {
+                biased;
+                () = gone.cancelled() => Stop::Client(Undelivered::Gone),
+                () = app.tasks.hard_token().cancelled() => Stop::Draining,
+            }
+        });
+        let accepted = self.accepted(seat, &mut stream, ended.as_mut()).await?;
         self.check_owner(seat, &head, &accepted)?;
         self.served = Some(Served {
             provision: seat.provision().clone(),
@@ -57,7 +65,7 @@ impl Run {
             },
         });
         self.hold.accepted(seat.provision(), seat.owner(), number);
-        self.pump(seat, stream, began, head.max_bytes).await?;
+        self.pump(seat, stream, ended, began, head.max_bytes).await?;
         // Another tunnel may have taken over meanwhile; what came through this one late is not settled.
         self.check_owner(seat, &head, &accepted)
     }
@@ -89,15 +97,18 @@ impl Run {
         }
     }
 
-    async fn accepted(&self, seat: &Seat, stream: &mut WorkStream) -> Result<Accepted, Stop> {
-        let hard = self.app.tasks.hard();
+    async fn accepted(
+        &self,
+        seat: &Seat,
+        stream: &mut WorkStream,
+        ended: Pin<&mut impl Future<Output = Stop>>,
+    ) -> Result<Accepted, Stop> {
         let accept = self.app.config.relay.accept();
         // One timer for both deadlines.
         let until = (Instant::now() + accept).min(self.total);
         let answer = tokio::select! {
             biased;
-            () = self.gone.cancelled() => return Err(Stop::Client(Undelivered::Gone)),
-            () = hard.cancelled() => return Err(Stop::Draining),
+            stop = ended => return Err(stop),
             answer = tokio::time::timeout_at(until, stream.accepted()) => answer,
         };
         match answer {
@@ -132,6 +143,7 @@ impl Run {
         &mut self,
         seat: &mut Seat,
         mut stream: WorkStream,
+        mut ended: Pin<&mut impl Future<Output = Stop>>,
         began: Duration,
         max_bytes: u64,
     ) -> Result<(), Stop> {
@@ -141,16 +153,13 @@ impl Run {
         let mut cutter = EventCutter::new(relay.event_bytes);
         let mut pieces = VecDeque::new();
         let mut bytes = 0u64;
-        let (gone, hard) = (self.gone.clone(), self.app.tasks.hard());
-        let (mut left, mut stopped) = (pin!(gone.cancelled()), pin!(hard.cancelled()));
         let mut reader = EventReader::new(self.job.asked());
         #[cfg(feature = "sabotage")]
         let mut collected = Vec::new();
         loop {
             let next = tokio::select! {
                 biased;
-                () = left.as_mut() => return Err(Stop::Client(Undelivered::Gone)),
-                () = stopped.as_mut() => return Err(Stop::Draining),
+                stop = ended.as_mut() => return Err(stop),
                 next = watchdog.guard(stream.chunk()) => next,
             };
             if let Err(late) = &next {

@@ -321,7 +321,7 @@ impl Job {
         const AROUND_PROMPT: usize = 512;
         let bytes = match &self.ask {
             Ask::Chat(request) => {
-                let printed = serde_json::to_vec(&request.messages).map_or(usize::MAX / 4, |text| text.len());
+                let printed = crate::json::printed_length(&request.messages);
                 let tools = request.tools.as_ref().map_or(0, |tools| {
                     // Templates may print declarations with indentation.
                     serde_json::to_vec_pretty(tools).map_or(usize::MAX / 4, |text| text.len() * 2)

@@ -12,12 +12,13 @@ use tokio::time::Instant;
 use super::admission::{Admitted, admit};
 use super::bound::Bound;
 use super::checkpoint::Checkpoints;
-use super::delivery::{DeliveryBody, delivery};
+use super::delivery::{ClientPresence, DeliveryBody, attendance, delivery};
 use super::errand::Printed;
 use super::job::Job;
 use super::retry::Trail;
 use super::run::{Head, Meta, Run};
 use super::select::Seeker;
+use super::so_far::SoFar;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{ApiError, ApiResult};
@@ -44,8 +45,14 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     #[cfg(feature = "sabotage")]
     let body = with_extra_body(&app, &job, body)?;
     let relay = &app.config.relay;
-    let (outlet, delivery_body) =
-        delivery(relay.headers_held(), std::time::Duration::from_millis(app.config.server.write_stall_ms));
+    let (outlet, client) = if job.streamed() {
+        let stall = std::time::Duration::from_millis(app.config.server.write_stall_ms);
+        let (outlet, body) = delivery(relay.headers_held(), stall);
+        (outlet, Client::Reads(body))
+    } else {
+        let (outlet, presence) = attendance();
+        (outlet, Client::Waits(presence))
+    };
     let (head, told) = oneshot::channel();
     let total = Instant::now() + job.timeout.map_or(relay.total(), |wanted| wanted.min(relay.total()));
     let run = Run {
@@ -60,8 +67,8 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         total,
         trail: Trail::default(),
         attempts: Vec::new(),
-        so_far: job.nothing_yet(),
-        bound: Bound::new(job.choices),
+        so_far: SoFar::default(),
+        bound: Bound::default(),
         checkpoints: Checkpoints::new(job.choices, prompt),
         served: None,
         relayed: false,
@@ -76,11 +83,16 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         app: app.clone(),
     };
     app.tasks.spawn("request", Box::pin(run.run()));
-    if job.streamed() {
-        answer_stream(&app, &job, told, delivery_body).await
-    } else {
-        answer_whole(&app, &job, told, delivery_body).await
+    match client {
+        Client::Reads(body) => answer_stream(&app, &job, told, body).await,
+        Client::Waits(presence) => answer_whole(&app, &job, told, presence).await,
     }
+}
+
+/// The client's end of a delivery.
+enum Client {
+    Reads(DeliveryBody),
+    Waits(ClientPresence),
 }
 
 /// Admission, as a phase of the request's trace.
@@ -158,10 +170,9 @@ async fn answer_whole(
     app: &App,
     job: &Job,
     told: oneshot::Receiver<Head>,
-    body: DeliveryBody,
+    presence: ClientPresence,
 ) -> ApiResult<Response> {
     // Dropped with this future when the client leaves.
-    let presence = body.into_presence();
     let head = told.await;
     presence.end();
     match head {

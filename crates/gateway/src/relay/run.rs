@@ -267,8 +267,7 @@ impl Run {
     async fn find_seat(&mut self, until: Instant) -> Result<Seat, NoSeat> {
         let seeker = Seeker::new(&self.job.model, &self.user, &self.job.wishes)
             .with_alternative(!self.job.alternatives.is_empty());
-        let hard = self.app.tasks.hard();
-        let until = Until { deadline: until, gone: &self.gone, hard: &hard };
+        let until = Until { deadline: until, gone: &self.gone, hard: self.app.tasks.hard_token() };
         let mut phase = self.job.watch.open(Phase::Queue);
         let found = find_seat(&self.app.fleet, seeker, &mut self.trail, until).await;
         if let Err(NoSeat::Nobody(error)) = &found {

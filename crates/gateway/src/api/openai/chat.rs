@@ -69,7 +69,8 @@ pub async fn answer(
     let pictures = if has_pictures(&request) {
         // Nothing is fetched for a key that may not use the model.
         caller.permit_model(&model)?;
-        take_pictures(&app, &mut request, Source::Anywhere).await?
+        // Boxed: the requests without pictures need not have room for it.
+        Box::pin(take_pictures(&app, &mut request, Source::Anywhere)).await?
     } else {
         Pictures::default()
     };

@@ -25,7 +25,7 @@ pub async fn open_tunnel(State(app): State<Arc<App>>, mut request: Request<Body>
     if request.version() != Version::HTTP_11 || !asks_for_tunnel(request.headers()) {
         return Ok(upgrade_required());
     }
-    if app.tasks.soft().is_cancelled() {
+    if app.tasks.is_stopping() {
         return Err(ApiError::draining());
     }
     let upgrade = hyper::upgrade::on(&mut request);

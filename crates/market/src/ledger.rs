@@ -335,12 +335,13 @@ pub struct Bill {
     pub provider_reward: MicroCredits,
     /// What the platform keeps.
     pub platform_fee: MicroCredits,
-    /// What the platform pays for its own faults, or for an overrun of the hold.
+    /// What the platform pays for its own faults.
     pub platform_loss: MicroCredits,
 }
 
-/// Turns a resolution into money. The user never pays more than was held; a provider that served more is paid its
-/// share of the rest by the platform (MR15). Own traffic (`same_owner`) earns nothing (MR48).
+/// Turns a resolution into money. The user never pays more than was held, and the provider never earns more than its
+/// share of that, whoever pays it: what is counted beyond the hold was never bound, and paying for it would make money
+/// (MR15, MR42). Own traffic (`same_owner`) earns nothing (MR48).
 ///
 /// # Errors
 /// The price is not usable, or a cost does not fit.
@@ -352,18 +353,16 @@ pub fn bill(
 ) -> Result<Bill, PriceError> {
     let price_of = |units: Option<Units>| units.map_or(Ok(MicroCredits::ZERO), |units| cost(price, &units));
     let posted = price_of(resolution.user_units)?.min(held);
-    let served = price_of(resolution.provider_units)?;
-    let earned = if same_owner { MicroCredits::ZERO } else { split(served, price.share_bp).provider };
-    let (provider_reward, platform_loss) = match resolution.funding {
-        Funding::PlatformLoss => (earned, earned),
-        Funding::Charge => {
-            let from_charge = if same_owner {
-                MicroCredits::ZERO
-            } else {
-                split(served.min(posted), price.share_bp).provider
-            };
-            (earned, earned.saturating_sub(from_charge))
-        }
+    let funds = match resolution.funding {
+        Funding::Charge => posted,
+        Funding::PlatformLoss => held,
+    };
+    let served = price_of(resolution.provider_units)?.min(funds);
+    let provider_reward =
+        if same_owner { MicroCredits::ZERO } else { split(served, price.share_bp).provider };
+    let platform_loss = match resolution.funding {
+        Funding::Charge => MicroCredits::ZERO,
+        Funding::PlatformLoss => provider_reward,
     };
     let platform_fee = posted.saturating_add(platform_loss).saturating_sub(provider_reward);
     let refund = held.saturating_sub(posted);

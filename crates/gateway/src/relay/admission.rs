@@ -235,7 +235,7 @@ pub(super) fn refusal(error: AdmitError) -> ApiError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
     use std::time::Duration;
 
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
     use crate::relay::job::{Ask, Pictures};
 
-    fn job(limit: u64, explicit_limit: bool, text: &str) -> Job {
+    pub(in crate::relay) fn job(limit: u64, explicit_limit: bool, text: &str) -> Job {
         let catalogue =
             Catalogue::parse(include_str!("../../../../catalogue/models.toml"), "models.toml").unwrap();
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/tiny-model/cxm-tiny-q8.gguf");

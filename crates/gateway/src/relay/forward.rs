@@ -228,8 +228,7 @@ impl Run {
             Piece::Text { choice, .. } | Piece::Tools { choice, .. } | Piece::Finish { choice, .. }
                 if self.so_far.is_finished(choice) => {}
             Piece::Text { choice, text, logprobs } => {
-                if self.exceeds_limit(choice, &text) {
-                    self.cut_off(seat).await?;
+                if self.is_ended_by(choice, &text, seat, began).await? {
                     return Ok(true);
                 }
                 self.take_text(choice, text, logprobs, seat, began).await?;
@@ -239,8 +238,7 @@ impl Run {
             Piece::Tools { choice, calls } => {
                 let said =
                     calls.iter().flat_map(|part| [part.name.as_deref().unwrap_or(""), &part.arguments]);
-                if self.exceeds_limit(choice, &said.collect::<String>()) {
-                    self.cut_off(seat).await?;
+                if self.is_ended_by(choice, &said.collect::<String>(), seat, began).await? {
                     return Ok(true);
                 }
                 let keep = !self.job.streamed();
@@ -363,33 +361,39 @@ impl Run {
         self.outlet.send(chunk).await.map_err(Stop::Client)
     }
 
-    /// Keeps the answer within what was asked for and within what the hold covers (MR14, P1); true when that ended it.
+    /// Ends the answer before a piece that would make a choice longer than was asked for, or longer than the hold
+    /// covers (MR14, P1); true when it did.
+    async fn is_ended_by(
+        &mut self,
+        choice: usize,
+        more: &str,
+        seat: &mut Seat,
+        began: Duration,
+    ) -> Result<bool, Stop> {
+        if self.bound.exceeded(&self.job, &self.so_far, choice, more) {
+            self.cut_off(seat).await?;
+            return Ok(true);
+        }
+        let extend = |more| super::admission::extend(&self.job, &self.hold, more);
+        if self.bound.cover(&self.job, &self.so_far, (choice, more), &mut self.cover, extend).await {
+            return Ok(false);
+        }
+        self.first_content(seat, began);
+        self.end_all().await?;
+        Ok(true)
+    }
+
+    /// Ends an answer that has come to as much as was asked for, or as the hold covers, in pieces; true when it did.
     async fn check_length(&mut self, choice: usize, seat: &mut Seat) -> Result<bool, Stop> {
         if self.so_far.is_overlong(choice, self.job.limit) {
             self.cut_off(seat).await?;
             return Ok(true);
         }
-        let long = self.so_far.longest();
-        if self.covered < self.job.limit && long.saturating_mul(10) >= self.covered.saturating_mul(8) {
-            let more = (self.job.limit - self.covered).min(super::admission::SLICE);
-            if !self.exhausted && super::admission::extend(&self.job, &self.hold, more).await {
-                self.covered += more;
-            } else {
-                self.exhausted = true;
-            }
-        }
-        if self.exhausted && long >= self.covered {
+        if self.cover.exhausted && self.so_far.longest() >= self.cover.tokens {
             self.end_all().await?;
             return Ok(true);
         }
         Ok(false)
-    }
-
-    /// Whether a choice would be longer than its bound with this text, by our own count (P1).
-    fn exceeds_limit(&mut self, choice: usize, text: &str) -> bool {
-        let Some(counter) = &self.job.counter else { return false };
-        let count = |text: &str| counter.count_text(text).0;
-        self.bound.exceeded(choice, self.so_far.text(choice), text, self.job.limit, count)
     }
 
     /// The node sent more than it was asked for: the answer ends here, and it counts against the node.

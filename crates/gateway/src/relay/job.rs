@@ -370,28 +370,40 @@ impl Job {
         }
     }
 
-    /// The units of an answer whose billed texts are `texts`, one per choice; blocking work. No choice counts more
-    /// than the limit that the hold covers. `prompt` is the count where it is known already.
+    /// Units of output that the bound of one token comes to: itself, or so many characters.
     #[must_use]
-    pub fn count(&self, prompt: Option<Tokens>, texts: &[&str]) -> Units {
-        let Some(counter) = &self.counter else {
-            let characters = texts.iter().map(|text| text.chars().count() as u64).sum::<u64>();
-            return Units {
-                characters: self.prompt_characters() + characters,
-                images: self.pictures.count,
-                ..Units::default()
-            };
-        };
+    pub const fn per_token(&self) -> u64 {
+        /// Characters that one token can come to; only for a bound.
+        const CHARACTERS: u64 = 16;
+        if self.counter.is_some() { 1 } else { CHARACTERS }
+    }
+
+    /// The tokens of an output, or its characters where those are priced; blocking work for a long text.
+    #[must_use]
+    pub fn count_output(&self, text: &str) -> u64 {
+        match &self.counter {
+            _ if text.is_empty() => 0,
+            Some(counter) => counter.count_text(text).0,
+            None => text.chars().count() as u64,
+        }
+    }
+
+    /// The units of an answer whose billed texts are `texts`, one per choice; blocking work. No choice counts more
+    /// than the `covered` tokens that the hold covers, or the characters of so many. `prompt` is the count where it is
+    /// known already.
+    #[must_use]
+    pub fn count(&self, prompt: Option<Tokens>, texts: &[&str], covered: u64) -> Units {
+        let most = covered.saturating_mul(self.per_token());
+        let output = texts.iter().fold(0_u64, |sum, text| sum.saturating_add(self.count_output(text).min(most)));
+        if self.counter.is_none() {
+            let characters = self.prompt_characters().saturating_add(output);
+            return Units { characters, images: self.pictures.count, ..Units::default() };
+        }
         let prompt = prompt.unwrap_or_else(|| {
             // A prompt that cannot be counted is not paid for; the engine could not have read it either.
             self.count_prompt().unwrap_or(Tokens::ZERO)
         });
-        let limit = Tokens(self.limit);
-        let completion = texts.iter().fold(Tokens::ZERO, |sum, text| {
-            let count = if text.is_empty() { Tokens::ZERO } else { counter.count_text(text) };
-            sum.saturating_add(count.min(limit))
-        });
-        Units { images: self.pictures.count, ..Units::chat(prompt, completion) }
+        Units { images: self.pictures.count, ..Units::chat(prompt, Tokens(output)) }
     }
 
     /// What a node claims, in our units; none where characters are counted, of which a claim of tokens says nothing.
@@ -417,9 +429,8 @@ impl Job {
         if self.counter.is_some() {
             Units::chat(Tokens(prompt), Tokens(output))
         } else {
-            /// Characters that one token can come to; only for a bound.
-            const PER_TOKEN: u64 = 16;
-            Units { characters: prompt.saturating_add(output.saturating_mul(PER_TOKEN)), ..Units::default() }
+            let characters = prompt.saturating_add(output.saturating_mul(self.per_token()));
+            Units { characters, ..Units::default() }
         }
     }
 }

@@ -208,12 +208,12 @@ impl Errand for Look {
     }
 
     fn delivered(&self, exact: Units, answer: &Seen) -> Units {
-        self.job.count(Some(exact.prompt), &[&answer.text])
+        self.job.count(Some(exact.prompt), &[&answer.text], self.job.limit)
     }
 
     /// The prompt that a node accepted is paid, as in a chat (MR30).
     fn abandoned(&self) -> Units {
-        self.job.count(None, &[])
+        self.job.count(None, &[], 0)
     }
 
     fn claimed(&self, counted: &Units, answer: &Seen) -> Option<Units> {

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::admission::{Admitted, admit};
-use super::bound::Bound;
+use super::bound::{Bound, Cover};
 use super::checkpoint::Checkpoints;
 use super::delivery::{ClientPresence, DeliveryBody, attendance, delivery};
 use super::errand::Printed;
@@ -74,8 +74,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         relayed: false,
         first_token: None,
         node_time: std::time::Duration::ZERO,
-        covered,
-        exhausted: false,
+        cover: Cover { tokens: covered, exhausted: false },
         finished: None,
         phase: Open::default(),
         _running: app.fleet.begin_request(),

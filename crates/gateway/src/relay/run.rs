@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::admission::move_over;
 use super::answer::Writer;
-use super::bound::Bound;
+use super::bound::{Bound, Cover};
 use super::checkpoint::Checkpoints;
 use super::delivery::{Outlet, Undelivered};
 use super::errand::Printed;
@@ -129,9 +129,7 @@ pub(super) struct Run {
     pub first_token: Option<Duration>,
     /// Time spent waiting for nodes.
     pub node_time: Duration,
-    /// Output tokens per choice that the hold covers.
-    pub covered: u64,
-    pub exhausted: bool,
+    pub cover: Cover,
     /// The stream whose answer is complete, until the request is settled.
     pub finished: Option<WorkStream>,
     /// The attempt that runs, in the request's trace.
@@ -178,7 +176,7 @@ impl Run {
                     self.checkpoints = Checkpoints::new(moved.choices, prompt);
                     self.so_far = moved.nothing_yet();
                     self.writer = moved.writer();
-                    self.covered = covered;
+                    self.cover = Cover { tokens: covered, exhausted: false };
                     self.body = body;
                     self.trail = Trail::default();
                     self.job = moved;
@@ -222,7 +220,7 @@ impl Run {
                     seat.succeeded(now);
                     self.measure(&seat, now);
                     self.record(&seat, number, End::Finished, None, began);
-                    return Ended::Finished { exhausted: self.exhausted };
+                    return Ended::Finished { exhausted: self.cover.exhausted };
                 }
                 Err(Stop::Fault(fault)) => fault,
                 Err(Stop::Client(undelivered)) => {

@@ -178,14 +178,14 @@ impl Run {
     async fn count(&self, texts: Vec<String>) -> Units {
         /// A text this short is counted sooner than another thread is woken for it.
         const SHORT: usize = 2 * 1024;
-        let (job, prompt) = (self.job.clone(), self.checkpoints.prompt());
+        let (job, prompt, covered) = (self.job.clone(), self.checkpoints.prompt(), self.cover.tokens);
         if self.body.len() + texts.iter().map(String::len).sum::<usize>() <= SHORT {
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            return job.count(prompt, &texts);
+            return job.count(prompt, &texts, covered);
         }
         let counted = tokio::task::spawn_blocking(move || {
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            job.count(prompt, &texts)
+            job.count(prompt, &texts, covered)
         });
         counted.await.unwrap_or_default()
     }

@@ -65,14 +65,17 @@ fn names_of_ends_are_read_back() {
 }
 
 #[test]
-fn an_overrun_is_never_the_users() {
-    // 50 over the hold at 9000 bp: the platform pays 45, as in the table of postings.
+fn an_overrun_is_nobodys() {
     let units = Units::chat(Tokens(50), Tokens(0));
-    let got = bill(&price(), MicroCredits(0), &resolve(End::Finished, &units, None), false).unwrap();
-    assert_eq!(
-        (got.posted.0, got.platform_loss.0, got.provider_reward.0, got.platform_fee.0),
-        (0, 45, 45, 0)
-    );
+    for (end, held, wanted) in [
+        (End::Finished, 0, (0, 0, 0, 0)),
+        (End::Finished, 20, (20, 0, 18, 2)),
+        (End::GatewayFault, 20, (0, 18, 18, 0)),
+    ] {
+        let got = bill(&price(), MicroCredits(held), &resolve(end, &units, None), false).unwrap();
+        let got = (got.posted.0, got.platform_loss.0, got.provider_reward.0, got.platform_fee.0);
+        assert_eq!(got, wanted, "{end} {held}");
+    }
 }
 
 #[test]
@@ -113,6 +116,8 @@ proptest! {
             prop_assert!(part.0 >= 0);
         }
         prop_assert!(got.posted.0 <= held);
+        // Whoever pays: what was never bound earns nothing.
+        prop_assert!(got.provider_reward.0 <= split(MicroCredits(held), share_bp).provider.0);
         prop_assert_eq!(got.posted.0 + got.refund.0, held);
         prop_assert_eq!(got.posted.0 + got.platform_loss.0, got.provider_reward.0 + got.platform_fee.0);
         let payer = user("a");

@@ -162,7 +162,7 @@ async fn random_histories_agree_with_the_ledger_as_a_value() {
                 let steps = player.holds.get(request).map_or(0, |hold| hold.2);
                 *step = if n % 3 == 0 && steps > 0 { steps } else { steps + 1 };
             }
-            // The store bounds a charge by the hold and lets the platform pay the rest; the book knows no overruns.
+            // The store bounds a charge by the hold; the book knows no overruns.
             if let Event::Post { request, charge, .. } = &event {
                 let held = player.holds.get(request).map_or(0, |hold| hold.1);
                 if charge.0 > held || charge.0 < 0 {

@@ -37,6 +37,8 @@ struct Account {
     progress: Notify,
     gone: CancellationToken,
     cut: AtomicBool,
+    /// No more content is handed out.
+    withheld: AtomicBool,
 }
 
 /// The request's end of a delivery.
@@ -158,6 +160,12 @@ impl Outlet {
         }
     }
 
+    /// Ends the handing out of content: what waits for the reader is dropped, so that [`Self::handed`] is the last word.
+    /// Chunks without billed text still leave.
+    pub fn withhold(&self) {
+        self.account.withheld.store(true, Ordering::Release);
+    }
+
     /// Bytes of the billed text of a choice that were handed to the client's socket.
     #[must_use]
     pub fn handed(&self, choice: usize) -> usize {
@@ -196,6 +204,10 @@ pub struct DeliveryBody {
 pub struct ReaderStalled;
 
 impl DeliveryBody {
+    fn is_withheld(&self, chunk: &Chunk) -> bool {
+        chunk.mark.is_some() && self.presence.account.withheld.load(Ordering::Acquire)
+    }
+
     fn count(&self, chunk: &Chunk) {
         let account = &self.presence.account;
         if let Some((choice, upto)) = chunk.mark
@@ -220,17 +232,20 @@ impl Body for DeliveryBody {
         if body.presence.account.cut.load(Ordering::Acquire) {
             return Poll::Ready(Some(Err(ReaderStalled)));
         }
-        match body.chunks.poll_recv(cx) {
-            Poll::Ready(Some(chunk)) => {
-                body.count(&chunk);
-                body.last = Instant::now();
-                return Poll::Ready(Some(Ok(Frame::data(chunk.bytes))));
+        loop {
+            match body.chunks.poll_recv(cx) {
+                Poll::Ready(Some(chunk)) if body.is_withheld(&chunk) => {}
+                Poll::Ready(Some(chunk)) => {
+                    body.count(&chunk);
+                    body.last = Instant::now();
+                    return Poll::Ready(Some(Ok(Frame::data(chunk.bytes))));
+                }
+                Poll::Ready(None) => {
+                    body.presence.over = true;
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => break,
             }
-            Poll::Ready(None) => {
-                body.presence.over = true;
-                return Poll::Ready(None);
-            }
-            Poll::Pending => {}
         }
         // One timer for the whole stream, pushed on only when it fires.
         let rhythm = body.rhythm;
@@ -288,6 +303,20 @@ mod tests {
             assert_eq!(outlet.handed(0), upto * 10);
         }
         outlet.drained().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_withheld_is_neither_handed_out_nor_counted() {
+        let (mut outlet, mut body) = delivery(RHYTHM, STALL);
+        for upto in 1..=3 {
+            outlet.send(chunk(upto)).await.unwrap();
+        }
+        body.frame().await.unwrap().unwrap();
+        outlet.withhold();
+        outlet.send(Chunk { bytes: Bytes::from_static(b"last words"), mark: None }).await.unwrap();
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(frame.data_ref().unwrap(), "last words");
+        assert_eq!(outlet.handed(0), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -84,8 +84,8 @@ pub trait Errand: Debug + Send + Sync + Sized + 'static {
         exact
     }
 
-    /// What is paid when the client leaves after a node accepted (money rules, section 6): what it had accepted as
-    /// input, where the input is what is priced; nothing, where only what is delivered is.
+    /// What is paid when the client leaves, or its own deadline passes, after a node accepted (money rules, section 6):
+    /// what it had accepted as input, where the input is what is priced; nothing, where only what is delivered is.
     fn abandoned(&self) -> Units {
         Units::default()
     }
@@ -185,6 +185,8 @@ pub struct Ticket {
     pub referer: Option<String>,
     /// The longest the whole may take.
     pub total: Duration,
+    /// Whether that is the client's wish.
+    pub hurried: bool,
 }
 
 /// A checked request on its way.

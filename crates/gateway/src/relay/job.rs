@@ -169,6 +169,12 @@ impl Job {
         }
     }
 
+    /// Whether the client gives the request less time than the `total` that we do.
+    #[must_use]
+    pub fn hurries(&self, total: Duration) -> bool {
+        self.timeout.is_some_and(|timeout| timeout < total)
+    }
+
     /// Whether a usage chunk was asked for.
     #[must_use]
     pub fn wants_usage(&self) -> bool {

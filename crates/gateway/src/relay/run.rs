@@ -228,7 +228,11 @@ impl Run {
                     return Ended::Client(undelivered);
                 }
                 Err(Stop::Deadline) => {
-                    self.record(&seat, number, End::ProviderLost, Some(Code::DeadlineExceeded), began);
+                    let end = match self.end_at_deadline() {
+                        End::ClientGone => End::ClientGone,
+                        _ => End::ProviderLost,
+                    };
+                    self.record(&seat, number, end, Some(Code::DeadlineExceeded), began);
                     return Ended::Deadline;
                 }
                 Err(Stop::Draining) => {

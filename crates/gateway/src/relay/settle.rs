@@ -54,9 +54,12 @@ impl Run {
             }
             Ended::Refused(error) => self.fail(End::Refused, error).await,
             Ended::Deadline => {
-                let error = ApiError::new(Code::DeadlineExceeded, "The request took longer than it may.");
-                let end = if self.relayed { End::ProviderLost } else { End::ProviderFailed };
-                self.fail(end, error).await;
+                let end = self.end_at_deadline();
+                if end == End::ClientGone {
+                    // What it has not got by now it does not get, and does not pay for.
+                    self.outlet.withhold();
+                }
+                self.fail(end, late_error(end)).await;
             }
             Ended::Draining => {
                 if self.relayed {
@@ -144,18 +147,30 @@ impl Run {
         self.app.sabotage == Some(crate::sabotage::Sabotage::BillUndelivered)
     }
 
-    /// Nothing to pay; the client is told why.
+    /// Whose end a deadline is. One that the client set is like its leaving: what was handed to it is paid, and the prompt
+    /// once a node had accepted it (MR30); else it could have any answer for nothing.
+    pub(super) fn end_at_deadline(&self) -> End {
+        if self.served.is_some() && self.job.hurries(self.app.config.relay.total()) {
+            End::ClientGone
+        } else if self.relayed {
+            End::ProviderLost
+        } else {
+            End::ProviderFailed
+        }
+    }
+
+    /// Nothing to pay, except after the client's own deadline; the client is told why.
     async fn fail(mut self, end: End, error: ApiError) {
         #[cfg(feature = "sabotage")]
         let end = if end == End::ProviderLost && self.bills_undelivered() { End::ClientGone } else { end };
         let units = match end {
             // The provider is paid by the platform for what it delivered.
             #[cfg(feature = "sabotage")]
-            End::ClientGone => {
+            End::ClientGone if self.bills_undelivered() => {
                 let texts = self.so_far.take_billed();
                 self.count(texts).await
             }
-            End::GatewayFault => self.count(self.so_far.billed(|choice| self.outlet.handed(choice))).await,
+            End::GatewayFault | End::ClientGone => self.count(self.so_far.billed(|choice| self.outlet.handed(choice))).await,
             _ => Units::default(),
         };
         let settlement = self.settlement(end, units);
@@ -285,6 +300,19 @@ fn in_stream_text(code: Code) -> &'static str {
         }
         _ => "The node was lost; this answer is incomplete and costs nothing.",
     }
+}
+
+/// The request's time was over.
+pub(super) fn late_error(end: End) -> ApiError {
+    ApiError::new(
+        Code::DeadlineExceeded,
+        match end {
+            End::ClientGone => {
+                "The request took longer than X-Cxmpute-Timeout-Ms; what was delivered until then is charged."
+            }
+            _ => "The request took longer than it may.",
+        },
+    )
 }
 
 /// Every attempt failed before the first content.

@@ -176,6 +176,7 @@ impl Manners {
             title: self.title.take(),
             referer: self.referer.take(),
             total: self.timeout.map_or(total, |wanted| wanted.min(total)),
+            hurried: self.timeout.is_some_and(|wanted| wanted < total),
         }
     }
 

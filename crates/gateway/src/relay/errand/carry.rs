@@ -18,7 +18,7 @@ use super::super::forward;
 use super::super::retry::{Fault, Next, Trail};
 use super::super::run::{Head, Meta, end_attempt};
 use super::super::select::{NoSeat, Seeker, Until, find_seat};
-use super::super::settle::{exhausted_error, settle, store_error};
+use super::super::settle::{exhausted_error, late_error, settle, store_error};
 use super::{Errand, Job, Misread};
 use crate::app::App;
 use crate::error::ApiError;
@@ -56,7 +56,8 @@ enum Stop {
 
 enum Ended<A> {
     Finished(Seat, A),
-    Gone,
+    /// The client left, or the deadline that it set passed, of which it is told.
+    Abandoned(Option<ApiError>),
     Failed(End, ApiError),
 }
 
@@ -102,7 +103,7 @@ impl<E: Errand> Carry<E> {
         };
         let (seat, answer) = match ended {
             Ended::Finished(seat, answer) => (seat, answer),
-            Ended::Gone => return self.abandon(hold, settlement).await,
+            Ended::Abandoned(late) => return self.abandon(hold, settlement, late).await,
             Ended::Failed(end, error) => {
                 settlement.end = end;
                 if let Err(cause) = settle(&watch, hold, settlement).await {
@@ -150,11 +151,11 @@ impl<E: Errand> Carry<E> {
         let _ = self.head.send(answer);
     }
 
-    /// The client left. What is priced by its input is paid once a node had accepted it; the rest pays only what is
-    /// delivered, and nothing was (MR31).
-    async fn abandon(self, hold: Hold, mut settlement: Settlement) {
+    /// The client left, or did not want to wait any longer. What is priced by its input is paid once a node had accepted
+    /// it; the rest pays only what is delivered, and nothing was (MR31).
+    async fn abandon(mut self, hold: Hold, mut settlement: Settlement, late: Option<ApiError>) {
         let input = self.job.errand.abandoned();
-        settlement.end = End::ClientGoneBeforeAccept;
+        settlement.end = if late.is_some() { End::ProviderFailed } else { End::ClientGoneBeforeAccept };
         if let Some((provision, owner)) = self.accepted.get().filter(|_| input != Units::default()) {
             settlement.end = End::ClientGone;
             settlement.counted = input;
@@ -166,6 +167,10 @@ impl<E: Errand> Carry<E> {
         if let Err(error) = settle(&self.job.ticket.watch, hold, settlement).await {
             let request_id = &self.job.ticket.request_id;
             tracing::error!(%request_id, %error, "an abandoned request was not settled");
+        }
+        drop(self.permit.take());
+        if let Some(late) = late {
+            let _ = self.head.send(Head::Failed(late));
         }
     }
 
@@ -197,7 +202,7 @@ impl<E: Errand> Carry<E> {
             drop(phase);
             let mut seat = match found {
                 Ok(seat) => seat,
-                Err(NoSeat::Gone) => return Ended::Gone,
+                Err(NoSeat::Gone) => return Ended::Abandoned(None),
                 Err(NoSeat::Draining) => return Ended::Failed(End::Refused, ApiError::draining()),
                 Err(NoSeat::Nobody(error)) => {
                     return match self.trail.failure(&error) {
@@ -222,12 +227,16 @@ impl<E: Errand> Carry<E> {
                 Err(Stop::Fault(fault)) => fault,
                 Err(Stop::Gone) => {
                     self.record(&seat, number, End::ClientGone, Some(Code::ClientClosed), began);
-                    return Ended::Gone;
+                    return Ended::Abandoned(None);
                 }
                 Err(Stop::Deadline) => {
-                    let error = ApiError::new(Code::DeadlineExceeded, "The request took longer than it may.");
-                    self.record(&seat, number, End::ProviderFailed, Some(Code::DeadlineExceeded), began);
-                    return Ended::Failed(End::ProviderFailed, error);
+                    let hurried = self.job.ticket.hurried && self.accepted.get().is_some();
+                    let end = if hurried { End::ClientGone } else { End::ProviderFailed };
+                    self.record(&seat, number, end, Some(Code::DeadlineExceeded), began);
+                    return match late_error(end) {
+                        error if hurried => Ended::Abandoned(Some(error)),
+                        error => Ended::Failed(end, error),
+                    };
                 }
                 Err(Stop::Draining) => return Ended::Failed(End::Refused, ApiError::draining()),
                 Err(Stop::Internal(error)) => return Ended::Failed(End::Refused, error),
@@ -250,7 +259,7 @@ impl<E: Errand> Carry<E> {
             match next {
                 Next::Now => {}
                 Next::After(wait) => tokio::select! {
-                    () = self.gone.cancelled() => return Ended::Gone,
+                    () = self.gone.cancelled() => return Ended::Abandoned(None),
                     () = tokio::time::sleep(wait) => {}
                 },
                 Next::GiveUp => return Ended::Failed(End::ProviderFailed, exhausted_error(fault)),

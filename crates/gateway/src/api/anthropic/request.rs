@@ -12,6 +12,7 @@ use cxmpute_wire::openai::{
 use crate::api::openai::validate::refuse;
 use crate::api::translation::Names;
 use crate::error::{ApiError, ApiResult};
+use crate::limits;
 
 /// A chat, and what its fields were called.
 pub struct Translation {
@@ -71,6 +72,10 @@ pub fn translate_count(asked: CountRequest) -> ApiResult<Translation> {
     }
     match asked.messages.last() {
         None => return refuse("messages", "messages must not be empty."),
+        // Here already: what is translated may become fewer messages, and costs work for each.
+        Some(_) if asked.messages.len() > limits::MESSAGES => {
+            return refuse("messages", format!("messages must hold 1 to {} messages.", limits::MESSAGES));
+        }
         Some(InputMessage { role: MessageRole::Assistant, .. }) => {
             let message = "The last message is the user's; a text of the assistant is not continued here.";
             return refuse(&format!("messages[{}].role", asked.messages.len() - 1), message);
@@ -106,13 +111,16 @@ struct Conversation {
 }
 
 impl Conversation {
-    fn push(&mut self, message: ChatMessage, origin: &str) {
+    fn push(&mut self, mut message: ChatMessage, origin: &str) {
         // Turns of the user that follow each other are one turn; templates insist on it.
-        if let (Role::User, Some(more)) = (message.role, &message.content)
+        if message.role == Role::User
             && let Some(last) = self.messages.last_mut().filter(|last| last.role == Role::User)
-            && let Some(content) = last.content.take()
+            && let Some(more) = message.content.take()
         {
-            last.content = Some(Content::Parts([parts(content), parts(more.clone())].concat()));
+            // In place: any number of turns may follow each other.
+            let mut whole = last.content.take().map(parts).unwrap_or_default();
+            whole.extend(parts(more));
+            last.content = Some(Content::Parts(whole));
             return;
         }
         self.messages.push(message);
@@ -360,6 +368,33 @@ mod tests {
             ],
         });
         assert_eq!(chat, wanted);
+    }
+
+    #[test]
+    fn turns_that_follow_each_other_are_joined_without_copies() {
+        let mut conversation = Conversation::default();
+        let texts: Vec<String> = (0..1_000).map(|turn| format!("turn {turn}")).collect();
+        let places: Vec<*const u8> = texts.iter().map(|text| text.as_ptr()).collect();
+        for text in texts {
+            conversation.push(ChatMessage::new(Role::User, Content::Text(text)), "x");
+        }
+        let [ChatMessage { content: Some(Content::Parts(parts)), .. }] = &conversation.messages[..] else {
+            panic!("one turn: {}", conversation.messages.len());
+        };
+        let joined = parts.iter().map(|part| match part {
+            ContentPart::Text { text } => text.as_ptr(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(joined.collect::<Vec<_>>(), places, "each text is the one that came");
+    }
+
+    #[test]
+    fn more_messages_than_a_conversation_has_are_refused_before_they_are_joined() {
+        let turns = |count: usize| json!({"messages": vec![json!({"role": "user", "content": "x"}); count]});
+        let refused = |more: Value| translate(serde_json::from_value(asked(more)).unwrap()).err();
+        assert!(refused(turns(limits::MESSAGES)).is_none());
+        let error = refused(turns(limits::MESSAGES + 1)).unwrap();
+        assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some("messages")));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use tower::Service;
 
-pub use address::{Peer, client_address};
+pub use address::{Peer, client_of};
 
 use crate::app::App;
 use crate::config::Origin;

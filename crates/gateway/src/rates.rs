@@ -1,5 +1,5 @@
-//! What keeps one key from slowing another: requests, tokens and simultaneous requests of each key and each account, and
-//! failed keys of each address (GR35, SR32). Decisions are `market::limit`'s; here is what they remember, bounded and
+//! What keeps one key from slowing another: requests, tokens and simultaneous requests of each key and each account, signed
+//! requests of each node, and failed keys and signatures of each address (GR35, SR32). Decisions are `market::limit`'s; here is what they remember, bounded and
 //! forgotten by age.
 //!
 //! Of several replicas each keeps its own share, the limit divided by the number of live ones: never more in sum than the
@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use cxmpute_market::limit::{Rate, retry_after};
 use cxmpute_runtime::{Clock, random};
-use cxmpute_store::KeyRow;
-use cxmpute_wire::{Code, KeyId, UserId};
+use cxmpute_store::{KeyKind, KeyRow};
+use cxmpute_wire::{Code, KeyId, ProvisionId, UserId};
 
 pub use headers::HEADERS;
 pub use permit::{Permit, Standing};
@@ -35,8 +35,10 @@ pub struct RateTable {
     clock: Clock,
     keys: Shelf<KeyId>,
     accounts: Shelf<UserId>,
+    nodes: Shelf<ProvisionId>,
     failures: Shelf<IpAddr>,
     failed_keys: Option<Rate>,
+    node_requests: Option<Rate>,
     replicas: AtomicU64,
 }
 
@@ -44,13 +46,15 @@ impl RateTable {
     /// An empty table.
     #[must_use]
     pub fn new(config: &LimitsConfig, clock: Clock) -> Self {
-        let failed = config.failed_keys_per_minute;
+        let rate = |most: u64| (most > 0).then(|| Rate::per_minute(most));
         Self {
             clock,
             keys: Shelf::new(config.entries),
             accounts: Shelf::new(config.entries),
+            nodes: Shelf::new(config.entries),
             failures: Shelf::new(config.entries),
-            failed_keys: (failed > 0).then(|| Rate::per_minute(failed)),
+            failed_keys: rate(config.failed_keys_per_minute),
+            node_requests: rate(config.node_requests_per_minute),
             replicas: AtomicU64::new(1),
         }
     }
@@ -65,7 +69,11 @@ impl RateTable {
     pub fn standing(&self, key: &KeyRow) -> Arc<Standing> {
         let replicas = self.replicas.load(Ordering::Relaxed);
         let now = self.clock.mono();
-        let of_key = Bounds::of(&key.limits, replicas);
+        let mut of_key = Bounds::of(&key.limits, replicas);
+        if key.kind == KeyKind::Provider {
+            let most = self.node_requests.map(|rate| rate.shared_by(replicas));
+            of_key.requests = of_key.requests.into_iter().chain(most).min_by_key(|rate| rate.get());
+        }
         let of_account = Bounds::of(&key.account, replicas);
         Arc::new(Standing {
             clock: self.clock.clone(),
@@ -88,10 +96,27 @@ impl RateTable {
         }
     }
 
-    /// Whether an address may try another key that nobody here has seen yet.
+    /// Lets a signed request of a node in.
     ///
     /// # Errors
-    /// 429: too many of its keys were wrong in the last minute.
+    /// 429: the node has used its requests of this minute.
+    pub fn admit_node(&self, node: &ProvisionId) -> ApiResult<()> {
+        let Some(rate) = self.node_requests else { return Ok(()) };
+        let now = self.clock.mono();
+        let taken = self.nodes.get(node, now).lock().requests.take(rate, 1, now);
+        taken.map_err(|wait| {
+            let message = format!(
+                "This node has used its {} requests per minute; wait as long as `Retry-After` says.",
+                rate.get()
+            );
+            ApiError::new(Code::RateLimited, message).retry_after(seconds(wait))
+        })
+    }
+
+    /// Whether an address may try another key, or another device, that nobody here has seen yet.
+    ///
+    /// # Errors
+    /// 429: too many of its keys and signatures were wrong in the last minute.
     pub fn admit_stranger(&self, address: IpAddr) -> ApiResult<()> {
         let Some(rate) = self.failed_keys else { return Ok(()) };
         let now = self.clock.mono();
@@ -100,7 +125,7 @@ impl RateTable {
         probe.take(rate, 1, now).map_err(too_many_failures)
     }
 
-    /// Counts a wrong key of an address.
+    /// Counts a wrong key or signature of an address.
     pub fn note_failure(&self, address: IpAddr) {
         let Some(rate) = self.failed_keys else { return };
         let now = self.clock.mono();
@@ -123,7 +148,7 @@ fn network(address: IpAddr) -> IpAddr {
 fn too_many_failures(wait: Duration) -> ApiError {
     ApiError::new(
         Code::RateLimited,
-        "Too many wrong API keys came from this address; wait, and send a key that is valid.",
+        "Too many wrong keys or signatures came from this address; wait, and send one that is valid.",
     )
     .retry_after(seconds(wait))
 }

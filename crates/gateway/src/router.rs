@@ -56,7 +56,7 @@ pub enum RateClass {
     Requests,
     /// Requests, tokens and simultaneous requests of a key and its account.
     Work,
-    /// Signed requests: a nonce is used once.
+    /// Signed requests of a node, of which each writes a nonce.
     Signed,
 }
 

@@ -110,6 +110,42 @@ impl Db {
         Ok(EnrolOutcome::Conflict)
     }
 
+    /// Why an enrolment by a key would surely be refused; none where [`Self::enrol_provision`] has to say. Only reads, so that
+    /// a stranger costs no write.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn foresee_refusal(
+        &self,
+        enrolment: &Enrolment,
+        now: Timestamp,
+    ) -> Result<Option<EnrolOutcome>, DbError> {
+        let known: Option<(Option<Vec<u8>>, String)> = read!(self, e =>
+            sqlx::query_as("SELECT public_key, state FROM provisions WHERE id = $1")
+                .bind(enrolment.id.as_str())
+                .fetch_optional(e)
+                .await?);
+        match known {
+            Some((key, _)) if key != enrolment.public_key => return Ok(Some(EnrolOutcome::Conflict)),
+            Some((_, state)) if state == "retired" => return Ok(Some(EnrolOutcome::Retired)),
+            Some(_) => return Ok(None),
+            None if enrolment.owner.is_some() => return Ok(None),
+            None => {}
+        }
+        let Some(hash) = &enrolment.grant_hash else { return Ok(Some(EnrolOutcome::GrantMissing)) };
+        let grant: Option<(Option<i64>, i64)> = read!(self, e =>
+            sqlx::query_as("SELECT used_at, expires_at FROM enrolment_grants WHERE hash = $1")
+                .bind(hash)
+                .fetch_optional(e)
+                .await?);
+        Ok(match grant {
+            None => Some(EnrolOutcome::GrantInvalid),
+            Some((Some(_), _)) => Some(EnrolOutcome::GrantSpent),
+            Some((None, expires_at)) if expires_at <= now.0 => Some(EnrolOutcome::GrantExpired),
+            Some((None, _)) => None,
+        })
+    }
+
     /// True the first time a key uses a nonce, also when asked at the same time by several replicas.
     ///
     /// # Errors

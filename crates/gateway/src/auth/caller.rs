@@ -1,5 +1,6 @@
 //! The extractor that is the permission: a handler that takes a [`Caller`] runs only for a valid API key.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
@@ -11,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::ring::KeyFault;
 use crate::app::App;
-use crate::edge::{Edge, Matched, Peer, client_address};
+use crate::edge::{Edge, Matched, client_of};
 use crate::error::{ApiError, ApiResult};
 use crate::rates::Permit;
 use crate::router::Cost;
@@ -41,16 +42,8 @@ impl FromRequestParts<Arc<App>> for Caller {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> ApiResult<Self> {
         refuse_key_in_query(parts.uri.query())?;
         let text = credential(parts).ok_or_else(ApiError::invalid_api_key)?;
-        let client = || {
-            let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
-            peer.map(|peer| client_address(peer, &parts.headers, &app.config.server))
-        };
-        let stranger = || client().map_or(Ok(()), |address| app.rates.admit_stranger(address));
-        let checked = app.keys.check(text, KeyKind::Api, stranger).await;
-        if let (Err(KeyFault::Invalid), Some(address)) = (&checked, client()) {
-            app.rates.note_failure(address);
-        }
-        let key = checked.map_err(refusal)?;
+        let client = || client_of(parts, &app.config.server);
+        let key = check_key(app, text, KeyKind::Api, client).await.map_err(refusal)?;
         let permit = enter(parts, app, &key)?;
         if key.settings.strict {
             // The key speaks for a client that asked for it: one place decides what strict means.
@@ -81,6 +74,26 @@ impl Caller {
     pub fn reserve_tokens(&self, estimate: u64) -> ApiResult<()> {
         self.permit.as_ref().map_or(Ok(()), |permit| permit.reserve_tokens(estimate))
     }
+}
+
+/// The row of a key, unless the address that sends it has sent too many wrong ones.
+///
+/// # Errors
+/// The key opens nothing, or nobody looked.
+pub async fn check_key(
+    app: &App,
+    text: &str,
+    kind: KeyKind,
+    client: impl Fn() -> Option<IpAddr>,
+) -> Result<Arc<KeyRow>, KeyFault> {
+    let stranger = || client().map_or(Ok(()), |address| app.rates.admit_stranger(address));
+    let checked = app.keys.check(text, kind, stranger).await;
+    if matches!(checked, Err(KeyFault::Invalid))
+        && let Some(address) = client()
+    {
+        app.rates.note_failure(address);
+    }
+    checked
 }
 
 /// Routes and rates: what can be refused before the body is read, without a look into the store.

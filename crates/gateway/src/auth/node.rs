@@ -1,4 +1,5 @@
-//! Signed requests of nodes (SR16): the signature is checked first, then the nonce, so that a stranger costs no write.
+//! Signed requests of nodes (SR16): the signature is checked first, then whether somebody here knows the signer, then the
+//! nonce is used up, so that a stranger costs no write.
 
 use std::sync::Arc;
 
@@ -6,12 +7,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use cxmpute_store::ProvisionState;
 use cxmpute_tunnel::sign::{WINDOW, claimed_key_id};
-use cxmpute_tunnel::{SignatureError, verify_request};
+use cxmpute_tunnel::{SignatureError, Verified, verify_request};
 use cxmpute_wire::{Code, ProvisionId, UserId};
 use ed25519_dalek::VerifyingKey;
 use http::request::Parts;
 
 use crate::app::App;
+use crate::edge::client_of;
 use crate::error::{ApiError, ApiResult};
 
 /// A node whose signature verified with the key the store knows.
@@ -28,27 +30,53 @@ impl SignedNode {
     pub async fn check(app: &Arc<App>, parts: &Parts, body: &[u8]) -> ApiResult<Self> {
         let claimed = claimed_key_id(&parts.headers).map_err(refusal)?;
         let known = app.db.provision_key(&claimed).await?;
-        let Some((owner, key)) = known else { return Err(unknown(app, &claimed).await) };
+        let Some((owner, key)) = known else {
+            admit_stranger(app, parts)?;
+            note_failure(app, parts);
+            return Err(unknown(app, &claimed).await);
+        };
         let key =
             <[u8; 32]>::try_from(key.as_slice()).ok().and_then(|key| VerifyingKey::from_bytes(&key).ok());
         let key =
             key.ok_or_else(|| ApiError::internal(anyhow::anyhow!("provision {claimed} has no usable key")))?;
-        verify(app, parts, body, &key).await?;
+        let signed = verify(app, parts, body, &key)?;
+        use_once(app, &signed).await?;
         refuse_suspended(app, &owner).await?;
         Ok(Self { provision_id: claimed, owner })
     }
 }
 
-/// Checks a signature and uses its nonce up.
-pub async fn verify(app: &Arc<App>, parts: &Parts, body: &[u8], key: &VerifyingKey) -> ApiResult<()> {
-    let now = app.clock.now();
-    let verified = verify_request(parts, body, key, now, WINDOW).map_err(refusal)?;
-    let fresh = app.db.nonce_once(verified.key_id.as_str(), &verified.nonce, now).await;
-    if fresh? {
+/// Checks a signature. Anybody can make a key that fits, so nothing is written yet: [`use_once`] follows when the signer is
+/// known here.
+pub fn verify(app: &App, parts: &Parts, body: &[u8], key: &VerifyingKey) -> ApiResult<Verified> {
+    verify_request(parts, body, key, app.clock.now(), WINDOW).map_err(|error| {
+        if !matches!(error, SignatureError::ClockSkew { .. }) {
+            note_failure(app, parts);
+        }
+        refusal(error)
+    })
+}
+
+/// Uses the nonce of a signature up.
+pub async fn use_once(app: &App, signed: &Verified) -> ApiResult<()> {
+    app.rates.admit_node(&signed.key_id)?;
+    if app.db.nonce_once(signed.key_id.as_str(), &signed.nonce, app.clock.now()).await? {
         Ok(())
     } else {
-        tracing::warn!(provision = %verified.key_id, "a signed request was replayed");
+        tracing::warn!(provision = %signed.key_id, "a signed request was replayed");
         Err(ApiError::new(Code::InvalidSignature, "This signature was used before; sign each request anew."))
+    }
+}
+
+/// 429 for an address whose keys and signatures were wrong too often.
+pub fn admit_stranger(app: &App, parts: &Parts) -> ApiResult<()> {
+    client_of(parts, &app.config.server).map_or(Ok(()), |address| app.rates.admit_stranger(address))
+}
+
+/// Counts a signature that is worth nothing here.
+pub fn note_failure(app: &App, parts: &Parts) {
+    if let Some(address) = client_of(parts, &app.config.server) {
+        app.rates.note_failure(address);
     }
 }
 

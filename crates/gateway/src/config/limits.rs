@@ -30,7 +30,10 @@ pub struct LimitsConfig {
     pub account_spend_per_month_micro: i64,
     /// Wrong API keys of one address (of one /64 of IPv6) per minute; after that, unknown keys get 429 unread.
     pub failed_keys_per_minute: u64,
-    /// Keys, accounts and addresses (each) whose use of the last minutes is remembered.
+    /// Signed requests of a node per minute, and requests with a provider key. A node signs one when it starts, one when it
+    /// connects and some for each file that it fetches; each costs a write of the store.
+    pub node_requests_per_minute: u64,
+    /// Keys, accounts, nodes and addresses (each) whose use of the last minutes is remembered.
     pub entries: usize,
 }
 
@@ -48,6 +51,7 @@ impl Default for LimitsConfig {
             account_spend_per_day_micro: 0,
             account_spend_per_month_micro: 0,
             failed_keys_per_minute: 600,
+            node_requests_per_minute: 600,
             entries: 100_000,
         }
     }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, header};
 
 use crate::config::{ForwardedHeader, ServerConfig};
@@ -12,6 +13,13 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The other end of the connection; an extension of every request.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub IpAddr);
+
+/// The client's address, where the connection is known.
+#[must_use]
+pub fn client_of(parts: &Parts, server: &ServerConfig) -> Option<IpAddr> {
+    let peer = parts.extensions.get::<Peer>()?.0;
+    Some(client_address(peer, &parts.headers, server))
+}
 
 /// The client's address. The header's hops are read from the right, where our own proxies wrote: the first that is no
 /// trusted proxy is the client. What cannot be read ends the walk at the last hop that could, so a forged or broken

@@ -270,6 +270,7 @@ pub const SIGNED: &[Code] = &[
     Code::AccountSuspended,
     Code::NodeRevoked,
     Code::NodeUnknown,
+    Code::RateLimited,
     Code::StoreUnavailable,
 ];
 

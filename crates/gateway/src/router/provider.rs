@@ -163,7 +163,7 @@ pub(super) const GET_BLOB: Operation = Operation {
             headers: &[],
         },
     ],
-    errors: &[SIGNED, &[Code::NotFound, Code::RateLimited]],
+    errors: &[SIGNED, &[Code::NotFound]],
     refusals: Refusals::Envelope,
 };
 

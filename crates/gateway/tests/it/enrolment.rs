@@ -2,7 +2,7 @@
 
 use cxmpute_tunnel::sign::fresh_nonce;
 use cxmpute_tunnel::{provision_id, sign_request};
-use cxmpute_wire::{Millis, UserId};
+use cxmpute_wire::{Millis, Timestamp, UserId};
 use ed25519_dalek::SigningKey;
 use http::Method;
 use serde_json::{Value, json};
@@ -94,6 +94,59 @@ async fn enrolling_is_idempotent_and_needs_one_grant() {
     let unknown = Signed::by(&world, &other).send(Method::GET, &other_id, "").await;
     assert_eq!((unknown.status, unknown.code().as_str()), (404, "node_unknown"));
     assert_eq!(unknown.json()["error"]["action"], "enrol");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_s_signature_writes_nothing_and_is_held_off() {
+    let world = World::with(|config| config.limits.failed_keys_per_minute = 4).await;
+    let owner = world.user("owner").await;
+    let key = SigningKey::from_bytes(&[1; 32]);
+    let id = provision_id(&key.verifying_key()).to_string();
+    let text = body(&key, Some(&grant(&world, &owner, "one").await)).to_string();
+    assert_eq!(Signed::by(&world, &key).send(Method::PUT, &id, &text).await.status, 201);
+    let everything = Timestamp(i64::MAX);
+    assert_eq!(world.app.db.forget_nonces(everything).await.unwrap(), 1, "one request was worth a nonce");
+
+    let stranger = SigningKey::from_bytes(&[5; 32]);
+    let own_id = provision_id(&stranger.verifying_key()).to_string();
+    for (at, grant, code) in [
+        (&own_id, Some("cxg_one"), "grant_spent"),
+        (&own_id, None, "grant_invalid"),
+        (&own_id, Some("cxg_guess"), "grant_invalid"),
+        (&id, None, "node_conflict"),
+        (&"pv_free".to_owned(), None, "invalid_parameter"),
+        (&own_id, None, "rate_limited"),
+    ] {
+        let asked = body(&stranger, grant).to_string();
+        let refused = Signed::by(&world, &stranger).send(Method::PUT, at, &asked).await;
+        assert_eq!(refused.code(), code, "{at} {grant:?}: {}", refused.body);
+    }
+    let unknown = Signed::by(&world, &stranger).send(Method::GET, &own_id, "").await;
+    assert_eq!((unknown.status, unknown.code().as_str()), (429, "rate_limited"));
+    assert_eq!(world.app.db.forget_nonces(everything).await.unwrap(), 0, "none of it was written");
+    let known = Signed::by(&world, &key).send(Method::GET, &id, "").await;
+    assert_eq!(known.status, 200, "a node that is known goes on: {}", known.body);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_signs_all_the_time_is_held_off() {
+    let world = World::with(|config| config.limits.node_requests_per_minute = 3).await;
+    let owner = world.user("owner").await;
+    let key = SigningKey::from_bytes(&[1; 32]);
+    let id = provision_id(&key.verifying_key()).to_string();
+    let text = body(&key, Some(&grant(&world, &owner, "one").await)).to_string();
+    assert_eq!(Signed::by(&world, &key).send(Method::PUT, &id, &text).await.status, 201);
+    for _ in 0..2 {
+        assert_eq!(Signed::by(&world, &key).send(Method::GET, &id, "").await.status, 200);
+    }
+    for method in [Method::GET, Method::PUT] {
+        let asked = if method == Method::GET { "" } else { &text };
+        let refused = Signed::by(&world, &key).send(method, &id, asked).await;
+        assert_eq!((refused.status, refused.code().as_str()), (429, "rate_limited"));
+        assert!(refused.header("retry-after").is_some());
+    }
     world.stop().await;
 }
 

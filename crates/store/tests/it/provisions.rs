@@ -102,6 +102,34 @@ async fn a_grant_works_once_and_only_in_its_time() {
 }
 
 #[tokio::test]
+async fn what_an_enrolment_is_refused_for_is_known_without_a_write() {
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let (ada, _) = account(db, "ada").await;
+        grant(db, b"one", &ada).await;
+        grant(db, b"two", &ada).await;
+        let first = enrolment("a", Some(1), Some(b"one"));
+        assert_eq!(db.foresee_refusal(&first, NOW).await.unwrap(), None, "{}", fresh.name);
+        let late = Timestamp(NOW.0 + 1000);
+        assert_eq!(db.foresee_refusal(&first, late).await.unwrap(), Some(EnrolOutcome::GrantExpired));
+        assert!(matches!(db.enrol_provision(&first, NOW).await.unwrap(), EnrolOutcome::Created(_)));
+        for (asked, refused) in [
+            (enrolment("a", Some(1), None), None),
+            (enrolment("a", Some(2), Some(b"two")), Some(EnrolOutcome::Conflict)),
+            (enrolment("b", Some(2), None), Some(EnrolOutcome::GrantMissing)),
+            (enrolment("b", Some(2), Some(b"nope")), Some(EnrolOutcome::GrantInvalid)),
+            (enrolment("b", Some(2), Some(b"one")), Some(EnrolOutcome::GrantSpent)),
+            (enrolment("b", Some(2), Some(b"two")), None),
+        ] {
+            assert_eq!(db.foresee_refusal(&asked, NOW).await.unwrap(), refused, "{asked:?}");
+        }
+        assert!(db.retire_provision(&first.id, NOW).await.unwrap());
+        let again = enrolment("a", Some(1), None);
+        assert_eq!(db.foresee_refusal(&again, NOW).await.unwrap(), Some(EnrolOutcome::Retired));
+    }
+}
+
+#[tokio::test]
 async fn a_key_takes_over_a_provision_of_the_first_seed_by_its_alias() {
     for fresh in databases().await {
         let db = &fresh.db;

@@ -17,7 +17,9 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::auth::SignedNode;
-use crate::auth::node::{node_unknown, public_key, refuse_suspended, retired, verify};
+use crate::auth::node::{
+    admit_stranger, node_unknown, note_failure, public_key, refuse_suspended, retired, use_once, verify,
+};
 use crate::body::{Pace, read};
 use crate::error::{ApiError, ApiResult};
 use crate::json;
@@ -51,6 +53,7 @@ pub async fn put_provision(
 ) -> ApiResult<Response> {
     let Path(path_id) = path_id.map_err(not_text)?;
     let (parts, body) = request.into_parts();
+    admit_stranger(&app, &parts)?;
     let bytes = read(body, &parts.headers, ENROL_LIMIT, Pace::of(&app)).await?;
     let enrolment: EnrolRequest = json::read(&bytes)?;
     let path_id: ProvisionId = path_id.parse().map_err(|error| {
@@ -60,7 +63,7 @@ pub async fn put_provision(
         )
     })?;
     let key = public_key(&enrolment.public_key)?;
-    verify(&app, &parts, &bytes, &key).await?;
+    let signed = verify(&app, &parts, &bytes, &key)?;
     let wanted = Enrolment {
         id: path_id.clone(),
         owner: None,
@@ -73,11 +76,23 @@ pub async fn put_provision(
         diagnostics: to_text(&enrolment.diagnostics)?,
         software: to_text(&enrolment.software)?,
     };
-    let outcome = if path_id == provision_id(&key) {
-        app.db.enrol_provision(&wanted, app.clock.now()).await?
+    // Everybody can sign with a key of their own: only whom a row or a grant speaks for may cost a write.
+    let refused = if path_id == provision_id(&key) {
+        app.db.foresee_refusal(&wanted, app.clock.now()).await?
     } else {
-        foreign_id(&app, &path_id).await?
+        note_failure(&app, &parts);
+        Some(foreign_id(&app, &path_id).await?)
     };
+    let outcome = match refused {
+        Some(refused) => refused,
+        None => {
+            use_once(&app, &signed).await?;
+            app.db.enrol_provision(&wanted, app.clock.now()).await?
+        }
+    };
+    if matches!(outcome, EnrolOutcome::GrantMissing | EnrolOutcome::GrantInvalid) {
+        note_failure(&app, &parts);
+    }
     #[cfg(feature = "sabotage")]
     let outcome = overwrite(&app, &wanted, outcome).await?;
     match outcome {

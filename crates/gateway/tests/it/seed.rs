@@ -1,5 +1,6 @@
 //! The routes of the first seed: each call twice, and unknown ids.
 
+use cxmpute_gateway::auth;
 use cxmpute_store::KeyKind;
 use serde_json::{Value, json};
 
@@ -72,5 +73,44 @@ async fn foreign_devices_look_missing_and_wrong_bodies_are_named() {
     let missing = post(&world, "start", &json!({})).await;
     assert_eq!(missing.status, 400);
     assert!(missing.json()["error"].as_str().unwrap().contains("provisionId"), "{}", missing.body);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_guesses_provider_keys_is_held_off_and_a_known_key_is_not() {
+    let world = World::with(|config| config.limits.failed_keys_per_minute = 3).await;
+    let key = world.key(&world.user("owner").await, KeyKind::Provider).await;
+    let ended = async |key: &str| {
+        let answer = post(&world, "end", &json!({"providerAk": key, "provisionId": DEVICE})).await;
+        (answer.status, answer.json()["code"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(ended(&key).await, (404, "node_unknown".to_owned()));
+    for guess in ["cxp_live_nonsense", "sk-other", auth::mint(KeyKind::Provider).text.expose()] {
+        assert_eq!(ended(guess).await, (401, "invalid_api_key".to_owned()), "{guess}");
+    }
+    for guess in ["cxp_live_nonsense", auth::mint(KeyKind::Provider).text.expose()] {
+        assert_eq!(ended(guess).await, (429, "rate_limited".to_owned()), "{guess}");
+    }
+    assert_eq!(ended(&key).await, (404, "node_unknown".to_owned()), "a key that is in use goes on");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_key_that_asks_all_the_time_is_held_off() {
+    let world = World::with(|config| config.limits.node_requests_per_minute = 3).await;
+    let owner = world.user("owner").await;
+    let key = world.key(&owner, KeyKind::Provider).await;
+    let new = json!({"providerId": owner, "providerAk": key, "provisionId": DEVICE,
+        "deviceDiagnostics": resources(), "location": {"country": "DE"}});
+    let start = json!({"providerAk": key, "provisionId": DEVICE, "availableResources": resources()});
+    assert_eq!(post(&world, "new", &new).await.status, 200);
+    for _ in 0..2 {
+        assert_eq!(post(&world, "start", &start).await.status, 200);
+    }
+    for (route, body) in [("start", &start), ("new", &new), ("delete", &start)] {
+        let refused = post(&world, route, body).await;
+        assert_eq!((refused.status, refused.json()["code"].as_str()), (429, Some("rate_limited")), "{route}");
+        assert!(refused.header("retry-after").is_some());
+    }
     world.stop().await;
 }

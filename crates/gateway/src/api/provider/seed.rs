@@ -2,10 +2,12 @@
 //! D7). A device that only speaks these routes is real but gets no work: `no_tunnel`, until a node binds a key to it
 //! by enrolling with its id as `alias`. `providedUrl` is a label and is never dialled.
 
+use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
 use bytes::Bytes;
 use cxmpute_store::{EnrolOutcome, Enrolment, KeyKind, ProvisionRow, ProvisionState, ServiceRow};
 use cxmpute_wire::control::{
@@ -13,6 +15,7 @@ use cxmpute_wire::control::{
     SeedDelete, SeedDone, SeedEnd, SeedNew, SeedNewAnswer, SeedServices, SeedStart, ServiceState, Software,
 };
 use cxmpute_wire::{Code, ProvisionId, ServiceId, UserId};
+use http::request::Parts;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -23,8 +26,10 @@ use crate::auth::caller;
 use crate::auth::node::{node_unknown, refuse_suspended};
 use crate::auth::ring::KeyFault;
 use crate::body::RawBody;
+use crate::edge::{Matched, client_of};
 use crate::error::{ApiError, ApiResult, Shape};
 use crate::json;
+use crate::router::RateClass;
 
 /// Most services in one report.
 const SERVICES_LIMIT: usize = 64;
@@ -32,11 +37,12 @@ const SERVICES_LIMIT: usize = 64;
 /// `POST /providers/new`: enrols a device under an id that its program made.
 pub async fn enrol_device(
     State(app): State<Arc<App>>,
+    sender: Sender,
     RawBody(body): RawBody,
 ) -> ApiResult<Json<SeedNewAnswer>> {
     seed_shaped(async {
         let new: SeedNew = parse(&body)?;
-        let owner = owner_of_key(&app, &new.provider_ak).await?;
+        let owner = owner_of_key(&app, &sender, &new.provider_ak).await?;
         if new.provider_id != owner.as_str() {
             return Err(invalid_key());
         }
@@ -66,11 +72,12 @@ pub async fn enrol_device(
 /// `POST /providers/start`: measures are taken in, the assignment goes out.
 pub async fn start_device(
     State(app): State<Arc<App>>,
+    sender: Sender,
     RawBody(body): RawBody,
 ) -> ApiResult<Json<SeedServices>> {
     seed_shaped(async {
         let start: SeedStart = parse(&body)?;
-        let row = own_provision(&app, &start.provider_ak, &start.provision_id).await?;
+        let row = own_provision(&app, &sender, &start.provider_ak, &start.provision_id).await?;
         if row.public_key.is_none() {
             // A node with a key reports its own measures over its tunnel; those are better.
             let fresh = Enrolment {
@@ -98,11 +105,12 @@ pub async fn start_device(
 /// `POST /providers/start/callback`: what the device says it runs.
 pub async fn report_started(
     State(app): State<Arc<App>>,
+    sender: Sender,
     RawBody(body): RawBody,
 ) -> ApiResult<Json<SeedDone>> {
     seed_shaped(async {
         let report: SeedCallback = parse(&body)?;
-        let row = own_provision(&app, &report.provider_ak, &report.provision_id).await?;
+        let row = own_provision(&app, &sender, &report.provider_ak, &report.provision_id).await?;
         if report.started_services.is_empty() {
             return Err(ApiError::invalid_parameter(
                 "startedServices",
@@ -135,10 +143,14 @@ pub async fn report_started(
 }
 
 /// `POST /providers/end`: the named services end, or all of them.
-pub async fn end_services(State(app): State<Arc<App>>, RawBody(body): RawBody) -> ApiResult<Json<SeedDone>> {
+pub async fn end_services(
+    State(app): State<Arc<App>>,
+    sender: Sender,
+    RawBody(body): RawBody,
+) -> ApiResult<Json<SeedDone>> {
     seed_shaped(async {
         let end: SeedEnd = parse(&body)?;
-        let row = own_provision(&app, &end.provider_ak, &end.provision_id).await?;
+        let row = own_provision(&app, &sender, &end.provider_ak, &end.provision_id).await?;
         let named = end.services.as_deref().map(|names| services(&app, "services", names)).transpose()?;
         let ended = app.db.end_provision(&row.id, named.as_deref(), app.clock.now()).await;
         if !ended? {
@@ -153,10 +165,14 @@ pub async fn end_services(State(app): State<Arc<App>>, RawBody(body): RawBody) -
 }
 
 /// `POST` or `DELETE /providers/delete`: the device is retired for good.
-pub async fn retire_device(State(app): State<Arc<App>>, RawBody(body): RawBody) -> ApiResult<Json<SeedDone>> {
+pub async fn retire_device(
+    State(app): State<Arc<App>>,
+    sender: Sender,
+    RawBody(body): RawBody,
+) -> ApiResult<Json<SeedDone>> {
     seed_shaped(async {
         let delete: SeedDelete = parse(&body)?;
-        let owner = owner_of_key(&app, &delete.provider_ak).await?;
+        let owner = owner_of_key(&app, &sender, &delete.provider_ak).await?;
         let row = find(&app, &owner, &delete.provision_id).await?;
         app.db.retire_provision(&row.id, app.clock.now()).await?;
         app.fleet.expel(&row.id, Code::NodeRevoked);
@@ -182,17 +198,35 @@ fn invalid_key() -> ApiError {
     ApiError::new(Code::InvalidApiKey, "providerId and providerAk are not a valid pair.")
 }
 
-async fn owner_of_key(app: &App, key: &str) -> ApiResult<UserId> {
-    match app.keys.check(key, KeyKind::Provider, || Ok(())).await {
-        Ok(row) => Ok(row.user_id.clone()),
+/// Who sends a request, as far as limits go: the key is in the body, so they are looked at when that was read.
+pub struct Sender {
+    address: Option<IpAddr>,
+    rate: RateClass,
+}
+
+impl FromRequestParts<Arc<App>> for Sender {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Infallible> {
+        let rate = parts.extensions.get::<Matched>().map_or(RateClass::Requests, |found| found.route().rate);
+        Ok(Self { address: client_of(parts, &app.config.server), rate })
+    }
+}
+
+async fn owner_of_key(app: &App, sender: &Sender, key: &str) -> ApiResult<UserId> {
+    match caller::check_key(app, key, KeyKind::Provider, || sender.address).await {
+        Ok(row) => {
+            app.rates.admit(&app.rates.standing(&row), sender.rate)?;
+            Ok(row.user_id.clone())
+        }
         Err(KeyFault::Invalid) => Err(invalid_key()),
         Err(fault) => Err(caller::refusal(fault)),
     }
 }
 
 /// The caller's provision, unless it is retired. A foreign one looks like a missing one.
-async fn own_provision(app: &Arc<App>, key: &str, id: &str) -> ApiResult<ProvisionRow> {
-    let owner = owner_of_key(app, key).await?;
+async fn own_provision(app: &Arc<App>, sender: &Sender, key: &str, id: &str) -> ApiResult<ProvisionRow> {
+    let owner = owner_of_key(app, sender, key).await?;
     let row = find(app, &owner, id).await?;
     if row.state == ProvisionState::Retired {
         return Err(node_unknown());

@@ -50,6 +50,8 @@ pub struct Outlet {
     sent: u64,
     waited: Duration,
     write_stall: Duration,
+    /// No reader is waited for after this.
+    end: Instant,
 }
 
 /// Why a chunk was not handed out.
@@ -62,12 +64,12 @@ pub enum Undelivered {
 }
 
 /// Makes both ends. `rhythm` is the silence after which a comment is sent; `write_stall` the time a reader may stand
-/// still while something waits for it.
+/// still while something waits for it. A reader that takes something now and then is waited for until `end`.
 #[must_use]
-pub fn delivery(rhythm: Duration, write_stall: Duration) -> (Outlet, DeliveryBody) {
+pub fn delivery(rhythm: Duration, write_stall: Duration, end: Instant) -> (Outlet, DeliveryBody) {
     let (sender, receiver) = mpsc::channel(CHANNEL);
     let account = Arc::new(Account::default());
-    let outlet = Outlet::new(Some(sender), account.clone(), write_stall);
+    let outlet = Outlet::new(Some(sender), account.clone(), write_stall, end);
     let presence = Presence { account, over: false };
     (outlet, DeliveryBody { chunks: receiver, presence, rhythm, silence: None, last: Instant::now() })
 }
@@ -77,13 +79,18 @@ pub fn delivery(rhythm: Duration, write_stall: Duration) -> (Outlet, DeliveryBod
 #[must_use]
 pub fn attendance() -> (Outlet, ClientPresence) {
     let account = Arc::new(Account::default());
-    let outlet = Outlet::new(None, account.clone(), Duration::ZERO);
+    let outlet = Outlet::new(None, account.clone(), Duration::ZERO, Instant::now());
     (outlet, ClientPresence { presence: Presence { account, over: false } })
 }
 
 impl Outlet {
-    fn new(chunks: Option<mpsc::Sender<Chunk>>, account: Arc<Account>, write_stall: Duration) -> Self {
-        Self { chunks, account, sent: 0, waited: Duration::ZERO, write_stall }
+    fn new(
+        chunks: Option<mpsc::Sender<Chunk>>,
+        account: Arc<Account>,
+        write_stall: Duration,
+        end: Instant,
+    ) -> Self {
+        Self { chunks, account, sent: 0, waited: Duration::ZERO, write_stall, end }
     }
 
     /// Cancelled when the client is gone.
@@ -108,10 +115,11 @@ impl Outlet {
             Err(mpsc::error::TrySendError::Full(chunk)) => chunk,
         };
         let full_since = Instant::now();
+        let stall = self.write_stall.min(self.end.saturating_duration_since(full_since));
         let room = tokio::select! {
             biased;
             () = self.account.gone.cancelled() => return Err(Undelivered::Gone),
-            room = tokio::time::timeout(self.write_stall, chunks.reserve()) => room,
+            room = tokio::time::timeout(stall, chunks.reserve()) => room,
         };
         self.waited += full_since.elapsed();
         match room {
@@ -147,10 +155,11 @@ impl Outlet {
             if before >= self.sent {
                 return Ok(());
             }
+            let stall = self.write_stall.min(self.end.saturating_duration_since(Instant::now()));
             tokio::select! {
                 biased;
                 () = self.account.gone.cancelled() => return Err(Undelivered::Gone),
-                moved = tokio::time::timeout(self.write_stall, progress) => {
+                moved = tokio::time::timeout(stall, progress) => {
                     if moved.is_err() && self.account.chunks.load(Ordering::Acquire) == before {
                         self.account.cut.store(true, Ordering::Release);
                         return Err(Undelivered::Stalled);
@@ -286,6 +295,7 @@ mod tests {
 
     const STALL: Duration = Duration::from_secs(30);
     const RHYTHM: Duration = Duration::from_secs(10);
+    const DAY: Duration = Duration::from_secs(86_400);
 
     fn chunk(upto: usize) -> Chunk {
         Chunk { bytes: Bytes::from_static(b"x"), mark: Some((0, upto)) }
@@ -293,7 +303,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_chunk_counts_when_the_server_takes_it_and_not_before() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL);
+        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
         for upto in 1..=3 {
             outlet.send(chunk(upto * 10)).await.unwrap();
         }
@@ -307,7 +317,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_withheld_is_neither_handed_out_nor_counted() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL);
+        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
         for upto in 1..=3 {
             outlet.send(chunk(upto)).await.unwrap();
         }
@@ -321,7 +331,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_dropped_body_is_a_client_that_left() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL);
+        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
         outlet.send(chunk(7)).await.unwrap();
         outlet.send(chunk(9)).await.unwrap();
         body.frame().await.unwrap().unwrap();
@@ -334,7 +344,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_read_to_its_end_is_no_loss() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL);
+        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
         let gone = outlet.gone();
         outlet.send(chunk(1)).await.unwrap();
         drop(outlet);
@@ -346,7 +356,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_stands_still_is_cut_after_the_write_stall() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL);
+        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
         let began = Instant::now();
         let mut sent = 0;
         let end = loop {
@@ -361,8 +371,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_a_piece_now_and_then_is_not_waited_for_past_the_end() {
+        let (began, minute) = (Instant::now(), Duration::from_secs(60));
+        let (mut outlet, mut body) = delivery(RHYTHM, STALL, began + minute);
+        let reading = async {
+            while let Some(Ok(_)) = body.frame().await {
+                tokio::time::sleep(STALL - RHYTHM).await;
+            }
+        };
+        let sending = async {
+            loop {
+                if let Err(end) = outlet.send(chunk(1)).await {
+                    break (end, outlet.drained().await);
+                }
+            }
+        };
+        let (ended, ()) = tokio::join!(sending, reading);
+        assert_eq!(ended, (Undelivered::Stalled, Err(Undelivered::Stalled)));
+        assert!(began.elapsed() < minute + STALL, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn silence_is_filled_with_comments_in_its_rhythm() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL);
+        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
         let began = Instant::now();
         for round in 1..=3 {
             let frame = body.frame().await.unwrap().unwrap();

@@ -2,6 +2,7 @@
 //! keep their status (GR13), and the body.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -31,6 +32,9 @@ const X_EVIDENCE: HeaderName = HeaderName::from_static("x-cxmpute-model-evidence
 const X_PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
 const X_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// Every request ends so long after its deadline at the latest (GR section 11); until then a client may take its last event.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// Answers one request for text.
 ///
 /// # Errors
@@ -45,16 +49,16 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     #[cfg(feature = "sabotage")]
     let body = with_extra_body(&app, &job, body)?;
     let relay = &app.config.relay;
+    let total = Instant::now() + job.timeout.map_or(relay.total(), |wanted| wanted.min(relay.total()));
     let (outlet, client) = if job.streamed() {
-        let stall = std::time::Duration::from_millis(app.config.server.write_stall_ms);
-        let (outlet, body) = delivery(relay.headers_held(), stall);
+        let write_stall = Duration::from_millis(app.config.server.write_stall_ms);
+        let (outlet, body) = delivery(relay.headers_held(), write_stall, total + LAST_WORDS);
         (outlet, Client::Reads(body))
     } else {
         let (outlet, presence) = attendance();
         (outlet, Client::Waits(presence))
     };
     let (head, told) = oneshot::channel();
-    let total = Instant::now() + job.timeout.map_or(relay.total(), |wanted| wanted.min(relay.total()));
     let run = Run {
         user: caller.user_id,
         permit: caller.permit,
@@ -73,7 +77,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         served: None,
         relayed: false,
         first_token: None,
-        node_time: std::time::Duration::ZERO,
+        node_time: Duration::ZERO,
         cover: Cover { tokens: covered, exhausted: false },
         finished: None,
         phase: Open::default(),
@@ -185,7 +189,7 @@ async fn answer_whole(
 pub(super) fn whole(
     app: &App,
     id: &str,
-    arrived: std::time::Duration,
+    arrived: Duration,
     printed: Printed,
     meta: &Meta,
 ) -> Response {
@@ -196,7 +200,7 @@ pub(super) fn whole(
     response
 }
 
-fn describe(headers: &mut HeaderMap, app: &App, id: &str, arrived: std::time::Duration, meta: &Meta) {
+fn describe(headers: &mut HeaderMap, app: &App, id: &str, arrived: Duration, meta: &Meta) {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let mut text = |name: HeaderName, value: String| {
         // Takes the text over, without a copy.

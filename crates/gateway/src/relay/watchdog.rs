@@ -82,7 +82,7 @@ impl Watchdog {
         if self.total <= at { (self.total, Late::Total) } else { (at, late) }
     }
 
-    /// Waits for `future`, but not past the deadlines.
+    /// Waits for `future`, but not past the deadlines. What comes when the whole time is over is dropped.
     ///
     /// # Errors
     /// The deadline that passed.
@@ -93,7 +93,8 @@ impl Watchdog {
                 biased;
                 output = &mut future => {
                     self.heard = Instant::now();
-                    return Ok(output);
+                    // A node that always has something ready leaves the timer unasked for ever.
+                    return if self.heard >= self.total { Err(Late::Total) } else { Ok(output) };
                 }
                 () = self.sleep.as_mut() => {
                     let (at, late) = self.due();
@@ -131,6 +132,22 @@ mod tests {
         let mut dog = Watchdog::new(S(30), S(5), start + S(3));
         assert_eq!(dog.guard(std::future::pending::<()>()).await, Err(Late::Total));
         assert_eq!(start.elapsed(), S(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_whole_time_ends_though_there_is_always_something_ready() {
+        let start = Instant::now();
+        let mut dog = Watchdog::new(S(30), S(30), start + S(100));
+        let mut taken = 0;
+        while dog.guard(std::future::ready(())).await.is_ok() {
+            dog.content();
+            taken += 1;
+            assert!(taken < 10, "{:?} after the start", start.elapsed());
+            // The client takes one piece in this time.
+            tokio::time::sleep(S(20)).await;
+        }
+        assert_eq!((taken, start.elapsed()), (5, S(100)));
+        assert_eq!(dog.guard(std::future::ready(())).await, Err(Late::Total));
     }
 
     #[tokio::test(start_paused = true)]

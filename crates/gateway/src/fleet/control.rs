@@ -6,6 +6,7 @@ use std::time::Duration;
 use cxmpute_tunnel::{ControlError, ControlReceiver, ControlSender};
 use cxmpute_wire::control::{FromNode, Heartbeat, NodeStatus, OwnerState, ServiceState, ToNode};
 use cxmpute_wire::{Code, Generation};
+use tokio::time::Instant;
 
 use super::node::{Check, Node};
 use super::record::{Remembered, record_observed};
@@ -13,6 +14,8 @@ use super::registry::Fleet;
 
 /// A node must take the control stream in this time.
 const OPENING: Duration = Duration::from_secs(10);
+/// Time for a node to take a message: one that shuts its window must not keep the others of this loop waiting.
+const SAYING: Duration = Duration::from_secs(5);
 /// Time for the last words of a tunnel that is being closed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Time for a node to hear the last words.
@@ -84,11 +87,13 @@ async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
     let mut stored = Remembered::default();
     let mut sent = None;
     let mut plan_due = true;
-    let mut last_heartbeat = None;
+    let mut last_heartbeat: Option<Heartbeat> = None;
     loop {
         if std::mem::take(&mut plan_due) {
             plan_due = !send_plan(fleet, node, &mut sender, &mut sent).await;
         }
+        let now = Instant::now();
+        let due = stored.due(now);
         tokio::select! {
             biased;
             () = node.superseded.cancelled() => {
@@ -105,8 +110,18 @@ async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
             () = node.news.notified(), if last_heartbeat.is_some() => {
                 if let Some(heartbeat) = &last_heartbeat {
                     let status = ToNode::Status(status(fleet, node, heartbeat));
-                    if sender.send(&status).await.is_err() {
+                    if !say(&mut sender, &status).await {
                         return close(node, Code::ProviderLost, "the control stream broke");
+                    }
+                }
+            }
+            () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => {
+                if let Some(heartbeat) = &last_heartbeat {
+                    let parts = fleet.parts();
+                    let id = &node.session.provision_id;
+                    let now = parts.clock.now();
+                    if let Err(error) = record_observed(&parts.db, id, heartbeat, &mut stored, now).await {
+                        tracing::warn!(%error, provision = %id, "observed services were not stored");
                     }
                 }
             }
@@ -115,15 +130,10 @@ async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
                 Ok(FromNode::Heartbeat(heartbeat)) => {
                     fleet.observe(node, &heartbeat);
                     let status = ToNode::Status(status(fleet, node, &heartbeat));
-                    if sender.send(&status).await.is_err() {
+                    if !say(&mut sender, &status).await {
                         return close(node, Code::ProviderLost, "the control stream broke");
                     }
-                    let parts = fleet.parts();
-                    let id = &node.session.provision_id;
-                    let now = parts.clock.now();
-                    if let Err(error) = record_observed(&parts.db, id, &heartbeat, &mut stored, now).await {
-                        tracing::warn!(%error, provision = %id, "observed services were not stored");
-                    }
+                    stored.owe();
                     last_heartbeat = Some(heartbeat);
                 }
                 Ok(FromNode::Draining { reason }) => {
@@ -135,6 +145,11 @@ async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
             },
         }
     }
+}
+
+/// Says something; false when the node does not take it in time or the stream is broken.
+async fn say(sender: &mut Sender, message: &ToNode) -> bool {
+    matches!(tokio::time::timeout(SAYING, sender.send(message)).await, Ok(Ok(())))
 }
 
 fn close(node: &Node, code: Code, reason: &str) -> String {
@@ -172,9 +187,11 @@ async fn send_plan(
         return true;
     }
     let generation = desired.generation;
-    if sender.send(&ToNode::Desired(desired)).await.is_ok() {
+    if say(sender, &ToNode::Desired(desired)).await {
         *sent = Some(generation);
         node.live.lock().generation = generation;
+    } else {
+        close(node, Code::ProviderLost, "the control stream broke");
     }
     true
 }

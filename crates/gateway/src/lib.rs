@@ -23,6 +23,7 @@ pub mod limits;
 pub mod listen;
 pub mod media;
 pub mod meter;
+mod one_line;
 pub mod openapi;
 pub mod rates;
 pub mod relay;

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::error::{ApiError, ApiResult};
 use crate::limits;
+use crate::one_line::write_json;
 use crate::relay::events::{EventCutter, EventFault};
 
 /// Writes the stream of a chat in another API's words.
@@ -35,8 +36,7 @@ pub fn write_event(out: &mut Vec<u8>, name: &str, event: &impl Serialize) {
     out.extend_from_slice(b"event: ");
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b"\ndata: ");
-    // Writing to memory does not fail, and the types print.
-    let _ = serde_json::to_writer(&mut *out, event);
+    write_json(out, event);
     out.extend_from_slice(b"\n\n");
 }
 
@@ -301,6 +301,17 @@ pub mod tests {
         }
         let broken = vec!["data: {}\n\n".to_owned(), change(json!({}))];
         assert_eq!(counted(translated(broken, Counting::default()).await), ["failed"]);
+    }
+
+    #[test]
+    fn an_event_is_one_line_for_every_client() {
+        let said = "a\u{2028}b\u{2029}c\u{85}d";
+        let mut out = Vec::new();
+        write_event(&mut out, "said", &json!({"text": said}));
+        let text = std::str::from_utf8(&out).unwrap();
+        let line = text.strip_prefix("event: said\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
+        assert!(!line.contains(['\n', '\u{2028}', '\u{2029}', '\u{85}']), "{line}");
+        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["text"], said);
     }
 
     #[tokio::test]

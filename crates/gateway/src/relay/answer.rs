@@ -2,7 +2,6 @@
 //! frequent event, a piece of text, is written around a text that is prepared once per stream; a test holds it to
 //! the types of `wire`.
 
-use std::io::{self, Write};
 use std::sync::OnceLock;
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use serde::Serialize;
 use super::events::Dialect;
 use super::logprobs::Logprobs;
 use crate::limits;
+use crate::one_line::write_json;
 
 /// Writes the events of one answer.
 #[derive(Debug)]
@@ -327,35 +327,6 @@ fn event(value: &impl Serialize) -> Bytes {
     write_json(&mut out, value);
     out.extend_from_slice(b"\n\n");
     out.into()
-}
-
-/// Writes JSON in which nothing looks like the end of a line: several clients split streams at U+0085, U+2028 and
-/// U+2029, too, and would take the rest of such an event for another one.
-fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
-    // The types of `wire` are always JSON, and writing into a vector does not fail.
-    let _ = value.serialize(&mut serde_json::Serializer::with_formatter(out, OneLine));
-}
-
-struct OneLine;
-
-impl serde_json::ser::Formatter for OneLine {
-    fn write_string_fragment<W: Write + ?Sized>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        // The first bytes of those three characters; most texts hold neither.
-        if !fragment.bytes().any(|byte| matches!(byte, 0xc2 | 0xe2)) {
-            return writer.write_all(fragment.as_bytes());
-        }
-        for part in fragment.split_inclusive(['\u{85}', '\u{2028}', '\u{2029}']) {
-            let Some(last) = part.chars().next_back() else { continue };
-            match last {
-                '\u{85}' | '\u{2028}' | '\u{2029}' => {
-                    writer.write_all(&part.as_bytes()[..part.len() - last.len_utf8()])?;
-                    write!(writer, "\\u{:04x}", u32::from(last))?;
-                }
-                _ => writer.write_all(part.as_bytes())?,
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

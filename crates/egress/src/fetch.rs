@@ -63,6 +63,8 @@ pub struct Wanted {
     pub robots: bool,
     /// A body beyond the limit is cut there instead of being refused.
     pub cut: bool,
+    /// Bytes of the decoded body, where fewer are wanted than [`Limits`] allow.
+    pub most_bytes: Option<usize>,
 }
 
 /// What came back.
@@ -138,6 +140,9 @@ impl Fetcher {
     /// It may not be asked, does not answer, or breaks a limit.
     pub async fn get(&self, url: &str, wanted: &Wanted) -> Result<Page, FetchError> {
         let first = self.connector.target(url)?;
+        let own = self.limits.decoded_bytes;
+        let limits =
+            Limits { decoded_bytes: wanted.most_bytes.map_or(own, |most| most.min(own)), ..self.limits };
         let mut left = self.limits.deadline;
         let mut target = first.clone();
         let mut redirects = 0;
@@ -149,7 +154,7 @@ impl Fetcher {
             self.take_turn(&target).await?;
             let headers = self.headers(wanted, target.same_origin(&first), &first);
             let begun = Instant::now();
-            let exchange = exchange::exchange(&self.connector, &target, headers, wanted, &self.limits);
+            let exchange = exchange::exchange(&self.connector, &target, headers, wanted, &limits);
             let answer = match tokio::time::timeout(left, Box::pin(exchange)).await {
                 Ok(answer) => answer?,
                 Err(_) => return Err(FetchError::TimedOut { limit: self.limits.deadline }),

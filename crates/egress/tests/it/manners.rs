@@ -54,6 +54,25 @@ async fn no_rules_mean_yes_and_broken_rules_mean_no() {
 }
 
 #[tokio::test]
+async fn a_file_of_rules_is_read_as_far_as_the_standard_asks() {
+    let tasks = Tasks::new();
+    let site = Site::start(&tasks, |asked| match asked.path.as_str() {
+        "/robots.txt" => {
+            let noise = format!("# {}\n", "x".repeat(1021)).repeat(511);
+            let text = format!("user-agent: *\ndisallow: /a\n{noise}disallow: /b\n{noise}disallow: /c\n");
+            Play::text(&text)
+        }
+        _ => Play::text("open"),
+    })
+    .await;
+    let fetcher = World::two_hosts(site.address).fetcher(None);
+    for (path, code) in [("/a", Some("robots_denied")), ("/b", Some("robots_denied")), ("/c", None)] {
+        let got = fetcher.get(&format!("http://a.example.com{path}"), &polite()).await;
+        assert_eq!(got.err().map(|error| error.code()), code, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn one_host_is_asked_at_its_pace_and_no_queue_is_endless() {
     let tasks = Tasks::new();
     let site = Site::start(&tasks, |_| Play::text("open")).await;

@@ -25,7 +25,7 @@ const HEAD_LIMIT_BYTES: usize = 64 * 1024;
 /// Bytes that are gathered before they are hashed and written.
 const GATHER_BYTES: usize = 1 << 20;
 /// A source that brings less than this in the time of a stall has stalled.
-const STALL_BYTES: u64 = 64 * 1024;
+pub(super) const STALL_BYTES: u64 = 64 * 1024;
 /// Longest wait that a source may ask for.
 const RETRY_AFTER_CAP: Duration = Duration::from_secs(60);
 

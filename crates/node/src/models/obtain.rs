@@ -6,7 +6,7 @@ use std::time::Duration;
 use cxmpute_runtime::{Backoff, random};
 use cxmpute_wire::control::ServiceState;
 
-use super::client::{Client, Trouble};
+use super::client::{Client, STALL_BYTES, Trouble};
 use super::delivery::{Bar, Inner, Report, Wanted};
 use super::error::DeliveryError;
 use super::format;
@@ -18,7 +18,7 @@ use super::source::Source;
 const AGAIN_FIRST: Duration = Duration::from_millis(500);
 /// Longest wait before it is.
 const AGAIN_CAP: Duration = Duration::from_secs(30);
-/// Answers without a single new byte after which the next source is asked.
+/// Answers with next to nothing new after which the next source is asked.
 const FRUITLESS: u32 = 4;
 /// A source that was away is left alone for this time.
 const AWAY: Duration = Duration::from_secs(60);
@@ -83,10 +83,11 @@ impl Inner {
             partial = self.restart(partial, report).await?;
         }
         loop {
-            let (mut whys, mut wrong, mut again) = (Vec::new(), false, false);
+            // Only where all of them have another file there is none to hope for.
+            let (mut whys, mut wrong, mut again) = (Vec::new(), !sources.is_empty(), false);
             for source in &sources {
                 if let Some(bar) = self.bar(wanted, source) {
-                    wrong |= bar.wrong;
+                    wrong &= bar.wrong;
                     whys.push(format!("{}: {}", source.label(), bar.why));
                     continue;
                 }
@@ -103,7 +104,11 @@ impl Inner {
                         why = bar.why,
                         "a source failed"
                     );
-                    wrong |= bar.wrong;
+                    if bar.wrong && partial.at() == partial.size() {
+                        // It would have gone on: what is here is not the file, and leaves no byte to ask others for.
+                        partial = self.restart(partial, report).await?;
+                    }
+                    wrong &= bar.wrong;
                     whys.push(format!("{}: {}", source.label(), bar.why));
                     self.bars.lock().insert((wanted.digest, source.url.clone()), bar);
                     continue;
@@ -116,7 +121,6 @@ impl Inner {
                 let why = format!("what it gave has the hash {found}, the catalogue pins {}", wanted.digest);
                 tracing::warn!(file = wanted.file.name, sources = ?givers, why, "what came is deleted");
                 partial = self.restart(partial, report).await?;
-                wrong = true;
                 if givers.len() > 1 && self.unmixed.lock().insert(wanted.digest) {
                     // Nobody can tell whose part was wrong; each has to give all of it now.
                     again = true;
@@ -178,7 +182,7 @@ impl Inner {
                 Err(Trouble::Wrong(why)) => return Ok((partial, bar(WRONG, why, true))),
                 Err(Trouble::Away(why, after)) => (why, after),
             };
-            if partial.at() > before {
+            if partial.at() - before >= STALL_BYTES {
                 backoff.reset();
             }
             if backoff.tries() >= FRUITLESS {
@@ -239,7 +243,7 @@ impl Inner {
         if bars.iter().any(|(_, bar)| bar.is_none()) {
             return Ok(());
         }
-        let wrong = bars.iter().flat_map(|(_, bar)| bar).any(|bar| bar.wrong);
+        let wrong = !bars.is_empty() && bars.iter().flat_map(|(_, bar)| bar).all(|bar| bar.wrong);
         let say = |(label, bar): (String, Option<Bar>)| {
             format!("{label}: {}", bar.map(|bar| bar.why).unwrap_or_default())
         };

@@ -215,6 +215,55 @@ async fn when_two_sources_made_a_wrong_file_each_has_to_give_all_of_it() {
 }
 
 #[tokio::test]
+async fn a_wrong_source_costs_nothing_that_another_gave() {
+    let (bad, good) = (Mirror::start().await, Mirror::start().await);
+    let content = model(60, 300_000);
+    let sum = bad.put(&content);
+    good.put(&content);
+    bad.play(vec![], Play::LyingLength);
+    good.play(vec![Play::Cut(200_000)], Play::Status(503));
+    let stage = Stage::new(&[&bad, &good]);
+    let wanted = vec![pinned("a.gguf", &sum, content.len())];
+    let models = stage.models();
+    for _ in 0..2 {
+        let error = place(&models, wanted.clone()).await.unwrap_err();
+        assert_eq!(error.code(), Code::ModelUnavailable, "the good one may come back: {error}");
+        assert!(error.to_string().contains(&bad.address.to_string()), "{error}");
+    }
+    good.play(vec![], Play::Serve);
+    let placed = stage.place(wanted).await.unwrap();
+    assert_eq!(std::fs::read(placed.folder.join("a.gguf")).unwrap(), content);
+    assert!(good.sent() <= 300_000 + 65_536, "{} bytes were sent", good.sent());
+}
+
+#[tokio::test]
+async fn a_source_that_drips_is_left_for_another() {
+    let (bad, good) = (Mirror::start().await, Mirror::start().await);
+    let content = model(61, 300_000);
+    let sum = bad.put(&content);
+    good.put(&content);
+    bad.play(vec![], Play::Trickle);
+    let mut stage = Stage::new(&[&bad, &good]);
+    stage.config.models.stall_ms = 200;
+    let placed = stage.place(vec![pinned("a.gguf", &sum, content.len())]).await.unwrap();
+    assert_eq!(std::fs::read(placed.folder.join("a.gguf")).unwrap(), content);
+    assert_eq!((bad.asked().len(), good.asked().len()), (5, 1));
+}
+
+#[tokio::test]
+async fn after_a_source_that_sends_too_much_the_next_is_asked_from_the_beginning() {
+    let (bad, good) = (Mirror::start().await, Mirror::start().await);
+    let content = model(62, 300_000);
+    let sum = bad.put(&content);
+    good.put(&content);
+    bad.play(vec![], Play::Endless);
+    let stage = Stage::new(&[&bad, &good]);
+    let placed = stage.place(vec![pinned("a.gguf", &sum, content.len())]).await.unwrap();
+    assert_eq!(std::fs::read(placed.folder.join("a.gguf")).unwrap(), content);
+    assert_eq!(good.sent(), 300_000);
+}
+
+#[tokio::test]
 async fn a_stop_in_the_middle_costs_at_most_a_piece() {
     let mirror = Mirror::start().await;
     let content = model(6, 1_000_000);

@@ -146,7 +146,11 @@ async fn serve(tcp: TcpStream, stage: &Stage) -> std::io::Result<()> {
     };
     let size = content.len();
     let from = from.filter(|_| !matches!(play, Play::IgnoreRanges));
-    let start = from.unwrap_or(0).min(size);
+    if from.is_some_and(|from| from >= size) {
+        let range = ("content-range", format!("bytes */{size}"));
+        return head(tcp, 416, &[range], &[], Some(0)).await;
+    }
+    let start = from.unwrap_or(0);
     if matches!(play, Play::WrongByte) {
         content[size / 2] ^= 1;
     }

@@ -57,7 +57,7 @@ pub(super) async fn list(config: &NodeConfig, output: Output) -> Result<()> {
     let total: u64 = files.values().sum();
     let shelf = Shelf::new(folder.clone());
     let kept: Vec<String> =
-        shelf.kept().iter().map(|kept| format!("{BLOBS}/{}", kept.digest.file_name())).collect();
+        shelf.kept()?.iter().map(|kept| format!("{BLOBS}/{}", kept.digest.file_name())).collect();
     let free = diagnose::disk(&folder).free;
     let files: Vec<ModelFile> = files
         .into_iter()

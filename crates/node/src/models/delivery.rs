@@ -283,7 +283,8 @@ impl Inner {
     /// Looks for a file on this machine.
     async fn locate(&self, wanted: Wanted<'_>, report: &Report) -> Result<Option<Found>, DeliveryError> {
         let own = below(self.shelf.root(), wanted.file)?;
-        if self.fits(&own, wanted, report).await {
+        // Of what cannot be read, it is as good as not there.
+        if self.fits(&own, wanted, report).await.unwrap_or(false) {
             return Ok(Some(Found::InPlace));
         }
         if let Some(lease) = self.lease(wanted, report).await? {
@@ -299,9 +300,9 @@ impl Inner {
                 folder.join(BLOBS).join(&blob),
             ]
         };
-        let by_hand = Some(self.shelf.blob(wanted.digest)).filter(|_| !self.shelf.is_own(wanted.digest));
+        let by_hand = (!self.shelf.is_own(wanted.digest)?).then(|| self.shelf.blob(wanted.digest));
         for path in by_hand.into_iter().chain(self.search.iter().flat_map(inside)) {
-            if self.fits(&path, wanted, report).await {
+            if self.fits(&path, wanted, report).await.unwrap_or(false) {
                 return Ok(Some(Found::Elsewhere(path)));
             }
         }
@@ -310,11 +311,12 @@ impl Inner {
 
     /// Takes hold of a blob, if it is there and still what it was.
     pub async fn lease(&self, wanted: Wanted<'_>, report: &Report) -> Result<Option<Lease>, DeliveryError> {
-        if !self.shelf.is_own(wanted.digest) {
+        if !self.shelf.is_own(wanted.digest)? {
             return Ok(None);
         }
         let Some(lease) = self.shelf.lease(wanted.digest, self.clock.now())? else { return Ok(None) };
-        if self.fits(&lease.path, wanted, report).await {
+        // Only bytes that were read and are others are a reason to delete it.
+        if self.fits(&lease.path, wanted, report).await? {
             return Ok(Some(lease));
         }
         tracing::warn!(blob = %wanted.digest, "a blob has changed on the disk; it is deleted and fetched again");
@@ -324,13 +326,14 @@ impl Inner {
     }
 
     /// Whether a path leads to the very file: its size first, then its sum.
-    async fn fits(&self, path: &Path, wanted: Wanted<'_>, report: &Report) -> bool {
-        if !std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == wanted.size) {
-            return false;
+    async fn fits(&self, path: &Path, wanted: Wanted<'_>, report: &Report) -> std::io::Result<bool> {
+        let meta = std::fs::metadata(path)?;
+        if !meta.is_file() || meta.len() != wanted.size {
+            return Ok(false);
         }
         let telling = report.clone();
-        let sum = self.hashes.sum(path, move |_| telling.say(ServiceState::Verifying)).await;
-        sum.is_ok_and(|sum| sum == wanted.digest)
+        let sum = self.hashes.sum(path, move |_| telling.say(ServiceState::Verifying)).await?;
+        Ok(sum == wanted.digest)
     }
 
     /// Whether it makes sense to look for a file elsewhere.
@@ -366,7 +369,7 @@ impl Inner {
             self.shelf.drop_partials(&wanted)?;
             self.shelf.prune_views()?;
             let missing = needs.saturating_sub(self.free()?);
-            for digest in room::evict(&self.shelf.kept(), missing).unwrap_or_default() {
+            for digest in room::evict(&self.shelf.kept()?, missing).unwrap_or_default() {
                 if self.shelf.delete(digest)? {
                     tracing::info!(blob = %digest, "deleted: it is unused, and something else needs the room");
                 }

@@ -105,9 +105,11 @@ impl Shelf {
     }
 
     /// Whether the node fetched this blob itself, so that it may delete it.
-    #[must_use]
-    pub fn is_own(&self, digest: Digest) -> bool {
-        self.list().contains_key(&digest)
+    ///
+    /// # Errors
+    /// The list cannot be read.
+    pub fn is_own(&self, digest: Digest) -> io::Result<bool> {
+        Ok(self.list()?.contains_key(&digest))
     }
 
     /// Takes hold of a blob that the node fetched, if it is there as it was published.
@@ -115,7 +117,7 @@ impl Shelf {
     /// # Errors
     /// It cannot be opened.
     pub fn lease(&self, digest: Digest, now: Timestamp) -> io::Result<Option<Lease>> {
-        let Some(own) = self.list().get(&digest).copied() else { return Ok(None) };
+        let Some(own) = self.list()?.get(&digest).copied() else { return Ok(None) };
         let path = self.blob(digest);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -147,13 +149,15 @@ impl Shelf {
     }
 
     /// What the node fetched, and whether somebody uses it.
-    #[must_use]
-    pub fn kept(&self) -> Vec<Kept> {
-        let kept = self.list().into_iter().map(|(digest, own)| {
+    ///
+    /// # Errors
+    /// The list cannot be read.
+    pub fn kept(&self) -> io::Result<Vec<Kept>> {
+        let kept = self.list()?.into_iter().map(|(digest, own)| {
             let in_use = File::open(self.blob(digest)).is_ok_and(|file| file.try_lock().is_err());
             Kept { digest, size: own.size, last_used: own.last_used, in_use }
         });
-        kept.collect()
+        Ok(kept.collect())
     }
 
     /// Deletes a blob that the node fetched and nobody uses; false where it may not.
@@ -161,7 +165,7 @@ impl Shelf {
     /// # Errors
     /// It cannot be deleted.
     pub fn delete(&self, digest: Digest) -> io::Result<bool> {
-        if !self.is_own(digest) {
+        if !self.is_own(digest)? {
             return Ok(false);
         }
         let path = self.blob(digest);
@@ -267,18 +271,22 @@ impl Shelf {
         Ok(())
     }
 
-    fn list(&self) -> List {
-        std::fs::read(self.own("fetched.json"))
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default()
+    /// What the node fetched. A list that cannot be read is not an empty one: what it names would never be deleted.
+    fn list(&self) -> io::Result<List> {
+        let path = self.own("fetched.json");
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| named(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(List::new()),
+            Err(error) => Err(named(error)),
+        }
     }
 
     /// Changes the list: read, changed and durably written while no other process does the same.
     fn change(&self, change: impl FnOnce(&mut List)) -> io::Result<()> {
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(self.own("lock"))?;
         lock.lock()?;
-        let mut list = self.list();
+        let mut list = self.list()?;
         let before = list.clone();
         change(&mut list);
         if list != before {
@@ -325,16 +333,16 @@ mod tests {
         let ours = put(&shelf, b"fetched", 5);
         let owners = Digest::of(b"by hand");
         std::fs::write(shelf.blob(owners), b"by hand").unwrap();
-        assert_eq!(shelf.kept().len(), 1);
+        assert_eq!(shelf.kept().unwrap().len(), 1);
         let lease = shelf.lease(ours, Timestamp(9)).unwrap().unwrap();
-        assert!(shelf.kept()[0].in_use && shelf.kept()[0].last_used == Timestamp(9));
+        assert!(shelf.kept().unwrap()[0].in_use && shelf.kept().unwrap()[0].last_used == Timestamp(9));
         // Another process, or another service, asks the same store.
         let other = Shelf::new(dir.path().to_owned());
         assert!(!other.delete(ours).unwrap() && !other.delete(owners).unwrap());
         drop(lease);
         assert!(other.delete(ours).unwrap() && !other.delete(owners).unwrap());
         assert!(!shelf.blob(ours).exists() && shelf.blob(owners).exists());
-        assert!(shelf.kept().is_empty() && shelf.lease(ours, Timestamp(9)).unwrap().is_none());
+        assert!(shelf.kept().unwrap().is_empty() && shelf.lease(ours, Timestamp(9)).unwrap().is_none());
         assert!(shelf.lease(owners, Timestamp(9)).unwrap().is_none(), "it is not ours to lease");
     }
 
@@ -371,6 +379,24 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_cannot_be_read_is_not_written_anew() {
+        let (_dir, shelf) = shelf();
+        let ours = put(&shelf, b"fetched", 5);
+        let list = shelf.own("fetched.json");
+        std::fs::write(&list, b"{\"half").unwrap();
+        let content = b"another";
+        let digest = Digest::of(content);
+        let claim = Claim::take(&shelf.partial_folder(), digest, content.len() as u64, 4).unwrap().unwrap();
+        let mut partial = claim.resume(|_| {}).unwrap();
+        partial.write(content, "test").unwrap();
+        let error = shelf.publish(partial, digest, Timestamp(9)).unwrap_err();
+        assert!(error.to_string().contains("fetched.json"), "{error}");
+        assert!(shelf.lease(ours, Timestamp(9)).is_err() && shelf.kept().is_err());
+        assert!(shelf.delete(ours).is_err() && shelf.blob(ours).exists());
+        assert_eq!(std::fs::read(&list).unwrap(), b"{\"half", "a person may still mend it");
+    }
+
+    #[test]
     fn a_crash_between_list_and_blob_is_tidied_up_and_old_pieces_go() {
         let (_dir, shelf) = shelf();
         let ours = put(&shelf, b"fetched", 5);
@@ -378,7 +404,7 @@ mod tests {
         remove(&shelf.blob(lost)).unwrap();
         let piece = Claim::take(&shelf.partial_folder(), Digest::of(b"half"), 4, 4).unwrap().unwrap();
         shelf.tidy(Timestamp(i64::MAX)).unwrap();
-        assert!(shelf.is_own(ours) && !shelf.is_own(lost));
+        assert!(shelf.is_own(ours).unwrap() && !shelf.is_own(lost).unwrap());
         assert_eq!(std::fs::read_dir(shelf.partial_folder()).unwrap().count(), 1, "a held piece stays");
         drop(piece);
         shelf.tidy(Timestamp(0)).unwrap();

@@ -448,6 +448,37 @@ async fn what_could_carry_code_never_becomes_a_blob() {
 }
 
 #[tokio::test]
+async fn a_blob_that_cannot_be_read_now_is_kept() {
+    let mirror = Mirror::start().await;
+    let content = model(63, 4_000_000);
+    let sum = mirror.put(&content);
+    let stage = Stage::new(&[&mirror]);
+    let wanted = vec![pinned("a.gguf", &sum, content.len())];
+    drop(stage.place(wanted.clone()).await.unwrap());
+    let blob = std::fs::File::open(stage.root().join("blobs").join(format!("sha256-{sum}"))).unwrap();
+    // Something touches it again and again: no sum of it counts.
+    let (touching, end) =
+        (std::sync::mpsc::channel::<()>(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let (begun, over) = (touching.0, end.clone());
+    let toucher = std::thread::spawn(move || {
+        for moment in 1_u64.. {
+            blob.set_modified(std::time::UNIX_EPOCH + Duration::from_nanos(moment)).unwrap();
+            let _ = begun.send(());
+            if over.load(std::sync::atomic::Ordering::Relaxed) {
+                return;
+            }
+        }
+    });
+    touching.1.recv().unwrap();
+    let error = stage.place(wanted.clone()).await.unwrap_err();
+    end.store(true, std::sync::atomic::Ordering::Relaxed);
+    toucher.join().unwrap();
+    assert_eq!(error.code(), Code::ModelUnavailable, "{error}");
+    drop(stage.place(wanted).await.unwrap());
+    assert_eq!(mirror.sent(), content.len() as u64, "it was not fetched again");
+}
+
+#[tokio::test]
 async fn room_is_made_from_unused_blobs_only() {
     let mirror = Mirror::start().await;
     let contents: Vec<Vec<u8>> = (0..4).map(|n| model(40 + n, 300_000)).collect();

@@ -38,11 +38,17 @@ pub async fn enrol(
 ) -> Result<Enrolled> {
     let roots = Roots::new(config.api.ca_file.as_deref())?;
     let client = HttpClient::new(roots);
-    let mut diagnostics = diagnose::measure(&config.models_dir());
-    config.owner.caps.lower(&mut diagnostics, diagnose::size_of(&config.models_dir()));
+    let (caps, models) = (config.owner.caps, config.models_dir());
+    let measure = move || {
+        let mut found = diagnose::measure(&models);
+        caps.lower(&mut found, diagnose::size_of(&models));
+        found
+    };
+    // Disks and drivers may take their time, and this node's other work shares the thread.
+    let mut diagnostics = tokio::task::spawn_blocking(measure).await?;
     diagnostics.net = diagnose::net::reach(&client, &config.api.url, clock).await;
     let found = discover::look(&config.discover, &Tasks::new()).await;
-    diagnostics.engines = engines::present(config, &found);
+    diagnostics.engines = engines::present(config, &found, !diagnostics.gpus.is_empty()).await;
     diagnostics.engines.extend(engines::docker::present(config).await);
     diagnostics.services = config.services.wishes();
     let signer = Signer::new(identity.key.clone(), clock.clone());

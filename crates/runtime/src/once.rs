@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Gid, Pid, Uid};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// Address space of a tool, in bytes.
 const MEMORY: u64 = 2 * 1024 * 1024 * 1024;
@@ -175,8 +175,17 @@ pub enum OnceError {
     TooLong(usize),
 }
 
-/// Ends a process group when it is dropped.
-struct Group(Option<i32>);
+/// Ends a process group when it is dropped, whatever of it still runs.
+#[derive(Debug)]
+pub struct Group(Option<i32>);
+
+impl Group {
+    /// The group of a child that was started as the first of its own, and has not been waited for yet.
+    #[must_use]
+    pub fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|pid| i32::try_from(pid).ok()))
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
@@ -199,7 +208,7 @@ impl Once<'_> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let start = |error| OnceError::Start { program: self.program.to_owned(), error };
         let mut child = command.spawn().map_err(start)?;
-        let _group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()));
+        let _group = Group::of(&child);
         let (input, output, complaints) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let feed = async {
             if let Some(mut input) = input {

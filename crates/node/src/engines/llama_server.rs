@@ -2,7 +2,6 @@
 //! sockets gets a port of the loopback and a key that only this node and it know.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use cxmpute_runtime::once::Sandbox;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::control::DesiredService;
-use tokio::process::Command;
 
+use super::told::{VERSION_TIME, told};
 use super::{AdapterError, Child, Endpoint, Profile, Ready, Server, Stop, files};
 use crate::config::NodeConfig;
 use crate::supervise::Surroundings;
@@ -47,11 +46,7 @@ struct Knows(String);
 
 impl Knows {
     async fn ask(program: &Path) -> Self {
-        let mut command = Command::new(program);
-        command.arg("--help").env_clear().stdin(Stdio::null()).kill_on_drop(true);
-        let asked = tokio::time::timeout(HELP_TIME, command.output()).await;
-        let said = asked.ok().and_then(Result::ok).map(|output| output.stdout).unwrap_or_default();
-        Self(String::from_utf8_lossy(&said).into_owned())
+        Self(told(program, &["--help"], HELP_TIME).await.output)
     }
 
     fn flag(&self, flag: &str) -> bool {
@@ -70,12 +65,10 @@ pub fn find(config: &NodeConfig) -> Option<PathBuf> {
 }
 
 /// What it says of its version; empty when it says nothing.
-#[must_use]
-pub fn version_at(program: &Path) -> String {
-    let said = std::process::Command::new(program).arg("--version").env_clear().stdin(Stdio::null()).output();
-    let said = said.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
-    let line = said.lines().find_map(|line| line.trim().strip_prefix("version:"));
+pub async fn version_at(program: &Path) -> String {
+    let said = told(program, &["--version"], VERSION_TIME).await;
+    let mut lines = said.output.lines().chain(said.complaints.lines());
+    let line = lines.find_map(|line| line.trim().strip_prefix("version:"));
     line.unwrap_or_default().trim().chars().take(80).collect()
 }
 

@@ -14,6 +14,7 @@ pub mod llama_server;
 pub mod profile;
 pub mod scrape;
 pub mod server;
+mod told;
 pub mod tool;
 pub mod vllm;
 
@@ -25,6 +26,7 @@ use cxmpute_runtime::{Tasks, random};
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::control::{DesiredService, EnginePresent};
 use cxmpute_wire::{RequestId, ServiceKind, form};
+use futures_util::future::join_all;
 use http::StatusCode;
 
 pub use child::Child;
@@ -33,7 +35,6 @@ pub use profile::{Profile, Ready, Stop};
 pub use server::Server;
 
 use crate::config::NodeConfig;
-use crate::diagnose;
 use crate::supervise::Surroundings;
 
 /// What runs a service on this machine.
@@ -52,22 +53,23 @@ pub enum Adapter {
 }
 
 /// The engines of this machine that the plan may count on, beside the built-in one: programs that this node starts, and
-/// servers that its owner runs.
-#[must_use]
-pub fn present(config: &NodeConfig, found: &[found::Found]) -> Vec<EnginePresent> {
+/// servers that its owner runs. Programs are asked for their versions at the same time.
+pub async fn present(config: &NodeConfig, found: &[found::Found], accelerated: bool) -> Vec<EnginePresent> {
     let named =
         |name: &str, version: String| EnginePresent { name: name.to_owned(), version, models: Vec::new() };
-    let tools = tool::Program::ALL.into_iter().filter_map(|program| {
-        let path = program.find()?;
-        Some(named(program.name(), program.version_at(&path)))
-    });
+    let tools = tool::Program::ALL.into_iter().filter_map(|program| Some((program, program.find()?)));
+    let tools = tools.map(async |(program, path)| named(program.name(), program.version_at(&path).await));
+    let llama = async {
+        let program = llama_server::find(config)?;
+        Some(named(llama_server::NAME, llama_server::version_at(&program).await))
+    };
+    let (tools, llama) = futures_util::future::join(join_all(tools), llama).await;
     let scrape = config.scrape.enabled.then(|| named(scrape::NAME, env!("CARGO_PKG_VERSION").to_owned()));
-    let llama = llama_server::find(config)
-        .map(|program| named(llama_server::NAME, llama_server::version_at(&program)));
     // It takes long to say its version, and is of no use without an accelerator.
-    let vllm = vllm::find(&config.engines).filter(|_| !diagnose::gpu::list().is_empty());
+    let vllm = vllm::find(&config.engines).filter(|_| accelerated);
     let vllm = vllm.map(|_| named(vllm::NAME, String::new()));
     let found = found.iter().map(found::Found::present);
+    let tools = tools.into_iter();
     tools.chain(scrape).chain(llama).chain(vllm).chain(config.external_engine()).chain(found).collect()
 }
 

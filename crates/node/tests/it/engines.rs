@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use bytes::Bytes;
+use cxmpute_node::NodeConfig;
 use cxmpute_node::config::External;
 use cxmpute_tunnel::{WorkError, WorkPath};
 use cxmpute_wire::Code;
@@ -55,6 +56,21 @@ async fn a_missing_model_is_named_and_found_when_it_comes() {
     assert!(arguments.contains("sleep 1000") || arguments.contains("--model a="), "{arguments}");
     node.stop().await;
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the engine outlived its node");
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_say_its_version_keeps_the_node_from_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = NodeConfig { data_dir: dir.path().to_owned(), ..NodeConfig::default() };
+    config.engines.llama_server = Some(program(dir.path(), "exec sleep 60"));
+    let begun = std::time::Instant::now();
+    let asked = tokio::spawn(async move { cxmpute_node::engines::present(&config, &[], false).await });
+    // This runtime has one thread, as the node's.
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    assert!(begun.elapsed() < std::time::Duration::from_secs(8), "the thread was taken");
+    let present = soon(asked).await.unwrap();
+    let llama = present.iter().find(|engine| engine.name == "llama-server").expect("it is still there");
+    assert_eq!(llama.version, "");
 }
 
 #[tokio::test]

@@ -6,7 +6,6 @@ mod pocketsphinx;
 mod tesseract;
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,12 +15,11 @@ use cxmpute_wire::{Code, RequestId, ServiceKind};
 use http::StatusCode;
 
 use super::EngineError;
+use super::told::{VERSION_TIME, told};
 use cxmpute_runtime::once::{Once, OnceError, Sandbox};
 
 /// Longest that one run may take; the gateway's own deadline is usually shorter.
 const TIME: Duration = Duration::from_secs(120);
-/// Longest that a program may take to say its version.
-const VERSION_TIME: Duration = Duration::from_secs(10);
 /// Most bytes of a version.
 const VERSION_BYTES: usize = 16 * 1024;
 /// Where programs are looked for.
@@ -78,16 +76,8 @@ impl Program {
     }
 
     /// The first line of what it says of its version; empty when it says nothing.
-    #[must_use]
-    pub fn version_at(self, path: &Path) -> String {
-        let said = std::process::Command::new(path)
-            .args(self.version())
-            .env_clear()
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output();
-        let said =
-            said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    pub async fn version_at(self, path: &Path) -> String {
+        let said = told(path, self.version(), VERSION_TIME).await.output;
         said.lines().next().unwrap_or_default().chars().take(80).collect()
     }
 

@@ -38,8 +38,16 @@ struct State {
     /// The last plan, to go on with after a rest that stopped its engines.
     plan: Option<Desired>,
     running: BTreeMap<ServiceId, Service>,
-    /// Services that the plan no longer names and whose engines still run.
-    ending: BTreeMap<ServiceId, Service>,
+    /// Services that the plan no longer names and whose engines still run, the oldest of an id first: each waits for the
+    /// one before, so that the last one ends last.
+    ending: BTreeMap<ServiceId, Vec<Service>>,
+}
+
+impl State {
+    /// Every service whose engine may run.
+    fn all(&self) -> impl Iterator<Item = &Service> {
+        self.running.values().chain(self.ending.values().flatten())
+    }
 }
 
 impl Services {
@@ -71,7 +79,10 @@ impl Services {
             desired.services.iter().filter_map(|service| Some(service.container.as_ref()?.image.clone()));
         *around.images.lock() = images.collect();
         let nothing = self.resting().is_some_and(|rest| rest.free_memory);
-        state.ending.retain(|_, service| !service.has_ended());
+        state.ending.retain(|_, services| {
+            services.retain(|service| !service.has_ended());
+            !services.is_empty()
+        });
         for want in &desired.services {
             if let Some(service) = state.running.get_mut(&want.service_id)
                 && service.has_files()
@@ -100,13 +111,14 @@ impl Services {
                             tracing::info!(service = %id, "stopping: the plan does not name it like this any more");
                             service.stop();
                         }
-                        state.ending.insert(id, service);
+                        state.ending.entry(id).or_default().push(service);
                     }
                 }
                 Action::Start(want) => {
                     let id = want.service_id.clone();
                     tracing::info!(service = %id, generation = %desired.generation, "starting");
-                    let before = state.ending.get(&id).map(Service::stop);
+                    let before =
+                        state.ending.get(&id).and_then(|services| services.last()).map(Service::stop);
                     let service = Service::start(around, want, desired.generation, before);
                     state.running.insert(id, service);
                 }
@@ -137,12 +149,11 @@ impl Services {
     #[must_use]
     pub fn observed(&self) -> (Generation, Vec<ObservedService>) {
         let state = self.inner.state.lock();
-        let ending = state
-            .ending
-            .iter()
-            .filter(|(id, service)| !state.running.contains_key(*id) && !service.has_ended());
-        let services =
-            state.running.values().chain(ending.map(|(_, service)| service)).map(Service::observed);
+        // Of an id one is told: the one that is wanted, or the one that ends last.
+        let ending = state.ending.iter().filter(|(id, _)| !state.running.contains_key(*id));
+        let ending =
+            ending.filter_map(|(_, services)| services.last()).filter(|service| !service.has_ended());
+        let services = state.running.values().chain(ending).map(Service::observed);
         (state.generation, services.collect())
     }
 
@@ -150,7 +161,7 @@ impl Services {
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         let state = self.inner.state.lock();
-        state.running.values().chain(state.ending.values()).map(Service::in_flight).sum()
+        state.all().map(Service::in_flight).sum()
     }
 
     /// Whether no new work is taken.
@@ -205,7 +216,16 @@ impl Services {
             true => tracing::info!("the owner uses the accelerators; services leave them"),
             false => tracing::info!("the accelerators are quiet; services come back"),
         }
-        let plan = self.inner.state.lock().plan.clone();
+        let plan = {
+            let state = self.inner.state.lock();
+            if yielding {
+                // Those that end already and those of a node that drains, too; the plan below leaves them out.
+                for service in state.all().filter(|service| !service.desired.gpus.is_empty()) {
+                    service.withdraw();
+                }
+            }
+            state.plan.clone()
+        };
         if let Some(plan) = plan {
             self.apply(&plan);
         }
@@ -234,7 +254,7 @@ impl Services {
         self.drain();
         let ends: Vec<CancellationToken> = {
             let state = self.inner.state.lock();
-            state.running.values().chain(state.ending.values()).map(Service::stop).collect()
+            state.all().map(Service::stop).collect()
         };
         for end in ends {
             end.cancelled().await;

@@ -8,7 +8,7 @@ use cxmpute_node::NodeConfig;
 use cxmpute_node::config::External;
 use cxmpute_tunnel::{WorkError, WorkPath};
 use cxmpute_wire::Code;
-use cxmpute_wire::control::ServiceState;
+use cxmpute_wire::control::{DesiredService, ServiceState};
 use http::Response;
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
@@ -94,6 +94,34 @@ async fn an_engine_that_ends_at_once_is_reported_with_its_log() {
     let log = node.config.data_dir.join("logs/llm-a.log");
     assert_eq!(std::fs::read_to_string(log).unwrap(), "no such device\n");
     node.stop().await;
+}
+
+#[tokio::test]
+async fn two_plans_in_a_row_kill_no_engine_that_still_ends() {
+    let mut gateway = Gateway::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let script = "trap 'sleep 2; echo politely; exit 0' TERM; echo began; while :; do sleep 0.05; done";
+    let engine = program(dir.path(), script);
+    let node = Running::start(&gateway, None, |config| config.engine.program = Some(engine));
+    let logs = node.config.data_dir.join("logs");
+    let mut tunnel = gateway.tunnel().await;
+    let wanted = |context| DesiredService { context_length: Some(context), ..service("llm:a") };
+    tunnel.publish(vec![wanted(1000)]).await;
+    soon(until_says(&logs.join("llm-a.log"), "began")).await;
+    for context in [2000, 3000] {
+        tunnel.publish(vec![wanted(context)]).await;
+        soon(async { while tunnel.heartbeat().await.observed_generation != tunnel.generation {} }).await;
+    }
+    // The third engine begins once the first has gone, and the second never had to.
+    soon(until_says(&logs.join("llm-a.previous.log"), "politely")).await;
+    assert_eq!(std::fs::read_to_string(logs.join("llm-a.previous.log")).unwrap(), "began\npolitely\n");
+    node.stop().await;
+}
+
+async fn until_says(log: &Path, word: &str) {
+    while !std::fs::read_to_string(log).is_ok_and(|text| text.contains(word)) {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

@@ -103,6 +103,23 @@ async fn accelerators_go_back_to_their_owner_at_once_and_the_processor_works_on(
 }
 
 #[tokio::test]
+async fn what_ends_already_leaves_the_accelerators_at_once_too() {
+    let mut world = Sensed::start(|_| {}).await;
+    let mut running = world.tunnel.chat("hang");
+    soon(running.accepted()).await.unwrap();
+    soon(running.chunk()).await.unwrap().unwrap();
+    // Its work may go on for half a minute, but not on a card that the owner uses.
+    world.tunnel.publish(vec![service("embeddings:e")]).await;
+    world.tunnel.until("llm:a", ServiceState::Stopping).await;
+    world.sense(|senses| senses.foreign_gpu = 60);
+    let began = tokio::time::Instant::now();
+    let (text, error) = read(&mut running).await;
+    assert!(error.is_none() && text.contains("draining"), "{text}");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    world.close().await;
+}
+
+#[tokio::test]
 async fn battery_heat_keys_and_the_days_transfers_let_the_node_rest() {
     let mut world = Sensed::start(|owner| {
         owner.max_celsius = Some(80);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use cxmpute_runtime::CancellationToken;
 use cxmpute_wire::control::{Desired, ObservedService};
@@ -162,6 +163,18 @@ impl Services {
     pub fn in_flight(&self) -> u32 {
         let state = self.inner.state.lock();
         state.all().map(Service::in_flight).sum()
+    }
+
+    /// The processes of all engines, also of those that end.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        self.inner.state.lock().all().filter_map(Service::pid).collect()
+    }
+
+    /// Whether servers of the owner work for this node, or did in the time before.
+    #[must_use]
+    pub fn work_outside(&self, before: Duration) -> bool {
+        self.inner.state.lock().all().any(|service| service.works_outside(before))
     }
 
     /// Whether no new work is taken.

@@ -103,8 +103,8 @@ pub fn foreign(ours: &[u32], working: bool) -> u32 {
             Ok(samples) => {
                 let seen = samples.iter().map(|sample| sample.timestamp).max();
                 note(index, seen);
-                let foreign = samples.iter().filter(|sample| !descends(sample.pid, ours, &parent));
-                foreign.map(|sample| sample.sm_util.min(100)).max()
+                let samples = samples.iter().map(|sample| (sample.pid, sample.sm_util));
+                busiest(samples, ours, &parent)
             }
             // No program used it since the last look.
             Err(NvmlError::NotFound) => None,
@@ -126,6 +126,17 @@ fn note(index: u32, seen: Option<u64>) {
     if let Some(seen) = seen {
         SEEN.lock().insert(index, seen);
     }
+}
+
+/// What the busiest process takes that is not ours. One that is gone, or that the driver knows by a number of another
+/// machine's, takes nothing.
+fn busiest(
+    samples: impl Iterator<Item = (u32, u32)>,
+    ours: &[u32],
+    parent: &impl Fn(u32) -> Option<u32>,
+) -> Option<u32> {
+    let foreign = samples.filter(|(pid, _)| parent(*pid).is_some() && !descends(*pid, ours, parent));
+    foreign.map(|(_, percent)| percent.min(100)).max()
 }
 
 /// Whether a process is one of ours or was started by one of them.
@@ -158,5 +169,17 @@ mod tests {
         assert_eq!([9, 8, 5, 4, 7, 6, 3].map(ours), [true, true, true, true, false, false, false]);
         let own = std::process::id();
         assert!(parent(own).is_some_and(|parent| parent > 0) && parent(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn processes_that_are_gone_use_nothing() {
+        let parents = |pid| match pid {
+            9 => Some(5),
+            7 | 5 => Some(1),
+            _ => None,
+        };
+        let of = |samples: &[(u32, u32)]| busiest(samples.iter().copied(), &[5], &parents);
+        assert_eq!(of(&[(9, 90), (5, 80), (3, 70)]), None);
+        assert_eq!(of(&[(9, 90), (7, 300), (7, 20)]), Some(100));
     }
 }

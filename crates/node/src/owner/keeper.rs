@@ -15,6 +15,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// How often accelerators are looked at: services have left them 500 ms after the owner began to use them.
 const LOOK_AT_GPUS: Duration = Duration::from_millis(200);
 
+/// An accelerator may say so long that work goes on which has ended.
+const LINGERS: Duration = Duration::from_secs(2);
+
 /// Keeps the services to what the owner wants, for as long as it is polled.
 pub async fn keep(
     section: OwnerSection,
@@ -51,7 +54,9 @@ pub async fn keep(
             _ = fast.tick(), if watch_gpus => {
                 let ours = engines(&services);
                 let working = services.in_flight() > 0;
-                senses.foreign_gpu = look(&sensors, move |sensors| sensors.foreign_gpu(&ours, working)).await;
+                let foreign = look(&sensors, move |sensors| sensors.foreign_gpu(&ours, working)).await;
+                // The runners of an owner's server are no children of ours, and their work is.
+                senses.foreign_gpu = if services.work_outside(LINGERS) { 0 } else { foreign };
             }
         }
         let said = *pause.borrow_and_update();
@@ -73,8 +78,7 @@ async fn look<T: Send + Default + 'static>(
 
 /// The processes of our engines, and this one.
 fn engines(services: &Services) -> Vec<u32> {
-    let pids = services.observed().1.into_iter().filter_map(|service| service.pid);
-    pids.chain([std::process::id()]).collect()
+    services.pids().into_iter().chain([std::process::id()]).collect()
 }
 
 /// The machine's own time of a moment in milliseconds since 1970.

@@ -15,7 +15,7 @@ use super::container::Container;
 use super::probe;
 use super::process::Process;
 use super::running::{Ending, Running};
-use super::service::Shared;
+use super::service::{Probing, Shared};
 use super::state::{Act, Event, Machine};
 use crate::engines::docker::{self, DockerEngine, DockerError};
 use crate::engines::files::{self, Hashed};
@@ -131,7 +131,10 @@ impl Keeper {
                 let asking = async {
                     match act {
                         Act::Ask => self.ask(&adapter).await,
-                        _ => (probe::probe(&adapter, self.desired.kind, &self.around.tasks).await, None),
+                        _ => {
+                            let _probing = Probing::begin(&self.shared);
+                            (probe::probe(&adapter, self.desired.kind, &self.around.tasks).await, None)
+                        }
                     }
                 };
                 let (event, found) = tokio::select! {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use cxmpute_runtime::lifecycle::OwnedTask;
 use cxmpute_runtime::{CancellationToken, Clock};
@@ -34,6 +35,11 @@ pub(super) struct Shared {
     pub(super) in_flight: AtomicU32,
     /// Moment of the last piece of work that succeeded, in milliseconds of the clock's monotonic time.
     pub(super) last_work_ms: AtomicU64,
+    /// Probes that are being asked.
+    probes: AtomicU32,
+    /// Moment at which the last work or probe ended, however it did, in the same milliseconds.
+    last_end_ms: AtomicU64,
+    clock: Clock,
     /// Somebody could not reach the engine.
     pub(super) doubt: Notify,
     /// The owner wants the machine back at once.
@@ -53,6 +59,34 @@ pub(super) struct View {
     pub(super) files: Option<Progress>,
 }
 
+impl Shared {
+    fn note_end(&self) {
+        self.last_end_ms.fetch_max(millis(&self.clock), Ordering::Relaxed);
+    }
+}
+
+fn millis(clock: &Clock) -> u64 {
+    u64::try_from(clock.mono().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Held while an engine is probed.
+#[derive(Debug)]
+pub(super) struct Probing(Arc<Shared>);
+
+impl Probing {
+    pub(super) fn begin(shared: &Arc<Shared>) -> Self {
+        shared.probes.fetch_add(1, Ordering::Relaxed);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Probing {
+    fn drop(&mut self) {
+        self.0.note_end();
+        self.0.probes.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A place in a service, held while one request is worked on.
 #[derive(Debug)]
 pub struct Place {
@@ -64,8 +98,7 @@ pub struct Place {
 impl Place {
     /// The work was done: the engine works.
     pub fn succeeded(&self, clock: &Clock) {
-        let now = u64::try_from(clock.mono().as_millis()).unwrap_or(u64::MAX);
-        self.shared.last_work_ms.fetch_max(now, Ordering::Relaxed);
+        self.shared.last_work_ms.fetch_max(millis(clock), Ordering::Relaxed);
     }
 
     /// Ends when the owner wants the machine back: the work is given up.
@@ -81,6 +114,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.shared.note_end();
         self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -107,6 +141,9 @@ impl Service {
             view: Mutex::new(view),
             in_flight: AtomicU32::new(0),
             last_work_ms: AtomicU64::new(0),
+            probes: AtomicU32::new(0),
+            last_end_ms: AtomicU64::new(0),
+            clock: around.clock.clone(),
             doubt: Notify::new(),
             withdrawn: CancellationToken::new(),
         });
@@ -181,6 +218,22 @@ impl Service {
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The process of its engine, where this node started one that still runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.shared.view.lock().pid.filter(|_| !self.has_ended())
+    }
+
+    /// Whether a server of the owner works for it, or did in the time before: what that takes of an accelerator belongs to
+    /// processes that this node does not know.
+    #[must_use]
+    pub fn works_outside(&self, before: Duration) -> bool {
+        let outside = matches!(self.shared.view.lock().adapter.as_deref(), Some(Adapter::External(_)));
+        let ended = Duration::from_millis(self.shared.last_end_ms.load(Ordering::Relaxed));
+        let lately = !ended.is_zero() && self.shared.clock.mono() < ended + before;
+        outside && (self.in_flight() > 0 || self.shared.probes.load(Ordering::Relaxed) > 0 || lately)
     }
 
     /// Asks it to end, once its running requests have ended; the token is cancelled when its engine is gone.

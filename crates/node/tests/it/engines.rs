@@ -24,6 +24,45 @@ pub fn program(dir: &Path, script: &str) -> std::path::PathBuf {
     path
 }
 
+/// A server that an owner might run: what it says to each path.
+pub struct OwnersServer {
+    pub address: std::net::SocketAddr,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl OwnersServer {
+    pub async fn start<Answer>(answer: impl Fn(String) -> Answer + Clone + Send + 'static) -> Self
+    where
+        Answer: Future<Output = &'static str> + Send,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let answer = answer.clone();
+                let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                    let answered = answer(request.uri().path().to_owned());
+                    async move {
+                        request.into_body().collect().await.unwrap();
+                        let text = Bytes::from_static(answered.await.as_bytes());
+                        Ok::<_, std::convert::Infallible>(Response::new(Full::new(text)))
+                    }
+                });
+                let connection = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(connection.serve_connection(TokioIo::new(tcp), service));
+            }
+        });
+        Self { address, task }
+    }
+}
+
+impl Drop for OwnersServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 #[tokio::test]
 async fn a_missing_model_is_named_and_found_when_it_comes() {
     let mut gateway = Gateway::start().await;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cxmpute_node::agent::Deps;
+use cxmpute_node::config::External;
 use cxmpute_node::engines::fake::{Fake, Fault, Script};
 use cxmpute_node::owner::{Cause, Senses, Sensors};
 use cxmpute_runtime::{Clock, Tasks};
@@ -12,6 +13,7 @@ use cxmpute_wire::control::{DesiredService, GpuShare, OwnerState, ServiceState};
 use cxmpute_wire::{Bytes, Code};
 use parking_lot::Mutex;
 
+use crate::engines::OwnersServer;
 use crate::gateway::{Gateway, Running, Tunnel, config, read, service, soon};
 
 /// A node whose sensors are a script.
@@ -117,6 +119,65 @@ async fn what_ends_already_leaves_the_accelerators_at_once_too() {
     assert!(error.is_none() && text.contains("draining"), "{text}");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     world.close().await;
+}
+
+#[tokio::test]
+async fn what_an_owners_server_does_for_us_is_no_work_of_its_owner() {
+    let senses = Arc::new(Mutex::new(Senses::default()));
+    let busy = senses.clone();
+    let server = OwnersServer::start(move |path| {
+        let busy = busy.clone();
+        async move {
+            if path.ends_with("/chat/completions") {
+                // Its runner is no child of this node. The driver says for a while that it works when it has ended.
+                busy.lock().foreign_gpu = 60;
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(700)).await;
+                    busy.lock().foreign_gpu = 0;
+                });
+                return "data: {\"said\":1}\n\ndata: [DONE]\n\n";
+            }
+            "{\"data\":[]}"
+        }
+    })
+    .await;
+    let mut gateway = Gateway::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&gateway, dir.path().to_owned());
+    config.owner.gpu_quiet_s = 1;
+    config.external = vec![External {
+        service: "llm:a".into(),
+        base_url: format!("http://{}/v1", server.address),
+        model: None,
+        api_key_file: None,
+        slots: Some(2),
+    }];
+    let mut deps = Running::deps();
+    deps.sensors = Sensors::Scripted(senses.clone());
+    let node = Running::with(config, deps);
+    let mut tunnel = gateway.tunnel().await;
+    tunnel.publish(vec![on_gpu("llm:a")]).await;
+    tunnel.until("llm:a", ServiceState::Ready).await;
+    for _ in 0..2 {
+        let mut stream = tunnel.chat("hello");
+        soon(stream.accepted()).await.unwrap();
+        let (text, error) = read(&mut stream).await;
+        assert!(error.is_none() && text.contains("[DONE]"), "{text}");
+    }
+    soon(async {
+        while senses.lock().foreign_gpu > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(!node.view.services.is_yielding());
+    assert_eq!(node.view.services.observed().1[0].state, ServiceState::Ready);
+    // Without any work of ours, it is the owner's.
+    senses.lock().foreign_gpu = 60;
+    soon(async { while !tunnel.heartbeat().await.services.is_empty() {} }).await;
+    assert!(node.view.services.is_yielding());
+    node.stop().await;
 }
 
 #[tokio::test]

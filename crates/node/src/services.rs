@@ -36,6 +36,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     generation: Generation,
+    /// The newest plan of this tunnel; a gateway whose books were restored counts on from an older one.
+    newest: Generation,
     /// The last plan, to go on with after a rest that stopped its engines.
     plan: Option<Desired>,
     running: BTreeMap<ServiceId, Service>,
@@ -67,13 +69,28 @@ impl Services {
         }
     }
 
-    /// Begins to make the plan real. Plans that are older than the last one are ignored; the same plan changes nothing.
+    /// A tunnel stands: whatever its gateway plans first is newer than all plans before.
+    pub fn begin_session(&self) {
+        self.inner.state.lock().newest = Generation::default();
+    }
+
+    /// Begins to make the plan real. Plans that are older than the last one of this tunnel are ignored; the same plan
+    /// changes nothing.
     pub fn apply(&self, desired: &Desired) {
-        let around = &self.inner.around;
         let mut state = self.inner.state.lock();
-        if desired.generation < state.generation || self.is_draining() {
+        if desired.generation >= state.newest {
+            state.newest = desired.generation;
+            self.follow(&mut state, desired);
+        }
+        drop(state);
+        self.inner.around.changes.send_modify(|count| *count += 1);
+    }
+
+    fn follow(&self, state: &mut State, desired: &Desired) {
+        if self.is_draining() {
             return;
         }
+        let around = &self.inner.around;
         state.generation = desired.generation;
         state.plan = Some(desired.clone());
         let images =
@@ -125,8 +142,17 @@ impl Services {
                 }
             }
         }
-        drop(state);
-        around.changes.send_modify(|count| *count += 1);
+        for service in state.running.values_mut() {
+            // What runs as this plan wants it takes its work, however the plans were counted before.
+            service.since = service.since.min(desired.generation);
+        }
+    }
+
+    /// Follows the last plan anew: what is allowed has changed.
+    fn follow_again(&self, state: &mut State) {
+        if let Some(plan) = state.plan.clone() {
+            self.follow(state, &plan);
+        }
     }
 
     /// A place for one request that was routed by the plan of `generation`.
@@ -206,10 +232,7 @@ impl Services {
             Some(rest) => tracing::info!(cause = ?rest.cause, rest.free_memory, "no new work is taken"),
             None => tracing::info!("work is taken again"),
         }
-        let plan = self.inner.state.lock().plan.clone();
-        if let Some(plan) = plan {
-            self.apply(&plan);
-        }
+        self.follow_again(&mut self.inner.state.lock());
         self.inner.around.changes.send_modify(|count| *count += 1);
     }
 
@@ -229,18 +252,15 @@ impl Services {
             true => tracing::info!("the owner uses the accelerators; services leave them"),
             false => tracing::info!("the accelerators are quiet; services come back"),
         }
-        let plan = {
-            let state = self.inner.state.lock();
+        {
+            let mut state = self.inner.state.lock();
             if yielding {
-                // Those that end already and those of a node that drains, too; the plan below leaves them out.
+                // Those that end already and those of a node that drains, too; the plan leaves the others out.
                 for service in state.all().filter(|service| !service.desired.gpus.is_empty()) {
                     service.withdraw();
                 }
             }
-            state.plan.clone()
-        };
-        if let Some(plan) = plan {
-            self.apply(&plan);
+            self.follow_again(&mut state);
         }
         self.inner.around.changes.send_modify(|count| *count += 1);
     }

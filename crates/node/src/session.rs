@@ -55,6 +55,7 @@ impl Session {
     /// Runs until the tunnel ends or the node stops.
     pub async fn run(&self, mut end: NodeEnd) -> End {
         let epoch = end.epoch;
+        self.view.services.begin_session();
         self.view.seen.send_modify(|seen| {
             seen.connected = true;
             seen.epoch = epoch;

@@ -82,6 +82,35 @@ async fn a_lost_tunnel_is_dialled_again_and_services_stay() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_counts_from_an_older_plan_is_followed() {
+    let mut world = World::start(1, |_, _| Script::saying(&["hi"])).await;
+    for _ in 0..5 {
+        world.tunnel.publish(vec![service("embeddings:e")]).await;
+    }
+    world.tunnel.publish(vec![service("llm:a"), service("embeddings:e")]).await;
+    world.tunnel.until("llm:a", ServiceState::Ready).await;
+    world.tunnel.link.close(Code::ProviderLost);
+    let before = world.tunnel.generation;
+    world.tunnel = world.gateway.tunnel().await;
+    world.tunnel.publish(vec![service("llm:a"), service("llm:b")]).await;
+    assert!(world.tunnel.generation < before);
+    world.tunnel.until("llm:b", ServiceState::Ready).await;
+    assert_eq!(world.tunnel.heartbeat().await.observed_generation, world.tunnel.generation);
+    // What ran already works for the plan that is counted lower.
+    soon(world.tunnel.chat("hello").accepted()).await.unwrap();
+    // Within one tunnel older plans are still late ones.
+    let (late, newer) = (world.tunnel.generation.0 - 1, world.tunnel.generation);
+    world.tunnel.generation.0 = late - 1;
+    world.tunnel.publish(vec![]).await;
+    world.tunnel.generation = newer;
+    world.tunnel.publish(vec![service("llm:a"), service("llm:b"), service("embeddings:e")]).await;
+    world.tunnel.until("embeddings:e", ServiceState::Ready).await;
+    let states = world.node.view.services.observed().1;
+    assert!(states.iter().all(|service| service.state == ServiceState::Ready), "{states:?}");
+    world.close().await;
+}
+
+#[tokio::test]
 async fn codes_that_a_person_must_mend_end_the_node() {
     for (code, exit_code) in [(Code::EpochStale, exit::CLONED), (Code::NodeRevoked, exit::REVOKED)] {
         let mut gateway = Gateway::start().await;

@@ -8,9 +8,10 @@ use cxmpute_wire::ServiceKind;
 use cxmpute_wire::control::DesiredService;
 use serde_json::Value;
 
-use super::found::{Found, FoundModel};
+use super::found::{Found, FoundModel, pinned};
 use super::{Endpoint, EngineError, Question, Reply, profile};
 use crate::config::External;
+use crate::supervise::Surroundings;
 
 /// Most of a list of models that is read.
 const MODELS_BYTES: usize = 1024 * 1024;
@@ -62,7 +63,7 @@ impl ExternalEngine {
     /// A server that was found, with its model for a planned service.
     #[must_use]
     pub fn found(found: &Found, model: &FoundModel, desired: &DesiredService, slots: Option<u16>) -> Self {
-        let pinned = desired.files.iter().any(|file| file.role == "model" && file.sha256.is_some());
+        let pinned = pinned(desired).is_some();
         Self {
             endpoint: Endpoint::http(&format!("http://{}/v1", found.address), None),
             model: model.name.clone(),
@@ -104,4 +105,34 @@ impl ExternalEngine {
         let link = self.endpoint.connect(tasks).await?;
         link.post(question.path.as_str(), &content_type, question.body).await.map(Reply::Http)
     }
+}
+
+/// The owner's server that runs a planned model, looked for under one name of the plan's engines. Where the server does not
+/// say the hash of its weights, their file is read: once, and again when it has changed.
+///
+/// # Errors
+/// It has another model under the planned name.
+pub(super) async fn running<'a>(
+    around: &Surroundings,
+    desired: &DesiredService,
+    name: &str,
+    finds: &'a [Found],
+) -> Result<Option<(&'a Found, &'a FoundModel)>, String> {
+    let mut other = None;
+    for found in finds.iter().filter(|found| found.kind.name() == name || name == "external") {
+        for model in found.models_for(desired) {
+            let file = model.file.as_ref().filter(|_| model.digest.is_none());
+            let Some((pinned, file)) = pinned(desired).zip(file) else {
+                return Ok(Some((found, model)));
+            };
+            match around.models.sum(file).await {
+                Ok(sum) if pinned.eq_ignore_ascii_case(&sum.to_string()) => return Ok(Some((found, model))),
+                Ok(sum) => {
+                    other = Some(format!("the model file has the hash {sum}, the catalogue pins {pinned}"));
+                }
+                Err(error) => other = Some(format!("{}: {error}", file.display())),
+            }
+        }
+    }
+    other.map_or(Ok(None), Err)
 }

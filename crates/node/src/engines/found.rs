@@ -98,27 +98,32 @@ impl Found {
         EnginePresent { name: "external".to_owned(), version: version.trim().to_owned(), models }
     }
 
-    /// Its model that a plan means, if it has one: by the names of the catalogue, and where that pins the weights, only
-    /// if they can be compared.
+    /// Its models that a plan means: by the names of the catalogue, and where that pins the weights, only those whose weights
+    /// are the same or can be compared by their file.
     #[must_use]
-    pub fn model_for(&self, desired: &DesiredService) -> Option<&FoundModel> {
+    pub fn models_for(&self, desired: &DesiredService) -> Vec<&FoundModel> {
         let engine = self.kind.name();
         if !desired.engines.iter().any(|name| name == engine || name == "external") {
-            return None;
+            return Vec::new();
         }
         let hub = desired.hub.as_ref().map(|hub| hub.repository.as_str());
         let wanted = [Some(desired.model.as_str()), desired.ollama.as_deref(), hub];
         let means = |name: &str| wanted.iter().flatten().any(|wanted| plain(wanted) == plain(name));
-        let pinned =
-            desired.files.iter().find(|file| file.role == "model").and_then(|file| file.sha256.as_ref());
+        let pinned = pinned(desired);
         let fits = |model: &&FoundModel| match (pinned, &model.digest) {
             (None, _) => true,
             (Some(pinned), Some(digest)) => pinned.eq_ignore_ascii_case(digest),
             (Some(_), None) => model.file.is_some(),
         };
         let named = |model: &&FoundModel| means(&model.name) || model.also.iter().any(|name| means(name));
-        self.models.iter().filter(named).find(fits)
+        self.models.iter().filter(named).filter(fits).collect()
     }
+}
+
+/// The hash that the catalogue pins for a model's weights.
+#[must_use]
+pub fn pinned(desired: &DesiredService) -> Option<&str> {
+    desired.files.iter().find(|file| file.role == "model")?.sha256.as_deref()
 }
 
 /// Ollama adds the tag that it takes when there is none.
@@ -240,18 +245,16 @@ mod tests {
     fn a_plan_gets_the_model_that_it_means_and_no_other() {
         let model = |name: &str| FoundModel { name: name.into(), ..FoundModel::default() };
         let ollama = found(Kind::Ollama, vec![model("mistral:latest"), model("llama3.2:1b")]);
-        assert_eq!(ollama.model_for(&planned(&json!([]))).unwrap().name, "llama3.2:1b");
-        assert_eq!(found(Kind::Ollama, vec![model("llama3.2:3b")]).model_for(&planned(&json!([]))), None);
+        let first = |found: &Found, plan: &DesiredService| found.models_for(plan).first().copied().cloned();
+        assert_eq!(first(&ollama, &planned(&json!([]))).unwrap().name, "llama3.2:1b");
+        assert_eq!(first(&found(Kind::Ollama, vec![model("llama3.2:3b")]), &planned(&json!([]))), None);
         let mut mistral = planned(&json!([]));
         (mistral.model, mistral.ollama) = ("mistral".into(), Some("mistral".into()));
-        assert_eq!(ollama.model_for(&mistral).unwrap().name, "mistral:latest");
+        assert_eq!(first(&ollama, &mistral).unwrap().name, "mistral:latest");
         let hub = FoundModel { also: vec!["meta-llama/Llama-3.2-1B-Instruct".into()], ..model("chat") };
+        assert_eq!(first(&found(Kind::Vllm, vec![hub.clone()]), &planned(&json!([]))).unwrap().name, "chat");
         assert_eq!(
-            found(Kind::Vllm, vec![hub.clone()]).model_for(&planned(&json!([]))).unwrap().name,
-            "chat"
-        );
-        assert_eq!(
-            found(Kind::LlamaServer, vec![hub]).model_for(&planned(&json!([]))),
+            first(&found(Kind::LlamaServer, vec![hub]), &planned(&json!([]))),
             None,
             "not in the plan"
         );
@@ -268,7 +271,7 @@ mod tests {
                 file: file.map(PathBuf::from),
                 ..FoundModel::default()
             };
-            found(Kind::Ollama, vec![model]).model_for(&pinned).is_some()
+            !found(Kind::Ollama, vec![model]).models_for(&pinned).is_empty()
         };
         assert!(with(Some("ab"), None) && with(None, Some("/m/a.gguf")));
         assert!(!with(Some("cd"), None) && !with(None, None));

@@ -31,6 +31,7 @@ use http::StatusCode;
 
 pub use child::Child;
 pub use endpoint::{Endpoint, EngineError};
+use found::Found;
 pub use profile::{Profile, Ready, Stop};
 pub use server::Server;
 
@@ -54,7 +55,7 @@ pub enum Adapter {
 
 /// The engines of this machine that the plan may count on, beside the built-in one: programs that this node starts, and
 /// servers that its owner runs. Programs are asked for their versions at the same time.
-pub async fn present(config: &NodeConfig, found: &[found::Found], accelerated: bool) -> Vec<EnginePresent> {
+pub async fn present(config: &NodeConfig, found: &[Found], accelerated: bool) -> Vec<EnginePresent> {
     let named =
         |name: &str, version: String| EnginePresent { name: name.to_owned(), version, models: Vec::new() };
     let tools = tool::Program::ALL.into_iter().filter_map(|program| Some((program, program.find()?)));
@@ -68,7 +69,7 @@ pub async fn present(config: &NodeConfig, found: &[found::Found], accelerated: b
     // It takes long to say its version, and is of no use without an accelerator.
     let vllm = vllm::find(&config.engines).filter(|_| accelerated);
     let vllm = vllm.map(|_| named(vllm::NAME, String::new()));
-    let found = found.iter().map(found::Found::present);
+    let found = found.iter().map(Found::present);
     let tools = tools.into_iter();
     tools.chain(scrape).chain(llama).chain(vllm).chain(config.external_engine()).chain(found).collect()
 }
@@ -160,6 +161,9 @@ pub enum AdapterError {
     /// A file of the model is not there.
     #[error("{0} is missing; put it there, or set models.dir to where the model files are")]
     ModelMissing(String),
+    /// The owner's server has another model under the planned name, and nothing else here runs the planned one.
+    #[error("{0}; fetch it again")]
+    OtherModel(String),
     /// No engine of this machine knows this kind of service.
     #[error("no engine of this machine runs {0}")]
     NoEngine(String),
@@ -170,8 +174,7 @@ pub enum AdapterError {
 
 impl Adapter {
     /// Whether the engine that [`Self::choose`] takes reads files of the plan: not where a server of the owner does the work.
-    #[must_use]
-    pub fn wants_files(around: &Surroundings, desired: &DesiredService) -> bool {
+    pub async fn wants_files(around: &Surroundings, desired: &DesiredService) -> bool {
         let config = &around.config;
         let own = config.external.iter().any(|external| external.service == desired.service_id.as_str());
         if desired.files.is_empty() || around.fake.is_some() || own {
@@ -185,11 +188,7 @@ impl Adapter {
         }
         let finds = around.finds.list();
         for name in order(&desired.engines, &config.engines.prefer) {
-            let served = finds
-                .iter()
-                .filter(|found| found.kind.name() == name || name == "external")
-                .any(|found| found.model_for(desired).is_some());
-            if served {
+            if external::running(around, desired, name, &finds).await.is_ok_and(|found| found.is_some()) {
                 return false;
             }
             match name {
@@ -232,15 +231,17 @@ impl Adapter {
             return docker::engine(config, files, &around.provision, desired).map(Box::new).map(Self::Docker);
         }
         let finds = around.finds.list();
+        let mut other = None;
         for name in order(&desired.engines, &config.engines.prefer) {
             // What the owner runs already costs no memory more.
-            let running = finds
-                .iter()
-                .filter(|found| found.kind.name() == name || name == "external")
-                .find_map(|found| found.model_for(desired).map(|model| (found, model)));
-            if let Some((found, model)) = running {
-                let engine = external::ExternalEngine::found(found, model, desired, config.discover.slots);
-                return Ok(Self::External(engine));
+            match external::running(around, desired, name, &finds).await {
+                Ok(Some((found, model))) => {
+                    let engine =
+                        external::ExternalEngine::found(found, model, desired, config.discover.slots);
+                    return Ok(Self::External(engine));
+                }
+                Ok(None) => {}
+                Err(why) => other = Some(why),
             }
             let child = match name {
                 "builtin" if builtin::knows(desired.kind) => Some(builtin::engine(config, files, desired)?),
@@ -265,9 +266,10 @@ impl Adapter {
         }
         let parallel = std::thread::available_parallelism().map_or(1, usize::from);
         let slots = config.engine.slots.min(u16::try_from(parallel).unwrap_or(u16::MAX));
-        tool::Tool::choose(desired, &around.sandbox, slots)
-            .map(Self::Tool)
-            .ok_or_else(|| AdapterError::NoEngine(desired.service_id.to_string()))
+        tool::Tool::choose(desired, &around.sandbox, slots).map(Self::Tool).ok_or_else(|| match other {
+            Some(why) => AdapterError::OtherModel(why),
+            None => AdapterError::NoEngine(desired.service_id.to_string()),
+        })
     }
 
     /// Its name in reports.

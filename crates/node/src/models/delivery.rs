@@ -228,6 +228,14 @@ impl Models {
         self.assemble(desired, &wanted, found.into_iter().flatten().collect())
     }
 
+    /// The sum of a file of the owner's, which is read once and again when it has changed.
+    ///
+    /// # Errors
+    /// It cannot be read, or it changed while it was.
+    pub async fn sum(&self, path: &Path) -> std::io::Result<Digest> {
+        self.inner.hashes.sum(path, |_| {}).await
+    }
+
     /// Room on the disk for all of these, and the right to fill them; `None` for what another service fills already.
     async fn admit(&self, lacking: &[Wanted<'_>]) -> Result<Vec<Option<Claim>>, DeliveryError> {
         let _turn = self.inner.admission.lock().await;

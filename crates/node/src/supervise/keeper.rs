@@ -18,7 +18,6 @@ use super::running::{Ending, Running};
 use super::service::{Probing, Shared};
 use super::state::{Act, Event, Machine};
 use crate::engines::docker::{self, DockerEngine, DockerError};
-use crate::engines::files::{self, Hashed};
 use crate::engines::profile::GRACE;
 use crate::engines::{Adapter, AdapterError};
 use crate::models::{DeliveryError, Placed};
@@ -52,8 +51,8 @@ pub(super) struct Keeper {
     pub(super) process: Option<Running>,
     /// The image that a container is made from, by its own id.
     pub(super) image_id: String,
-    /// The model's file, as this node read it last.
-    pub(super) hashed: Option<Hashed>,
+    /// The hash of the model's file, where this node read it.
+    pub(super) hashed: Option<String>,
     /// The files that its engine reads; they stay on the disk as long as this is held.
     pub(super) placed: Option<Placed>,
     /// What went wrong last; said as long as the service is not ready.
@@ -204,7 +203,7 @@ impl Keeper {
     }
 
     async fn prepare(&mut self, machine: &mut Machine) -> Event {
-        if Adapter::wants_files(&self.around, &self.desired) {
+        if Adapter::wants_files(&self.around, &self.desired).await {
             if let Err(error) = self.deliver().await {
                 self.fail(error.code(), error.to_string());
                 return Event::Unprepared;
@@ -218,6 +217,7 @@ impl Keeper {
             Err(error) => {
                 let code = match error {
                     AdapterError::ModelMissing(_) => Code::ModelMissing,
+                    AdapterError::OtherModel(_) => Code::DigestMismatch,
                     AdapterError::NoEngine(_) | AdapterError::UnsafePath(_) => Code::NotReady,
                 };
                 self.fail(code, error.to_string());
@@ -225,18 +225,16 @@ impl Keeper {
             }
         };
         // What a server does not tell of its model, its file does.
+        self.hashed = None;
         if let Some(file) = adapter.model_file() {
-            match files::hash(file, self.hashed.take()).await {
-                Ok(hashed) if !self.is_planned(&hashed.sha256) => return Event::Unprepared,
-                Ok(hashed) => self.hashed = Some(hashed),
+            match self.around.models.sum(file).await.map(|sum| sum.to_string()) {
+                Ok(sum) if !self.is_planned(&sum) => return Event::Unprepared,
+                Ok(sum) => self.hashed = Some(sum),
                 Err(error) => {
                     self.fail(Code::ModelMissing, format!("{}: {error}", file.display()));
                     return Event::Unprepared;
                 }
             }
-        }
-        if adapter.model_file().is_none() {
-            self.hashed = None;
         }
         let server = adapter.server();
         machine.set_start_budget(server.map(|server| start_budget(server.weight_bytes)));
@@ -378,7 +376,7 @@ impl Keeper {
 
     /// Compares the model that the engine has with the planned one.
     fn judge(&mut self, found: Option<String>) -> Event {
-        let found = found.or_else(|| self.hashed.as_ref().map(|hashed| hashed.sha256.clone()));
+        let found = found.or_else(|| self.hashed.clone());
         if found.as_ref().is_some_and(|found| !self.is_planned(found)) {
             return Event::WrongModel;
         }

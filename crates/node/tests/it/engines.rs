@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
+use crate::delivery::{model, pinned};
 use crate::gateway::{Gateway, Running, file, read, service, soon};
 
 pub fn program(dir: &Path, script: &str) -> std::path::PathBuf {
@@ -132,6 +133,47 @@ async fn an_engine_that_ends_at_once_is_reported_with_its_log() {
     assert!(detail.contains("exit status: 3") && detail.contains("llm-a.log"), "{detail}");
     let log = node.config.data_dir.join("logs/llm-a.log");
     assert_eq!(std::fs::read_to_string(log).unwrap(), "no such device\n");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_found_server_with_another_model_of_that_name_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let models = dir.path().join("models");
+    std::fs::create_dir(&models).unwrap();
+    let (right, other) = (model(70, 5_000), dir.path().join("other.gguf"));
+    std::fs::write(models.join("a.gguf"), &right).unwrap();
+    std::fs::write(&other, model(71, 5_000)).unwrap();
+    let props: &'static str =
+        format!("{{\"model_path\":{other:?},\"total_slots\":1,\"build_info\":\"b1\"}}").leak();
+    let server = OwnersServer::start(move |path| async move {
+        match path.as_str() {
+            "/v1/models" => "{\"data\":[{\"id\":\"a\",\"owned_by\":\"llamacpp\"}]}",
+            "/props" => props,
+            _ => "{}",
+        }
+    })
+    .await;
+    let mut gateway = Gateway::start().await;
+    let engine = program(dir.path(), "exec sleep 1000");
+    let node = Running::start(&gateway, None, |config| {
+        config.models.dir = Some(models);
+        config.engine.program = Some(engine);
+        config.engines.llama_server = Some(dir.path().join("none"));
+        config.discover.llama_server = vec![server.address.to_string()];
+    });
+    let mut tunnel = gateway.tunnel().await;
+    let sum = data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(&right));
+    let files = vec![pinned("a.gguf", &sum, right.len())];
+    let (mut found, mut own) = (service("llm:a"), service("llm:a"));
+    (found.engines, found.files) = (vec!["llama-server".into()], files.clone());
+    tunnel.publish(vec![found]).await;
+    let failed = tunnel.until("llm:a", ServiceState::Failed).await;
+    assert_eq!(failed.code, Some(Code::DigestMismatch));
+    assert!(failed.detail.unwrap().contains(&sum));
+    (own.engines, own.files) = (vec!["llama-server".into(), "builtin".into()], files);
+    tunnel.publish(vec![own]).await;
+    soon(async { while tunnel.until("llm:a", ServiceState::Loading).await.pid.is_none() {} }).await;
     node.stop().await;
 }
 

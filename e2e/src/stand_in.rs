@@ -148,6 +148,11 @@ pub enum Mood {
         /// Until its first token.
         by: Duration,
     },
+    /// Accepts, then gives the work up for its owner after so many tokens.
+    Withdrawing {
+        /// Tokens sent before.
+        after: u64,
+    },
     /// Does its work, but fails the checks of the gateway.
     Shy,
 }

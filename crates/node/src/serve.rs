@@ -22,7 +22,7 @@ const BODY_LIMIT_BYTES: usize = 24 * 1024 * 1024;
 const REFUSAL_LIMIT_BYTES: usize = 8 * 1024;
 /// Time the engine gets to refuse before the node accepts for it; the gateway waits 2 s for either (NR17).
 const REFUSAL_TIME: Duration = Duration::from_millis(1200);
-/// Said of work that is given up because the owner uses the accelerators.
+/// Said of work that is given up because the owner takes the machine back.
 const WITHDRAWN: &str = "the owner of this node needs the machine";
 /// Longest sentence of an engine that is handed on.
 const MESSAGE_LIMIT_CHARS: usize = 500;
@@ -66,9 +66,10 @@ pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, task
     let mut asking = std::pin::pin!(adapter.ask(question, &tasks));
     // Nothing is promised before the engine has had its say: what it refuses costs the user only a redirect.
     let early = tokio::select! {
+        biased;
+        () = place.withdrawn() => return work.refuse(Code::Draining, WITHDRAWN),
         answer = &mut asking => Some(answer),
         () = work.cancelled() => return,
-        () = place.withdrawn() => return work.refuse(Code::Draining, WITHDRAWN),
         () = tokio::time::sleep_until(decide_by) => None,
     };
     let (answer, responder) = match early {
@@ -97,9 +98,10 @@ pub async fn serve(mut work: WorkRequest, services: Services, clock: Clock, task
                 return;
             };
             let answer = tokio::select! {
+                biased;
+                () = place.withdrawn() => return report(responder, path, Code::OwnerWithdrew, WITHDRAWN).await,
                 answer = asking => answer,
                 () = responder.cancelled() => return,
-                () = place.withdrawn() => return report(responder, path, Code::Draining, WITHDRAWN).await,
                 () = tokio::time::sleep_until(deadline) => {
                     return report(responder, path, Code::DeadlineExceeded, "the engine was too slow").await;
                 }
@@ -138,8 +140,10 @@ async fn relay(
     let mut sent = 0u64;
     loop {
         let chunk = tokio::select! {
+            // First, because its engine is being ended: what that does to the answer is no fault of the node (NR48).
+            biased;
+            () = place.withdrawn() => return report(responder, path, Code::OwnerWithdrew, WITHDRAWN).await,
             chunk = reply.chunk() => chunk,
-            () = place.withdrawn() => return report(responder, path, Code::Draining, WITHDRAWN).await,
             // Dropping the reply hangs up on the engine, which stops generating.
             () = responder.cancelled() => return,
             () = &mut late => {

@@ -215,6 +215,12 @@ impl Services {
         self.inner.around.changes.send_modify(|count| *count += 1);
     }
 
+    /// Gives all running work up; only before the end of the node, because no service takes work again.
+    pub fn give_up(&self) {
+        let state = self.inner.state.lock();
+        state.running.values().chain(state.ending.values()).for_each(Service::give_up);
+    }
+
     /// The rest that is kept now.
     #[must_use]
     pub fn resting(&self) -> Option<Rest> {

@@ -23,6 +23,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// Time it gets after it is asked for a second time (NR26).
 const HURRIED_DRAIN: Duration = Duration::from_secs(10);
 
+/// Time for the last words of work that is given up.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
 /// What a session needs.
 pub struct Session {
     /// The owner's settings.
@@ -150,7 +153,12 @@ impl Session {
         tokio::select! {
             () = self.idle() => {}
             () = refuse_late => {}
-            () = over => tracing::warn!("work was still running when the time to drain was over"),
+            () = over => {
+                tracing::warn!("work was still running when the time to drain was over");
+                self.view.services.give_up();
+                // It is told why, so that it goes to other nodes and counts against nobody.
+                let _ = tokio::time::timeout(LAST_WORDS, self.idle()).await;
+            }
             () = hard.cancelled() => {}
         }
         handle.close(Code::Draining);

@@ -138,6 +138,8 @@ codes! {
     CatalogueRefused = "catalogue_refused", 503;
     /// The disk of the node has no room for the model.
     DiskLow = "disk_low", 503;
+    /// The owner of the node took the machine back while it worked; nobody is to blame.
+    OwnerWithdrew = "owner_withdrew", 503;
     /// The store is away.
     StoreUnavailable = "store_unavailable", 503;
     /// The process is shutting down.

@@ -123,6 +123,7 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
         | Mood::Failing
         | Mood::Resetting { .. }
         | Mood::Late { .. }
+        | Mood::Withdrawing { .. }
         | Mood::Shy => {}
     }
     let headers = script.as_ref().map(|script| script.headers.clone()).unwrap_or_default();
@@ -140,6 +141,13 @@ pub(super) async fn perform(mut request: WorkRequest, tunnel: NodeHandle, stage:
             let error =
                 json!({"error": {"code": "engine_failed", "message": "this stand-in fails", "status": 500}});
             let _ = responder.send(event(&error)).await;
+            Ok(())
+        }
+        (Mood::Withdrawing { after }, _) => {
+            let _ = tokens(&mut responder, &voice, after.min(limit), &sent).await;
+            let error = json!({"error": {"code": Code::OwnerWithdrew, "message": "the owner needs it", "status": 503}});
+            let told = if voice.whole.is_some() { error.to_string().into() } else { event(&error) };
+            let _ = responder.send(told).await;
             Ok(())
         }
         (Mood::Losing { after }, _) => {

@@ -14,3 +14,4 @@ mod sabotaged;
 mod services;
 mod storm;
 mod traces;
+mod withdrawn;

@@ -118,8 +118,9 @@ impl Seat {
         self.member.show_breaker(now);
     }
 
-    /// The node says that it has no room; it is asked again a moment later, not by the next request.
-    pub fn refused_for_room(&self, now: Duration) {
+    /// The node says that it has no room, or that its owner took it back: it is asked again a moment later, not by the next
+    /// request. Its heartbeat will have told by then how it is.
+    pub fn rests(&self, now: Duration) {
         /// A fraction of what a waiting request has.
         const FULL_FOR: Duration = Duration::from_millis(250);
         self.member.state.lock().full_until = now + FULL_FOR;

@@ -226,7 +226,8 @@ pub const fn remedy(code: Code) -> &'static str {
         | Code::ModelUnavailable
         | Code::ModelFormat
         | Code::CatalogueRefused
-        | Code::DiskLow => "Nothing: another node is asked.",
+        | Code::DiskLow
+        | Code::OwnerWithdrew => "Nothing: another node is asked.",
         Code::StoreUnavailable | Code::Draining | Code::GatewayDraining => {
             "Try again after `Retry-After` seconds."
         }

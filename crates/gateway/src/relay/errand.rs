@@ -132,7 +132,7 @@ pub(super) fn failure(body: &[u8]) -> Option<Fault> {
     let report: Report = serde_json::from_slice(body).ok()?;
     let code = report.error.code.as_ref().and_then(serde_json::Value::as_str);
     let code = code.and_then(|code| code.parse::<Code>().ok());
-    Some(code.filter(|code| code.status() == 400).map_or(Fault::Engine, Fault::BadRequest))
+    Some(Fault::reported(code))
 }
 
 /// An answer that is an object. What reads types would take a list for one, field by field.

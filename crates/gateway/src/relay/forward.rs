@@ -263,8 +263,9 @@ impl Run {
             }
             Piece::Claim(claim) => self.so_far.claim = Some(claim),
             Piece::Failed { code } => {
-                let wrong_request = code.filter(|code| code.status() == 400 && !self.so_far.has_content());
-                return Err(Stop::Fault(wrong_request.map_or(Fault::Engine, Fault::BadRequest)));
+                // What the engine took and answered is not wrong any more.
+                let code = code.filter(|code| code.status() != 400 || !self.so_far.has_content());
+                return Err(Stop::Fault(Fault::reported(code)));
             }
             Piece::Done if self.so_far.is_complete() => return Ok(true),
             Piece::Done if self.so_far.has_content() => return Err(Stop::Fault(Fault::Protocol)),

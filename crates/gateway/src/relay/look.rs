@@ -259,10 +259,7 @@ fn read_chat(body: &[u8]) -> Result<(String, Option<Claim>), Fault> {
             Piece::Tools { .. } => return Err(Fault::Protocol),
             Piece::Finish { .. } => finished = true,
             Piece::Claim(newest) => claim = Some(newest),
-            Piece::Failed { code } => {
-                let code = code.filter(|code| code.status() == 400);
-                return Err(code.map_or(Fault::Engine, Fault::BadRequest));
-            }
+            Piece::Failed { code } => return Err(Fault::reported(code)),
             Piece::Done => done = true,
         }
     }

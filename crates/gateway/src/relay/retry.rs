@@ -22,6 +22,8 @@ pub enum Fault {
     Stalled,
     /// The engine failed after the node had accepted.
     Engine,
+    /// The node's owner took the machine back after the node had accepted.
+    Withdrawn,
     /// The node broke the protocol.
     Protocol,
     /// The acceptance named another request or an older tunnel.
@@ -33,11 +35,22 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Whether it counts against the node (GR28): never what the client or capacity caused.
+    /// What a node means that reports `code` after it accepted: an error event of a stream, or an error as the whole body.
+    /// Nodes of older versions say `draining` where the owner took the machine back.
+    #[must_use]
+    pub const fn reported(code: Option<Code>) -> Self {
+        match code {
+            Some(Code::OwnerWithdrew | Code::Draining) => Self::Withdrawn,
+            Some(code) if code.status() == 400 => Self::BadRequest(code),
+            _ => Self::Engine,
+        }
+    }
+
+    /// Whether it counts against the node (GR28, NR48): never what the client, capacity or the node's owner caused.
     #[must_use]
     pub const fn blames_node(self) -> bool {
         match self {
-            Self::BadRequest(_) => false,
+            Self::BadRequest(_) | Self::Withdrawn => false,
             Self::Refused(code) => !matches!(
                 code,
                 Some(
@@ -46,6 +59,7 @@ impl Fault {
                         | Code::RateLimited
                         | Code::Draining
                         | Code::NotReady
+                        | Code::OwnerWithdrew
                 )
             ),
             _ => true,
@@ -56,6 +70,12 @@ impl Fault {
     #[must_use]
     pub const fn is_lack_of_room(self) -> bool {
         matches!(self, Self::Refused(Some(Code::QueueFull | Code::CapacityFull | Code::RateLimited)))
+    }
+
+    /// Whether the node is left alone for a moment, though it is not to blame.
+    #[must_use]
+    pub const fn rests_node(self) -> bool {
+        self.is_lack_of_room() || matches!(self, Self::Withdrawn)
     }
 
     /// The row of the abort table for this attempt alone.
@@ -88,6 +108,7 @@ impl Fault {
             Self::AcceptTimeout | Self::FirstTokenTimeout => Code::FirstTokenTimeout,
             Self::Stalled => Code::ProviderStalled,
             Self::Engine => Code::EngineFailed,
+            Self::Withdrawn => Code::OwnerWithdrew,
             Self::Protocol | Self::Foreign | Self::Empty | Self::Schema => Code::ProviderProtocolError,
         }
     }
@@ -103,6 +124,7 @@ impl Fault {
             Self::FirstTokenTimeout => "first_token_timeout",
             Self::Stalled => "stalled",
             Self::Engine => "engine",
+            Self::Withdrawn => "withdrawn",
             Self::Protocol => "protocol",
             Self::Foreign => "foreign",
             Self::Empty => "empty",
@@ -171,6 +193,11 @@ impl Trail {
             if fault.is_lack_of_room() {
                 self.full.push(provision.clone());
             }
+            self.tried.push((provision.clone(), None));
+            return Next::Now;
+        }
+        if fault == Fault::Withdrawn {
+            // As a refusal, only later: it says nothing about the others, so it costs nothing of the common budget.
             self.tried.push((provision.clone(), None));
             return Next::Now;
         }
@@ -252,6 +279,27 @@ mod tests {
         let mut trail = Trail::default();
         assert_eq!(fail(&mut trail, "a", Fault::BadRequest(Code::ContextLengthExceeded), true), Next::GiveUp);
         assert!(!Fault::BadRequest(Code::ContextLengthExceeded).blames_node());
+    }
+
+    #[test]
+    fn work_that_an_owner_ended_goes_elsewhere_at_once_and_blames_nobody() {
+        for code in [Code::OwnerWithdrew, Code::Draining] {
+            assert_eq!(Fault::reported(Some(code)), Fault::Withdrawn, "{code}");
+        }
+        assert_eq!(Fault::reported(Some(Code::EngineFailed)), Fault::Engine);
+        assert_eq!(Fault::reported(None), Fault::Engine);
+        let wrong = Code::ContextLengthExceeded;
+        assert_eq!(Fault::reported(Some(wrong)), Fault::BadRequest(wrong));
+        let mut trail = Trail::default();
+        for name in ["a", "b", "c", "d", "e"] {
+            assert_eq!(fail(&mut trail, name, Fault::Withdrawn, false), Next::Now, "no budget is asked");
+        }
+        assert_eq!(trail.tried.len(), 5, "none of them gets it again");
+        assert!(!Fault::Withdrawn.blames_node() && Fault::Withdrawn.rests_node());
+        assert!(!Fault::Refused(Some(Code::OwnerWithdrew)).blames_node());
+        let rounds =
+            (0..100).take_while(|n| fail(&mut trail, &n.to_string(), Fault::Withdrawn, true) == Next::Now);
+        assert!(rounds.count() < 20, "and it does not go round for ever");
     }
 
     #[test]

@@ -313,8 +313,8 @@ impl Run {
             seat.lost(now);
         } else if fault.blames_node() {
             seat.failed(now);
-        } else if fault.is_lack_of_room() {
-            seat.refused_for_room(now);
+        } else if fault.rests_node() {
+            seat.rests(now);
         }
     }
 

@@ -328,6 +328,9 @@ pub(super) fn exhausted_error(fault: Fault) -> ApiError {
         Fault::AcceptTimeout | Fault::FirstTokenTimeout | Fault::Stalled => {
             ApiError::new(Code::FirstTokenTimeout, "No node answered in time.").retry_after(1)
         }
+        Fault::Withdrawn => {
+            ApiError::no_provider("The owner of the node that served this took the machine back.")
+        }
         _ => ApiError::new(Code::ProviderError, "Every node that was asked failed before it answered.")
             .retry_after(1),
     }

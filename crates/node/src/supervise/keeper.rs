@@ -413,6 +413,8 @@ impl Keeper {
             () = self.shared.withdrawn.cancelled() => {}
             () = tokio::time::sleep(DRAIN) => {}
         }
+        // Whatever still runs is given up for a reason that blames nobody, before its engine is ended.
+        self.shared.withdrawn.cancel();
     }
 
     fn log_path(&self) -> PathBuf {

@@ -42,7 +42,7 @@ pub(super) struct Shared {
     clock: Clock,
     /// Somebody could not reach the engine.
     pub(super) doubt: Notify,
-    /// The owner wants the machine back at once.
+    /// The owner wants the machine back at once, or the time for running work to end is over.
     pub(super) withdrawn: CancellationToken,
 }
 
@@ -244,9 +244,14 @@ impl Service {
 }
 
 impl Service {
+    /// Gives its running requests up at once. Its engine goes on.
+    pub fn give_up(&self) {
+        self.shared.withdrawn.cancel();
+    }
+
     /// As [`Service::stop`], but its running requests are given up at once.
     pub fn withdraw(&self) -> CancellationToken {
-        self.shared.withdrawn.cancel();
+        self.give_up();
         self.stop()
     }
 

@@ -82,7 +82,7 @@ async fn accelerators_go_back_to_their_owner_at_once_and_the_processor_works_on(
     world.sense(|senses| senses.foreign_gpu = 60);
     let began = tokio::time::Instant::now();
     let (text, error) = read(&mut running).await;
-    assert!(error.is_none() && text.contains("draining") && !text.contains("[DONE]"), "{text}");
+    assert!(error.is_none() && text.contains("owner_withdrew") && !text.contains("[DONE]"), "{text}");
     // 500 ms by node.md section 6, asserted at four times the value.
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     soon(async {
@@ -101,6 +101,21 @@ async fn accelerators_go_back_to_their_owner_at_once_and_the_processor_works_on(
     world.sense(|senses| senses.foreign_gpu = 0);
     world.tunnel.until("llm:a", ServiceState::Ready).await;
     world.tunnel.until("llm:b", ServiceState::Ready).await;
+    world.close().await;
+}
+
+/// NR25 and NR48: a stop waits for running work, and what outlasts the wait is given up with a reason that blames nobody.
+#[tokio::test]
+async fn work_that_outlasts_the_drain_is_given_up_with_its_reason() {
+    let mut world = Sensed::start(|_| {}).await;
+    let mut running = world.tunnel.chat("hang");
+    soon(running.accepted()).await.unwrap();
+    soon(running.chunk()).await.unwrap().unwrap();
+    world.node.tasks.soft().cancel();
+    world.node.view.hurry.cancel();
+    world.until_owner(OwnerState::Draining).await;
+    let (text, error) = read(&mut running).await;
+    assert!(error.is_none() && text.contains("owner_withdrew") && !text.contains("[DONE]"), "{text}");
     world.close().await;
 }
 

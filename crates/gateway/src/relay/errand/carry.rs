@@ -247,8 +247,8 @@ impl<E: Errand> Carry<E> {
                 seat.lost(now);
             } else if fault.blames_node() {
                 seat.failed(now);
-            } else if fault.is_lack_of_room() {
-                seat.refused_for_room(now);
+            } else if fault.rests_node() {
+                seat.rests(now);
             }
             self.record(&seat, number, fault.end(), Some(fault.code()), began);
             let chance = u64::from_le_bytes(random::bytes::<8>());

@@ -202,6 +202,16 @@ fn say(words: &str, pictures: &[RgbImage]) -> String {
     let target =
         |before: &str| words.strip_prefix(before).and_then(|rest| rest.split(" in this picture").next());
     let Some(first) = pictures.first() else { return "I see no picture.".to_owned() };
+    if let Some(target) = target("Locate every ") {
+        let found = pixels(first, target).map(|place| json!({"bbox_2d": place, "label": target}));
+        return format!("```json\n{}\n```", json!(found.into_iter().collect::<Vec<_>>()));
+    }
+    if let Some(target) = target("Point at every ").filter(|_| words.contains("point_2d")) {
+        let middle = pixels(first, target).map(|[left, top, right, bottom]| {
+            json!({"point_2d": [u32::midpoint(left, right), u32::midpoint(top, bottom)], "label": target})
+        });
+        return json!({"points": middle.into_iter().collect::<Vec<_>>()}).to_string();
+    }
     if let Some(target) = target("Find every ") {
         let found =
             place(first, target).map(|place| json!({"label": target, "box": place, "confidence": 0.75}));
@@ -224,6 +234,16 @@ fn say(words: &str, pictures: &[RgbImage]) -> String {
         })
         .collect();
     format!("I see {}.", seen.join("; "))
+}
+
+/// The same as a model says it that counts the pixels of its own, resized picture.
+fn pixels(picture: &RgbImage, colour: &str) -> Option<[u32; 4]> {
+    let (width, height) = picture.dimensions();
+    // Sides of a multiple of 28 pixels; the pictures of the tests are large enough for that.
+    let cells = |side: u32| f64::from((side + 14) / 28 * 28);
+    let at = |part: f64, side: u32| (part * cells(side)).round().to_string().parse().unwrap_or_default();
+    let [left, top, right, bottom] = place(picture, colour)?;
+    Some([at(left, width), at(top, height), at(right, width), at(bottom, height)])
 }
 
 /// The box around all pixels of a colour, as parts of the picture.

@@ -15,6 +15,7 @@ mod container;
 mod engine;
 mod entry;
 mod parameter;
+mod places;
 mod raw;
 mod shipped;
 
@@ -22,6 +23,7 @@ pub use canvas::Canvas;
 pub use capability::Capability;
 pub use engine::{Engine, EngineSet};
 pub use parameter::Parameter;
+pub use places::Places;
 pub use shipped::SHIPPED;
 
 use raw::{RawCatalogue, RawModel, Source};
@@ -90,6 +92,8 @@ pub struct ModelEntry {
     pub languages: Vec<String>,
     /// What pictures it draws; [`ServiceKind::Image`] only.
     pub canvas: Option<Canvas>,
+    /// In which numbers it says where something is.
+    pub places: Places,
 }
 
 /// How a node gets what an entry needs.

@@ -60,6 +60,24 @@ pub fn tokens(width: u32, height: u32, detail: Detail) -> u64 {
     }
 }
 
+/// The width and height to which models of the Qwen2.5-VL kind resize a picture before they look: sides that are multiples of
+/// 28, and at least 3,136 pixels. Their places are pixels of this size.
+#[must_use]
+pub fn grid(width: u32, height: u32) -> (u32, u32) {
+    /// Two patches of 14 pixels are one token.
+    const CELL: u32 = 28;
+    const LEAST: u64 = 56 * 56;
+    let nearest = |side: u32| ((side.max(1) + CELL / 2) / CELL).max(1) * CELL;
+    let (across, down) = (nearest(width), nearest(height));
+    if u64::from(across) * u64::from(down) >= LEAST {
+        return (across, down);
+    }
+    let grow = (LEAST as f64 / (f64::from(width.max(1)) * f64::from(height.max(1)))).sqrt();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "both sides are small here")]
+    let up = |side: u32| (f64::from(side.max(1)) * grow / f64::from(CELL)).ceil() as u32 * CELL;
+    (up(width), up(height))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -82,6 +100,19 @@ mod tests {
         ] {
             assert_eq!(fit(width, height, detail), size, "{width} {height}");
             assert_eq!(tokens(size.0, size.1, detail), count, "{width} {height}");
+        }
+    }
+
+    #[test]
+    fn the_grid_of_a_picture_is_near_it_and_never_too_small() {
+        for (size, grid_size) in [
+            ((1_024, 768), (1_036, 756)),
+            ((1_024, 770), (1_036, 784)),
+            ((64, 32), (84, 56)),
+            ((28, 28), (56, 56)),
+            ((600, 300), (588, 308)),
+        ] {
+            assert_eq!(grid(size.0, size.1), grid_size, "{size:?}");
         }
     }
 

@@ -54,6 +54,22 @@ impl Db {
         }
         tx.commit().await
     }
+
+    /// A recorded price; none when this version was never used.
+    ///
+    /// # Errors
+    /// The store failed, or holds something else.
+    pub async fn price(&self, id: &str, version: i64) -> Result<Option<PriceRow>, DbError> {
+        let stored: Option<String> = read!(self, e =>
+            sqlx::query_scalar("SELECT price FROM prices WHERE id = $1 AND version = $2")
+                .bind(id)
+                .bind(version)
+                .fetch_optional(e)
+                .await?);
+        stored
+            .map(|text| serde_json::from_str(&text).map_err(|e| DbError::impossible("prices", e)))
+            .transpose()
+    }
 }
 
 /// A recorded version has the numbers that it was recorded with.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::openai::ProviderPreferences;
+use crate::openai::{CostDetails, ProviderPreferences};
 
 /// A picture and what is wanted of it. Exactly one of `imageUrl`, `imageBase64` and `imageUint8` is given.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -91,8 +91,8 @@ pub struct DetectedObject {
     /// Left, top, right, bottom.
     #[serde(rename = "box")]
     pub place: [f64; 4],
-    /// How sure the model is, from 0 to 1.
-    pub confidence: f64,
+    /// How sure the model is, from 0 to 1; null where it does not say.
+    pub confidence: Option<f64>,
 }
 
 /// A place in a picture, as parts of its width and height.
@@ -121,6 +121,8 @@ pub struct PieceUsage {
     pub completion_tokens: Option<u64>,
     /// What it cost, in credits.
     pub cost: String,
+    /// What `cost` is made of.
+    pub cost_details: CostDetails,
 }
 
 /// What an engine that reads is given; between gateway and node only.

@@ -7,6 +7,7 @@ mod containers;
 mod house;
 mod llama;
 mod node;
+mod official;
 mod pictures;
 mod rhythm;
 #[cfg(feature = "sabotage")]

@@ -10,16 +10,20 @@ use cxmpute_e2e::ground::{alone, until};
 use cxmpute_e2e::paths::settled;
 use cxmpute_e2e::process::{self, Program};
 use cxmpute_e2e::services::BOMB;
-use cxmpute_e2e::settings::{Setting, repository, variable};
+use cxmpute_e2e::settings::{Setting, repository};
 use cxmpute_e2e::world::{Account, World};
 use cxmpute_wire::MicroCredits;
 use image::ImageFormat;
 use serde_json::{Value, json};
 
+use crate::official;
+
 /// Sees, talks and finds; its tokens are counted.
 const SEER: &str = "seer";
 /// Sees and talks; its characters are counted.
 const GLIMPSE: &str = "glimpse";
+/// Sees, and says places in the pixels of its own, resized picture; an entry that ships.
+const FINDER: &str = "qwen2.5vl:3b";
 /// Draws.
 const ARTIST: &str = "artist";
 
@@ -44,7 +48,16 @@ fn catalogue() -> String {
     );
     seeing(SEER, "\"vision\", \"caption\", \"query\", \"detect\", \"point\", \"json_schema\"", &tiny)
         + &seeing(GLIMPSE, "\"vision\", \"caption\"", "")
+        + &shipped(FINDER)
         + &artist
+}
+
+/// An entry of the shipped catalogue, as it stands there.
+fn shipped(id: &str) -> String {
+    let all = std::fs::read_to_string(repository().join("catalogue/vision.toml")).unwrap();
+    let named = format!("\nid = \"{id}\"\n");
+    let entry = all.split("[[model]]").find(|entry| entry.starts_with(&named)).unwrap();
+    format!("[[model]]{entry}")
 }
 
 struct Ground {
@@ -66,7 +79,7 @@ impl Ground {
         let folder = tempfile::tempdir().unwrap();
         let node = start_node(&world, &owner, &atelier, folder.path()).await;
         let anybody = Client::anonymous(world.address);
-        for model in [SEER, GLIMPSE, ARTIST] {
+        for model in [SEER, GLIMPSE, FINDER, ARTIST] {
             until(&format!("{model} to be ready: {}", node.log.display()), READY_WITHIN, async || {
                 let reply = anybody.call("GET", &format!("/v1/models/{model}"), None).await?.json();
                 Ok((reply["availability"]["status"] == "ready").then_some(()))
@@ -113,8 +126,12 @@ impl Ground {
 async fn start_node(world: &World, owner: &Account, atelier: &Atelier, folder: &std::path::Path) -> Program {
     let grant = folder.join("grant");
     std::fs::write(&grant, world.grant(&owner.user_id).await.unwrap()).unwrap();
-    let services: Vec<String> =
-        vec![format!("llm:{SEER}"), format!("llm:{GLIMPSE}"), format!("image:{ARTIST}")];
+    let services: Vec<String> = vec![
+        format!("llm:{SEER}"),
+        format!("llm:{GLIMPSE}"),
+        format!("llm:{FINDER}"),
+        format!("image:{ARTIST}"),
+    ];
     let services: Vec<&str> = services.iter().map(String::as_str).collect();
     let configuration = folder.join("node.toml");
     std::fs::write(&configuration, atelier.node_configuration(&services)).unwrap();
@@ -335,6 +352,32 @@ async fn a_model_that_sees_captions_answers_finds_and_points() {
         .await;
 }
 
+/// A picture of 600 x 300 pixels is one of 588 x 308 to such a model; what the client gets are parts of the picture.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shipped_entry_finds_and_points_in_pixels_of_its_own() {
+    let _alone = alone().unwrap();
+    let ground = Ground::new().await;
+    let picture = STANDARD.encode(halves("green", "black", (600, 300), ImageFormat::Png));
+    let ask = |target: &str| json!({"imageBase64": picture, "target": target, "model": FINDER});
+    let reply = ground.post("/v1/m/detect", ask("black")).await;
+    let body = reply.json();
+    assert_eq!(reply.status, 200, "{body}");
+    assert_eq!(
+        body["objects"],
+        json!([{"label": "black", "box": [0.5, 0.0, 1.0, 1.0], "confidence": null}]),
+        "{body}"
+    );
+    let sent = ground.atelier.asked().last().unwrap().clone();
+    let schema = &sent["response_format"]["json_schema"]["schema"]["properties"]["objects"]["items"];
+    assert_eq!(schema["required"], json!(["bbox_2d", "label"]), "{sent}");
+    let receipt = ground.receipt(&reply).await;
+    assert!(ground.world.cost_of(&receipt).unwrap() > 0 && receipt["images"] == 1, "{receipt}");
+    let reply = ground.post("/v1/m/point", ask("green")).await.json();
+    assert_eq!(reply["points"], json!([{"x": 0.25, "y": 0.5}]), "{reply}");
+    let reply = ground.post("/v1/m/detect", ask("blue")).await.json();
+    assert_eq!(reply["objects"], json!([]), "{reply}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_draws_is_asked_in_its_words_and_its_pictures_are_drawn_anew() {
     let _alone = alone().unwrap();
@@ -385,26 +428,9 @@ async fn a_server_that_draws_is_asked_in_its_words_and_its_pictures_are_drawn_an
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_official_clients_show_pictures_and_have_them_drawn() {
     let _alone = alone().unwrap();
-    let python = variable("CXMPUTE_CLIENT_PYTHON");
-    let python =
-        python.expect("CXMPUTE_CLIENT_PYTHON is not set: run scripts/test, which makes the environment");
     let ground = Ground::new().await;
-    let mut pytest = tokio::process::Command::new(python);
-    pytest
-        .args(["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"])
-        .arg(repository().join("e2e/clients/python/test_pictures.py"))
-        .env("CXMPUTE_BASE_URL", format!("http://{}/v1", ground.world.address))
-        .env("CXMPUTE_API_KEY", ground.account.client.key.clone().unwrap())
-        .env("CXMPUTE_VISION_MODEL", SEER)
-        .env("CXMPUTE_IMAGE_MODEL", ARTIST)
-        .env("CXMPUTE_PICTURE_URL", ground.atelier.picture_url())
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .kill_on_drop(true);
-    let done = tokio::time::timeout(Duration::from_secs(300), pytest.output()).await.unwrap().unwrap();
-    let said = String::from_utf8_lossy(&done.stdout).into_owned();
-    assert!(
-        done.status.success() && !said.contains("skipped"),
-        "{said}{}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    let picture = ground.atelier.picture_url();
+    let more =
+        [("CXMPUTE_VISION_MODEL", SEER), ("CXMPUTE_IMAGE_MODEL", ARTIST), ("CXMPUTE_PICTURE_URL", &picture)];
+    official::pytest("test_pictures.py", ground.world.address, &ground.account, &more).await;
 }

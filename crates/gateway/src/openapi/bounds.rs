@@ -126,7 +126,7 @@ fn answers() -> Vec<(&'static str, &'static str, Value)> {
         ("Credits", "currency", json!({"const": "credits"})),
     ];
     all.push(("ModelStats", "uptime_30m", json!({"minimum": 0, "maximum": 1})));
-    for field in ["prompt", "completion", "characters"] {
+    for field in ["prompt", "completion", "characters", "seconds", "urls", "images"] {
         all.push(("CostDetails", field, price.clone()));
     }
     all.push(("CostDetails", "adjustment", json!({"pattern": "^-?[0-9]+(\\.[0-9]+)?$"})));

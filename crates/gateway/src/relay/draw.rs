@@ -10,10 +10,10 @@ use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::openai::{
     DrawRequest, Drawn, ImageDatum, ImageList, ImageResponse, PictureFormat, read_size,
 };
-use cxmpute_wire::sight::PieceUsage;
 
 use super::errand::{Errand, Misread, Printed, Ticket, failure, object};
 use super::retry::Fault;
+use super::usage::picture_usage;
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
 use crate::media::{Frame, FrameError};
@@ -129,7 +129,7 @@ impl Errand for Drawing {
         Units { images: exact.images.min((answer.len() as u64).saturating_mul(self.units)), ..exact }
     }
 
-    fn print(&self, _ticket: &Ticket, mut answer: Vec<Bytes>, units: &Units, settled: &Settled) -> Printed {
+    fn print(&self, ticket: &Ticket, mut answer: Vec<Bytes>, units: &Units, settled: &Settled) -> Printed {
         match self.form {
             DrawingForm::Bare => Printed {
                 bytes: answer.pop().unwrap_or_default(),
@@ -140,11 +140,7 @@ impl Errand for Drawing {
                 data: answer.iter().map(|file| ImageDatum { b64_json: STANDARD.encode(file) }).collect(),
                 output_format: self.format,
                 size: self.request.size.clone(),
-                usage: PieceUsage {
-                    images: Some(units.images),
-                    cost: settled.cost.to_credits(),
-                    ..PieceUsage::default()
-                },
+                usage: picture_usage(units, &ticket.model.price, settled),
             }),
         }
     }

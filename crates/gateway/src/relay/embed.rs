@@ -9,7 +9,7 @@ use cxmpute_wire::Tokens;
 use cxmpute_wire::openai::{EmbeddingInput, EmbeddingRequest, EncodingFormat};
 
 use super::errand::{Errand, Misread, Printed, Ticket};
-use super::settle::usage;
+use super::usage::usage;
 use super::vectors::{Vectors, print, read};
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};

@@ -2,7 +2,7 @@
 //! what the client wanted. A model's words are no more to be trusted than a node's bytes: boxes and points are parsed strictly.
 
 use bytes::Bytes;
-use cxmpute_market::catalogue::Parameter;
+use cxmpute_market::catalogue::{Parameter, Places};
 use cxmpute_market::price::Units;
 use cxmpute_runtime::random;
 use cxmpute_store::Settled;
@@ -19,13 +19,14 @@ use super::job::{Ask, Form, Job, Pictures};
 use super::retry::Fault;
 use super::rules::Rules;
 use super::sight::Wanted;
+use super::usage::picture_usage;
 use crate::app::App;
 use crate::error::ApiResult;
 use crate::media::View;
 
 mod found;
 
-use found::Found;
+use found::{Eye, Found};
 
 /// Bytes of one token's event, with room for engines that talk much around it.
 const BYTES_PER_TOKEN: u64 = 1_024;
@@ -39,6 +40,7 @@ const EVENT: usize = 256 * 1024;
 pub struct Look {
     job: Job,
     wanted: Wanted,
+    eye: Eye,
 }
 
 /// What a model said.
@@ -59,13 +61,21 @@ fn limit(wanted: &Wanted) -> u64 {
     }
 }
 
-/// The question.
-fn question(wanted: &Wanted) -> String {
+/// The question, in the words of a model that says places in such numbers.
+fn question(wanted: &Wanted, places: Places) -> String {
     match wanted {
         Wanted::Caption(CaptionLength::Short) => "Describe this picture in a few words.".to_owned(),
         Wanted::Caption(CaptionLength::Normal) => "Describe this picture in one sentence.".to_owned(),
         Wanted::Caption(CaptionLength::Long) => "Describe this picture in one paragraph.".to_owned(),
         Wanted::Answer(question) => question.clone(),
+        Wanted::Boxes(target) if places == Places::Pixels => format!(
+            "Locate every {target} in this picture. Answer with JSON and nothing else: {{\"objects\": [{{\"bbox_2d\": [x1, y1, x2, \
+             y2], \"label\": \"...\"}}]}}, in pixels. When there is none, the list is empty."
+        ),
+        Wanted::Points(target) if places == Places::Pixels => format!(
+            "Point at every {target} in this picture. Answer with JSON and nothing else: {{\"points\": [{{\"point_2d\": [x, y], \
+             \"label\": \"...\"}}]}}, in pixels. When there is none, the list is empty."
+        ),
         Wanted::Boxes(target) => format!(
             "Find every {target} in this picture. Answer with JSON and nothing else: {{\"objects\": [{{\"label\": \"...\", \
              \"box\": [left, top, right, bottom], \"confidence\": 0.9}}]}}. Places are parts of the picture's width and height \
@@ -79,21 +89,31 @@ fn question(wanted: &Wanted) -> String {
 }
 
 /// The shape of an answer that is parsed, for engines that can hold a model to it.
-fn shape(wanted: &Wanted) -> Option<ResponseFormat> {
-    let part = json!({"type": "number", "minimum": 0, "maximum": 1});
+fn shape(wanted: &Wanted, places: Places) -> Option<ResponseFormat> {
     let list = |name: &str, fields: serde_json::Value, required: &[&str]| {
         let item = json!({"type": "object", "properties": fields, "required": required, "additionalProperties": false});
         json!({"type": "object", "properties": {name: {"type": "array", "items": item}}, "required": [name],
             "additionalProperties": false})
     };
-    let schema = match wanted {
-        Wanted::Caption(_) | Wanted::Answer(_) => return None,
-        Wanted::Boxes(_) => {
-            let place = json!({"type": "array", "items": part, "minItems": 4, "maxItems": 4});
-            let fields = json!({"label": {"type": "string"}, "box": place, "confidence": part});
+    let numbers = |count: usize, of: &serde_json::Value| json!({"type": "array", "items": of, "minItems": count, "maxItems": count});
+    let (part, pixel) =
+        (json!({"type": "number", "minimum": 0, "maximum": 1}), json!({"type": "integer", "minimum": 0}));
+    let label = json!({"type": "string"});
+    let schema = match (wanted, places) {
+        (Wanted::Caption(_) | Wanted::Answer(_), _) => return None,
+        (Wanted::Boxes(_), Places::Parts) => {
+            let fields = json!({"label": label, "box": numbers(4, &part), "confidence": part});
             list("objects", fields, &["label", "box", "confidence"])
         }
-        Wanted::Points(_) => list("points", json!({"x": part, "y": part}), &["x", "y"]),
+        (Wanted::Boxes(_), Places::Pixels) => {
+            let fields = json!({"bbox_2d": numbers(4, &pixel), "label": label});
+            list("objects", fields, &["bbox_2d", "label"])
+        }
+        (Wanted::Points(_), Places::Parts) => list("points", json!({"x": part, "y": part}), &["x", "y"]),
+        (Wanted::Points(_), Places::Pixels) => {
+            let fields = json!({"point_2d": numbers(2, &pixel), "label": label});
+            list("points", fields, &["point_2d", "label"])
+        }
     };
     Some(ResponseFormat::JsonSchema {
         json_schema: JsonSchemaFormat {
@@ -114,16 +134,18 @@ impl Look {
         view: View,
         wanted: Wanted,
     ) -> Self {
+        let eye = Eye { places: ticket.model.places, size: (view.width, view.height) };
         let pictures = Pictures { count: 1, tokens: view.tokens, bytes: view.url.len() };
         let parts = vec![
             ContentPart::ImageUrl { image_url: ImageUrl { url: view.url, detail: None } },
-            ContentPart::Text { text: question(&wanted) },
+            ContentPart::Text { text: question(&wanted, eye.places) },
         ];
         let request = ChatRequest {
             model: ticket.model.id.clone(),
             messages: vec![ChatMessage::new(Role::User, Content::Parts(parts))],
             temperature: ticket.model.supports(Parameter::Temperature).then_some(0.0),
-            response_format: shape(&wanted).filter(|_| ticket.model.supports(Parameter::StructuredOutputs)),
+            response_format: shape(&wanted, eye.places)
+                .filter(|_| ticket.model.supports(Parameter::StructuredOutputs)),
             ..ChatRequest::default()
         };
         let job = Job {
@@ -150,7 +172,7 @@ impl Look {
             #[cfg(feature = "sabotage")]
             extra: Vec::new(),
         };
-        Self { job, wanted }
+        Self { job, wanted, eye }
     }
 }
 
@@ -198,10 +220,10 @@ impl Errand for Look {
             Wanted::Caption(_) | Wanted::Answer(_) if text.is_empty() => return Err(Fault::Empty.into()),
             Wanted::Caption(_) | Wanted::Answer(_) => Found::default(),
             Wanted::Boxes(_) => {
-                Found { objects: found::read_objects(&text).ok_or(Fault::Schema)?, ..Found::default() }
+                Found { objects: self.eye.read_objects(&text).ok_or(Fault::Schema)?, ..Found::default() }
             }
             Wanted::Points(_) => {
-                Found { points: found::read_points(&text).ok_or(Fault::Schema)?, ..Found::default() }
+                Found { points: self.eye.read_points(&text).ok_or(Fault::Schema)?, ..Found::default() }
             }
         };
         Ok(Seen { text, found, claim })
@@ -220,14 +242,12 @@ impl Errand for Look {
         answer.claim.and_then(|claim| self.job.claimed(claim.prompt, claim.completion, counted))
     }
 
-    fn print(&self, _ticket: &Ticket, answer: Seen, units: &Units, settled: &Settled) -> Printed {
+    fn print(&self, ticket: &Ticket, answer: Seen, units: &Units, settled: &Settled) -> Printed {
         let counted = |tokens: u64| self.job.counter.is_some().then_some(tokens);
         let usage = PieceUsage {
-            images: Some(units.images),
             prompt_tokens: counted(units.prompt.0),
             completion_tokens: counted(units.completion.0),
-            cost: settled.cost.to_credits(),
-            ..PieceUsage::default()
+            ..picture_usage(units, &ticket.model.price, settled)
         };
         match &self.wanted {
             Wanted::Caption(_) => Printed::json(&Caption { caption: answer.text, usage }),
@@ -299,13 +319,15 @@ mod tests {
     #[test]
     fn what_is_asked_names_what_is_looked_for_and_its_shape_compiles() {
         let boxes = Wanted::Boxes("red ball".to_owned());
-        assert!(question(&boxes).contains("every red ball in"));
-        for wanted in [boxes, Wanted::Points("x".to_owned())] {
-            let Some(ResponseFormat::JsonSchema { json_schema }) = shape(&wanted) else {
-                panic!("{wanted:?}")
-            };
-            crate::schema::Schema::compile(&json_schema.schema.unwrap()).unwrap();
+        for places in [Places::Parts, Places::Pixels] {
+            assert!(question(&boxes, places).contains("every red ball in"));
+            for wanted in [boxes.clone(), Wanted::Points("x".to_owned())] {
+                let Some(ResponseFormat::JsonSchema { json_schema }) = shape(&wanted, places) else {
+                    panic!("{wanted:?}")
+                };
+                crate::schema::Schema::compile(&json_schema.schema.unwrap()).unwrap();
+            }
+            assert!(shape(&Wanted::Answer("x".to_owned()), places).is_none());
         }
-        assert!(shape(&Wanted::Answer("x".to_owned())).is_none());
     }
 }

@@ -31,6 +31,7 @@ mod sight;
 mod so_far;
 mod speech;
 mod transcript;
+mod usage;
 mod vectors;
 mod watchdog;
 
@@ -47,3 +48,4 @@ pub use select::overloaded;
 pub use sight::{Sight, Wanted};
 pub use speech::Speech;
 pub use transcript::Transcript;
+pub use usage::cost_details;

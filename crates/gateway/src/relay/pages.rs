@@ -6,10 +6,10 @@ use cxmpute_market::price::Units;
 use cxmpute_store::Settled;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::scrape::{PageError, PageMetadata, PageResult, ScrapeRequest, ScrapeResponse};
-use cxmpute_wire::sight::PieceUsage;
 
 use super::errand::{Errand, Misread, Printed, Ticket, failure, object};
 use super::retry::Fault;
+use super::usage::page_usage;
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
 use crate::limits;
@@ -66,9 +66,8 @@ impl Errand for Pages {
         Units { urls: answer.iter().filter(|page| page.success).count() as u64, ..Units::default() }
     }
 
-    fn print(&self, _ticket: &Ticket, answer: Vec<PageResult>, units: &Units, settled: &Settled) -> Printed {
-        let usage =
-            PieceUsage { urls: Some(units.urls), cost: settled.cost.to_credits(), ..PieceUsage::default() };
+    fn print(&self, ticket: &Ticket, answer: Vec<PageResult>, units: &Units, settled: &Settled) -> Printed {
+        let usage = page_usage(units, &ticket.model.price, settled);
         Printed::json(&ScrapeResponse { results: answer, usage: Some(usage) })
     }
 }

@@ -8,7 +8,7 @@ use cxmpute_wire::openai::{RerankResponse, RerankResult, RerankText};
 
 use super::embed::Embedding;
 use super::errand::{Errand, Misread, Printed, Ticket};
-use super::settle::usage;
+use super::usage::usage;
 use super::vectors::Vectors;
 use crate::app::App;
 use crate::error::ApiResult;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cxmpute_market::ledger::End;
-use cxmpute_market::price::{PriceRow, Units, parts, print_exactly};
+use cxmpute_market::price::Units;
 use cxmpute_store::Settled;
-use cxmpute_wire::openai::{CompletionDetails, CostDetails, PromptDetails, Usage};
+use cxmpute_wire::openai::{CompletionDetails, PromptDetails};
 use cxmpute_wire::{Code, Millis};
 
 use super::answer::{DONE, error_event};
@@ -15,6 +15,7 @@ use super::delivery::{Chunk, Undelivered};
 use super::errand::Printed;
 use super::retry::Fault;
 use super::run::{Ended, Head, Run};
+use super::usage::usage;
 use crate::error::ApiError;
 use crate::meter::{Hold, MeterError, Settlement};
 use crate::trace::{Key, Phase, Watch, reasons};
@@ -246,27 +247,6 @@ pub(super) async fn settle(watch: &Watch, hold: Hold, settlement: Settlement) ->
         phase.fail(Code::StoreUnavailable);
     }
     settled
-}
-
-/// The usage object of an answer.
-pub(super) fn usage(units: &Units, price: &PriceRow, settled: &Settled, exhausted: bool) -> Usage {
-    let prompt = units.prompt.saturating_add(units.embedding);
-    let mut usage = Usage::new(prompt.0, units.completion.0);
-    usage.cost = Some(settled.cost.to_credits());
-    let parts = parts(price, units, settled.cost);
-    usage.cost_details = Some(CostDetails {
-        prompt: print_exactly(parts.prompt),
-        completion: print_exactly(parts.completion),
-        characters: (units.characters > 0).then(|| print_exactly(parts.characters)),
-        images: (parts.images > 0).then(|| print_exactly(parts.images)),
-        adjustment: print_exactly(parts.adjustment),
-        price_version: price.version,
-    });
-    usage.source = Some("counted".to_owned());
-    if exhausted {
-        usage.code = Some(Code::CreditsExhausted.as_str().to_owned());
-    }
-    usage
 }
 
 /// Tells the client of a failure: as a status while that is possible, else as the last event of its stream.

@@ -7,12 +7,13 @@ use cxmpute_market::price::Units;
 use cxmpute_store::Settled;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::sight::{
-    Caption, CaptionLength, DetectedObject, Detection, PieceUsage, Point, Pointing, ReadRequest, ReadText,
-    ReadWord, SightAnswer,
+    Caption, CaptionLength, DetectedObject, Detection, Point, Pointing, ReadRequest, ReadText, ReadWord,
+    SightAnswer,
 };
 
 use super::errand::{Errand, Misread, Printed, Ticket, failure, object};
 use super::retry::Fault;
+use super::usage::picture_usage;
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
 use crate::media::Picture;
@@ -85,12 +86,8 @@ impl Errand for Sight {
         if sound { Ok(read) } else { Err(Fault::Protocol.into()) }
     }
 
-    fn print(&self, _ticket: &Ticket, answer: ReadText, units: &Units, settled: &Settled) -> Printed {
-        let usage = PieceUsage {
-            images: Some(units.images),
-            cost: settled.cost.to_credits(),
-            ..PieceUsage::default()
-        };
+    fn print(&self, ticket: &Ticket, answer: ReadText, units: &Units, settled: &Settled) -> Printed {
+        let usage = picture_usage(units, &ticket.model.price, settled);
         let found = |target: &str| find(&answer.words, target, self.picture.width, self.picture.height);
         match &self.wanted {
             Wanted::Caption(_) => Printed::json(&Caption { caption: answer.text, usage }),
@@ -130,7 +127,7 @@ fn find(words: &[ReadWord], target: &str, width: u32, height: u32) -> Vec<Detect
                 most(|word| word.place[2]) / width,
                 most(|word| word.place[3]) / height,
             ],
-            confidence: row.iter().map(|word| word.confidence).fold(1.0, f64::min),
+            confidence: Some(row.iter().map(|word| word.confidence).fold(1.0, f64::min)),
         }
     })
     .collect()
@@ -152,7 +149,7 @@ mod tests {
         let found = find(&words, "total 128.50", 100, 40);
         let [object] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!((object.label.as_str(), object.place), ("Total: 128.50", [0.0, 0.25, 0.3, 0.5]));
-        assert!((object.confidence - 0.8).abs() < 1e-9);
+        assert!((object.confidence.unwrap() - 0.8).abs() < 1e-9);
         assert_eq!(find(&words, "TOTAL", 100, 40).len(), 2);
         assert_eq!(find(&words, "nothing", 100, 40), []);
         assert_eq!(find(&words, " -- ", 100, 40), []);

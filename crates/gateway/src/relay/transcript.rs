@@ -14,6 +14,7 @@ use cxmpute_wire::openai::{
 
 use super::errand::{Errand, Misread, Printed, Ticket, failure, object};
 use super::retry::Fault;
+use super::usage::duration_usage;
 use crate::app::App;
 use crate::error::ApiResult;
 use crate::media::Sound;
@@ -110,12 +111,8 @@ impl Errand for Transcript {
         self.bound()
     }
 
-    fn print(&self, _ticket: &Ticket, answer: Heard, units: &Units, settled: &Settled) -> Printed {
-        let usage = DurationUsage {
-            kind: "duration".to_owned(),
-            seconds: units.seconds,
-            cost: settled.cost.to_credits(),
-        };
+    fn print(&self, ticket: &Ticket, answer: Heard, units: &Units, settled: &Settled) -> Printed {
+        let usage = duration_usage(units, &ticket.model.price, settled);
         let plain = |text: String, content_type| Printed { bytes: text.into(), content_type };
         match self.format {
             TranscriptFormat::Json => Printed::json(&Transcription { text: answer.text, usage }),

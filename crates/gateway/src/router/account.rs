@@ -25,7 +25,7 @@ pub(super) const GENERATION: Operation = Operation {
         status: 200,
         detail: "The receipt.",
         content: Content::Json(Payload::of::<Data<Generation>>(
-            r#"{"data":{"id":"req_0197","model":"cxm-tiny","created_at":1790000000000,"finished_at":1790000000500,"streamed":true,"outcome":"completed","cancelled":false,"finish_reason":"stop","provider":"pv_abcdefghij","latency_ms":500,"first_token_ms":80,"generation_ms":420,"tokens_prompt":12,"tokens_completion":3,"tokens_embedding":0,"characters":0,"seconds":0,"images":0,"urls":0,"provider_claimed":{"prompt":12,"completion":3},"total_cost":"0.000042","total_cost_micro":42,"price":"cxm-tiny","price_version":1,"attempts":[],"title":null,"referer":null}}"#,
+            r#"{"data":{"id":"req_0197","model":"cxm-tiny","created_at":1790000000000,"finished_at":1790000000500,"streamed":true,"outcome":"completed","cancelled":false,"finish_reason":"stop","provider":"pv_abcdefghij","latency_ms":500,"first_token_ms":80,"generation_ms":420,"tokens_prompt":12,"tokens_completion":3,"tokens_embedding":0,"characters":0,"seconds":0,"images":0,"urls":0,"provider_claimed":{"prompt":12,"completion":3},"total_cost":"0.000042","total_cost_micro":42,"cost_details":{"prompt":"0.000024","completion":"0.000018","adjustment":"0","price_version":1},"price":"cxm-tiny","price_version":1,"attempts":[],"title":null,"referer":null}}"#,
         )),
         headers: &[],
     }],

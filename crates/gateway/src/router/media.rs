@@ -112,7 +112,7 @@ pub(super) const TRANSCRIPTION: Operation = Operation {
                         ]
                     })
                 },
-                example: r#"{"text":"four seven one one","usage":{"type":"duration","seconds":2,"cost":"0.0002"}}"#,
+                example: r#"{"text":"four seven one one","usage":{"type":"duration","seconds":2,"cost":"0.000200","cost_details":{"prompt":"0","completion":"0","seconds":"0.0002","adjustment":"0","price_version":1}}}"#,
                 form: false,
             }),
             headers: WORK_HEADERS,
@@ -158,7 +158,9 @@ pub(super) const CAPTION: Operation = Operation {
     request: Some(PICTURE),
     answers: &[json(
         "The caption.",
-        Payload::of::<Caption>(r#"{"caption":"Invoice 4711","usage":{"images":1,"cost":"0.012"}}"#),
+        Payload::of::<Caption>(
+            r#"{"caption":"Invoice 4711","usage":{"images":1,"cost":"0.012000","cost_details":{"prompt":"0","completion":"0","images":"0.012","adjustment":"0","price_version":1}}}"#,
+        ),
     )],
     errors: &[KEY, UNREAD, BODY, WORK],
     refusals: Refusals::Envelope,
@@ -174,7 +176,9 @@ pub(super) const QUERY: Operation = Operation {
     request: Some(PICTURE),
     answers: &[json(
         "The answer.",
-        Payload::of::<SightAnswer>(r#"{"answer":"Invoice 4711","usage":{"images":1,"cost":"0.012"}}"#),
+        Payload::of::<SightAnswer>(
+            r#"{"answer":"Invoice 4711","usage":{"images":1,"cost":"0.012000","cost_details":{"prompt":"0","completion":"0","images":"0.012","adjustment":"0","price_version":1}}}"#,
+        ),
     )],
     errors: &[KEY, UNREAD, BODY, WORK],
     refusals: Refusals::Envelope,
@@ -190,7 +194,7 @@ pub(super) const DETECT: Operation = Operation {
     answers: &[json(
         "What was found.",
         Payload::of::<Detection>(
-            r#"{"objects":[{"label":"Total:","box":[0.1,0.8,0.2,0.9],"confidence":0.96}],"usage":{"images":1,"cost":"0.012"}}"#,
+            r#"{"objects":[{"label":"Total:","box":[0.1,0.8,0.2,0.9],"confidence":0.96}],"usage":{"images":1,"cost":"0.012000","cost_details":{"prompt":"0","completion":"0","images":"0.012","adjustment":"0","price_version":1}}}"#,
         ),
     )],
     errors: &[KEY, UNREAD, BODY, WORK],
@@ -206,7 +210,9 @@ pub(super) const POINT: Operation = Operation {
     request: Some(TARGET),
     answers: &[json(
         "What was found.",
-        Payload::of::<Pointing>(r#"{"points":[{"x":0.15,"y":0.85}],"usage":{"images":1,"cost":"0.012"}}"#),
+        Payload::of::<Pointing>(
+            r#"{"points":[{"x":0.15,"y":0.85}],"usage":{"images":1,"cost":"0.012000","cost_details":{"prompt":"0","completion":"0","images":"0.012","adjustment":"0","price_version":1}}}"#,
+        ),
     )],
     errors: &[KEY, UNREAD, BODY, WORK],
     refusals: Refusals::Envelope,
@@ -226,7 +232,7 @@ pub(super) const IMAGES: Operation = Operation {
     answers: &[json(
         "The pictures.",
         Payload::of::<ImageList>(
-            r#"{"created":1767225600,"data":[{"b64_json":"iVBORw0KGgo="}],"output_format":"png","size":"512x512","usage":{"images":1,"cost":"0.05"}}"#,
+            r#"{"created":1767225600,"data":[{"b64_json":"iVBORw0KGgo="}],"output_format":"png","size":"512x512","usage":{"images":1,"cost":"0.050000","cost_details":{"prompt":"0","completion":"0","images":"0.05","adjustment":"0","price_version":1}}}"#,
         ),
     )],
     errors: &[KEY, UNREAD, BODY, WORK],
@@ -266,7 +272,7 @@ pub(super) const SCRAPE: Operation = Operation {
     answers: &[json(
         "One result for each address, in order.",
         Payload::of::<ScrapeResponse>(
-            r##"{"results":[{"url":"https://example.org/","final_url":"https://example.org/","status":200,"success":true,"content_type":"text/html","data":"# Example","metadata":{"title":"Example"}}],"usage":{"urls":1,"cost":"0.0006"}}"##,
+            r##"{"results":[{"url":"https://example.org/","final_url":"https://example.org/","status":200,"success":true,"content_type":"text/html","data":"# Example","metadata":{"title":"Example"}}],"usage":{"urls":1,"cost":"0.000600","cost_details":{"prompt":"0","completion":"0","urls":"0.0006","adjustment":"0","price_version":1}}}"##,
         ),
     )],
     errors: &[KEY, UNREAD, BODY, WORK],

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use cxmpute_wire::{Bytes, MicroCredits, Millis, ServiceId, ServiceKind, Tokens};
 use toml::Spanned;
 
-use super::canvas;
 use super::raw::{RawFile, RawHub, RawModel, Source};
 use super::{Capability, CatalogueError, Engine, HubReference, ModelEntry, ModelFile, Parameter, container};
+use super::{canvas, places};
 use crate::price::{DEFAULT_SHARE_BP, PriceRow};
 
 pub(super) fn check(
@@ -76,6 +76,7 @@ pub(super) fn check(
         quantization: raw.quantization.as_ref().map(|name| quantization(source, name)).transpose()?,
         first_token: first_token(source, raw)?,
         supported_parameters: supported_parameters(source, raw, kind, capabilities.as_deref())?,
+        places: places::check(source, raw, capabilities.as_deref().unwrap_or_default())?,
         capabilities: capabilities.unwrap_or_default(),
         voices: voices(source, raw, kind)?,
         languages: languages(source, raw, kind)?,

@@ -53,6 +53,7 @@ pub(super) struct RawModel {
     #[serde(default)]
     pub languages: Vec<Spanned<String>>,
     pub canvas: Option<Spanned<RawCanvas>>,
+    pub places: Option<Spanned<String>>,
     pub price: Spanned<RawPrice>,
     #[serde(default = "one")]
     pub target: u32,

@@ -50,7 +50,7 @@ fn a_good_catalogue_resolves_ids_and_aliases() {
 /// Each fault is named with its line and key.
 #[test]
 fn faults_name_file_line_and_key() {
-    let faults: [(&str, &str, usize, &str); 23] = [
+    let faults: [(&str, &str, usize, &str); 25] = [
         ("[\"builtin\"]", "[\"toaster\"]", 8, "model.engines"),
         ("memory_mb = 2", "capabilities = [\"tools\", \"render\"]", 9, "model.capabilities"),
         ("memory_mb = 2", "voices = { anna = \"en-us\" }", 9, "model.voices"),
@@ -72,6 +72,8 @@ fn faults_name_file_line_and_key() {
         ("[\"small\"]", "[\"vectors:small\"]", 19, "model.id"),
         ("max_completion_tokens = 64", "max_completion_tokens = 129", 7, "model.max_completion_tokens"),
         ("size = 5", "size = 0", 16, "model.file.size"),
+        ("memory_mb = 2", "places = \"pixels\"", 9, "model.places"),
+        ("memory_mb = 2", "capabilities = [\"detect\"]\nplaces = \"inches\"", 10, "model.places"),
         ("\"tiny.gguf\"", "\"../tiny.gguf\"", 12, "model.file.name"),
         ("memory_mb", "memory_md", 9, "syntax"),
     ];
@@ -160,6 +162,14 @@ fn what_the_shipped_catalogue_says_of_its_entries_holds_together() {
     assert_eq!(gemma.input_modalities(), ["text", "image"]);
     assert!(!gemma.supports(Parameter::Tools) && gemma.supports(Parameter::StructuredOutputs));
     assert!(!catalogue.resolve("gemma3:1b").unwrap().can(Capability::Vision));
+    let finders: Vec<&str> = catalogue
+        .entries()
+        .iter()
+        .filter(|entry| entry.can(Capability::Detect) && entry.can(Capability::Point))
+        .map(|entry| entry.id.as_str())
+        .collect();
+    assert_eq!(finders, ["qwen2.5vl:3b", "qwen2.5vl:7b", "qwen2.5vl:32b", "qwen2.5vl:72b"]);
+    assert_eq!(catalogue.resolve("qwen2.5vl").unwrap().places, Places::Pixels);
     let qwen = catalogue.resolve("qwen3:8b").unwrap();
     assert!(qwen.supports(Parameter::Tools) && !qwen.supports(Parameter::TopK));
     assert_eq!((qwen.name_for(Engine::Ollama), qwen.name_for(Engine::Vllm)), ("qwen3:8b", "Qwen/Qwen3-8B"));

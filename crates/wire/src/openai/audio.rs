@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ProviderPreferences;
+use super::{CostDetails, ProviderPreferences};
 
 /// `POST /audio/speech`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -222,6 +222,8 @@ pub struct DurationUsage {
     pub seconds: u64,
     /// What it cost, in credits.
     pub cost: String,
+    /// What `cost` is made of.
+    pub cost_details: CostDetails,
 }
 
 /// What an engine makes of sound; between gateway and node only.

@@ -78,9 +78,15 @@ pub struct CostDetails {
     pub prompt: String,
     /// The output.
     pub completion: String,
-    /// Prompt and output of a model that is priced by characters.
+    /// Prompt and output of a model that is priced by characters, or a text that is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub characters: Option<String>,
+    /// Seconds of sound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<String>,
+    /// Pages with content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urls: Option<String>,
     /// Images, where they have a price of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<String>,

@@ -8,6 +8,7 @@ use axum::extract::{Query, State};
 use cxmpute_market::ledger::End;
 use cxmpute_market::price::Units;
 use cxmpute_store::{AttemptRow, GenerationRow};
+use cxmpute_wire::openai::CostDetails;
 use cxmpute_wire::{MicroCredits, Millis, ProvisionId, RequestId, Tokens};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use super::Data;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{ApiError, ApiResult};
+use crate::relay::cost_details;
 
 /// The query.
 #[derive(Debug, Deserialize)]
@@ -53,6 +55,8 @@ pub struct Generation {
     provider_claimed: Option<Claimed>,
     total_cost: String,
     total_cost_micro: MicroCredits,
+    /// What `total_cost` is made of; null while there is no end yet.
+    cost_details: Option<CostDetails>,
     price: String,
     price_version: i64,
     attempts: Vec<Attempt>,
@@ -92,10 +96,20 @@ pub async fn get_generation(
     let row = app.db.generation(&id, &caller.user_id).await?.ok_or_else(ApiError::not_found)?;
     let attempts = app.db.list_attempts(&id, &caller.user_id).await?;
     let claimed = app.db.claimed_units(&id, &caller.user_id).await?;
-    Ok(Json(Data { data: view(row, attempts, claimed) }))
+    let price = match row.end {
+        Some(_) => app.db.price(&row.price.0, row.price.1).await?,
+        None => None,
+    };
+    let details = price.map(|price| cost_details(&price, &row.units, row.cost));
+    Ok(Json(Data { data: view(row, attempts, claimed, details) }))
 }
 
-fn view(row: GenerationRow, attempts: Vec<AttemptRow>, claimed: Option<Units>) -> Generation {
+fn view(
+    row: GenerationRow,
+    attempts: Vec<AttemptRow>,
+    claimed: Option<Units>,
+    cost_details: Option<CostDetails>,
+) -> Generation {
     let generation_ms = match (row.latency, row.first_token) {
         (Some(all), Some(first)) => Some(all.saturating_sub(first)),
         _ => None,
@@ -125,6 +139,7 @@ fn view(row: GenerationRow, attempts: Vec<AttemptRow>, claimed: Option<Units>) -
             .map(|claimed| Claimed { prompt: claimed.prompt, completion: claimed.completion }),
         total_cost: row.cost.to_credits(),
         total_cost_micro: row.cost,
+        cost_details,
         price: row.price.0,
         price_version: row.price.1,
         attempts: attempts.into_iter().map(attempt).collect(),

@@ -218,7 +218,7 @@ impl Services {
     /// Gives all running work up; only before the end of the node, because no service takes work again.
     pub fn give_up(&self) {
         let state = self.inner.state.lock();
-        state.running.values().chain(state.ending.values()).for_each(Service::give_up);
+        state.running.values().chain(state.ending.values().flatten()).for_each(Service::give_up);
     }
 
     /// The rest that is kept now.

@@ -400,7 +400,8 @@ impl Job {
     #[must_use]
     pub fn count(&self, prompt: Option<Tokens>, texts: &[&str], covered: u64) -> Units {
         let most = covered.saturating_mul(self.per_token());
-        let output = texts.iter().fold(0_u64, |sum, text| sum.saturating_add(self.count_output(text).min(most)));
+        let output =
+            texts.iter().fold(0_u64, |sum, text| sum.saturating_add(self.count_output(text).min(most)));
         if self.counter.is_none() {
             let characters = self.prompt_characters().saturating_add(output);
             return Units { characters, images: self.pictures.count, ..Units::default() };

@@ -186,13 +186,7 @@ async fn answer_whole(
 }
 
 /// A whole answer.
-pub(super) fn whole(
-    app: &App,
-    id: &str,
-    arrived: Duration,
-    printed: Printed,
-    meta: &Meta,
-) -> Response {
+pub(super) fn whole(app: &App, id: &str, arrived: Duration, printed: Printed, meta: &Meta) -> Response {
     let mut response = Response::new(Body::from(printed.bytes));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(printed.content_type));

@@ -171,7 +171,9 @@ impl Run {
                 let texts = self.so_far.take_billed();
                 self.count(texts).await
             }
-            End::GatewayFault | End::ClientGone => self.count(self.so_far.billed(|choice| self.outlet.handed(choice))).await,
+            End::GatewayFault | End::ClientGone => {
+                self.count(self.so_far.billed(|choice| self.outlet.handed(choice))).await
+            }
             _ => Units::default(),
         };
         let settlement = self.settlement(end, units);

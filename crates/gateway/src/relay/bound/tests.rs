@@ -70,7 +70,12 @@ fn priced(limit: u64, choices: usize, per_character: bool) -> Job {
 }
 
 /// What a node's pieces come to: what is held in the end, what was relayed of each choice, and what the hold covers.
-fn relay(job: &Job, pieces: &[(usize, String)], covered: u64, extensions: u32) -> (MicroCredits, SoFar, Cover) {
+fn relay(
+    job: &Job,
+    pieces: &[(usize, String)],
+    covered: u64,
+    extensions: u32,
+) -> (MicroCredits, SoFar, Cover) {
     let price = |units| cost(&job.model.price, &units).unwrap();
     let mut held = price(job.opening_units(job.prompt_bound(), covered));
     let (mut bound, mut so_far) = (Bound::new(job.choices), job.nothing_yet());

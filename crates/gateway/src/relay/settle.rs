@@ -16,7 +16,7 @@ use super::errand::Printed;
 use super::retry::Fault;
 use super::run::{Ended, Head, Run};
 use super::usage::usage;
-use crate::error::ApiError;
+use crate::error::{ApiError, ApiResult};
 use crate::meter::{Hold, MeterError, Settlement};
 use crate::trace::{Key, Phase, Watch, reasons};
 
@@ -77,7 +77,10 @@ impl Run {
     async fn finish(mut self, exhausted: bool) {
         let end = if exhausted { End::CreditsExhausted } else { End::Finished };
         let texts = self.so_far.take_billed();
-        let units = self.count(texts).await;
+        let units = match self.count(texts).await {
+            Ok(units) => units,
+            Err(error) => return self.fail(End::GatewayFault, error).await,
+        };
         let meta = self.meta();
         let settlement = self.settlement(end, units);
         let Self { hold, head, mut outlet, writer, job, mut so_far, permit, .. } = self;
@@ -126,8 +129,8 @@ impl Run {
             (Some(_), Undelivered::Gone) => End::ClientGone,
             (Some(_), Undelivered::Stalled) => End::StalledReader,
         };
-        let units = match end {
-            End::ClientGoneBeforeAccept => Units::default(),
+        let counted = match end {
+            End::ClientGoneBeforeAccept => Ok(Units::default()),
             #[cfg(feature = "sabotage")]
             _ if self.bills_undelivered() => {
                 let texts = self.so_far.take_billed();
@@ -135,6 +138,10 @@ impl Run {
             }
             _ if !self.job.streamed() => self.count(Vec::new()).await,
             _ => self.count(self.so_far.billed(|choice| self.outlet.handed(choice))).await,
+        };
+        let (end, units) = match counted {
+            Ok(units) => (end, units),
+            Err(_) => (End::GatewayFault, Units::default()),
         };
         metrics::counter!("cxmpute_clients_gone_total", "end" => end.as_str()).increment(1);
         let settlement = self.settlement(end, units);
@@ -164,7 +171,7 @@ impl Run {
     async fn fail(mut self, end: End, error: ApiError) {
         #[cfg(feature = "sabotage")]
         let end = if end == End::ProviderLost && self.bills_undelivered() { End::ClientGone } else { end };
-        let units = match end {
+        let counted = match end {
             // The provider is paid by the platform for what it delivered.
             #[cfg(feature = "sabotage")]
             End::ClientGone if self.bills_undelivered() => {
@@ -174,7 +181,11 @@ impl Run {
             End::GatewayFault | End::ClientGone => {
                 self.count(self.so_far.billed(|choice| self.outlet.handed(choice))).await
             }
-            _ => Units::default(),
+            _ => Ok(Units::default()),
+        };
+        let (end, units) = match counted {
+            Ok(units) => (end, units),
+            Err(_) => (End::GatewayFault, Units::default()),
         };
         let settlement = self.settlement(end, units);
         let Self { hold, head, mut outlet, job, app, permit, .. } = self;
@@ -193,19 +204,19 @@ impl Run {
     }
 
     /// Counts, long texts off the async threads.
-    async fn count(&self, texts: Vec<String>) -> Units {
+    async fn count(&self, texts: Vec<String>) -> ApiResult<Units> {
         /// A text this short is counted sooner than another thread is woken for it.
         const SHORT: usize = 2 * 1024;
         let (job, prompt, covered) = (self.job.clone(), self.checkpoints.prompt(), self.cover.tokens);
         if self.body.len() + texts.iter().map(String::len).sum::<usize>() <= SHORT {
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            return job.count(prompt, &texts, covered);
+            return Ok(job.count(prompt, &texts, covered));
         }
-        let counted = tokio::task::spawn_blocking(move || {
+        count_aside(move || {
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
             job.count(prompt, &texts, covered)
-        });
-        counted.await.unwrap_or_default()
+        })
+        .await
     }
 
     fn settlement(&mut self, end: End, units: Units) -> Settlement {
@@ -238,6 +249,18 @@ impl Run {
             latency: Some(Millis::from(latency)),
         }
     }
+}
+
+/// Counts off the async threads. What cannot be counted is not sold for nothing: it is a fault of ours, and it is said so
+/// (MR58).
+///
+/// # Errors
+/// The count panicked.
+pub(super) async fn count_aside(count: impl FnOnce() -> Units + Send + 'static) -> ApiResult<Units> {
+    tokio::task::spawn_blocking(count).await.map_err(|panic| {
+        tracing::error!(%panic, "an answer could not be counted");
+        ApiError::internal(panic)
+    })
 }
 
 /// Resolves a hold, as a phase of the request's trace.
@@ -315,5 +338,18 @@ pub(super) fn exhausted_error(fault: Fault) -> ApiError {
         }
         _ => ApiError::new(Code::ProviderError, "Every node that was asked failed before it answered.")
             .retry_after(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_count_that_panics_is_a_fault_and_not_zero_units() {
+        let counted = count_aside(|| panic!("a tokenizer broke")).await;
+        assert_eq!(counted.unwrap_err().code.status(), 500);
+        let units = Units { urls: 3, ..Units::default() };
+        assert_eq!(count_aside(move || units).await.unwrap(), units);
     }
 }

@@ -18,7 +18,7 @@ use super::super::forward;
 use super::super::retry::{Fault, Next, Trail};
 use super::super::run::{Head, Meta, end_attempt};
 use super::super::select::{NoSeat, Seeker, Until, find_seat};
-use super::super::settle::{exhausted_error, late_error, settle, store_error};
+use super::super::settle::{count_aside, exhausted_error, late_error, settle, store_error};
 use super::{Errand, Job, Misread};
 use crate::app::App;
 use crate::error::ApiError;
@@ -104,23 +104,18 @@ impl<E: Errand> Carry<E> {
         let (seat, answer) = match ended {
             Ended::Finished(seat, answer) => (seat, answer),
             Ended::Abandoned(late) => return self.abandon(hold, settlement, late).await,
-            Ended::Failed(end, error) => {
-                settlement.end = end;
-                if let Err(cause) = settle(&watch, hold, settlement).await {
-                    let request_id = &self.job.ticket.request_id;
-                    tracing::error!(%request_id, error = %cause, "a failed request was not settled");
-                }
-                drop(self.permit.take());
-                let _ = self.head.send(Head::Failed(error));
-                return;
+            Ended::Failed(end, error) => return self.fail(hold, settlement, (end, error)).await,
+        };
+        let exact = match exact {
+            Some(units) => Ok(units),
+            None => {
+                let job = self.job.clone();
+                count_aside(move || job.errand.count()).await
             }
         };
         let exact = match exact {
-            Some(units) => units,
-            None => {
-                let job = self.job.clone();
-                tokio::task::spawn_blocking(move || job.errand.count()).await.unwrap_or_default()
-            }
+            Ok(units) => units,
+            Err(error) => return self.fail(hold, settlement, (End::GatewayFault, error)).await,
         };
         let errand = &self.job.errand;
         let counted = errand.delivered(exact, &answer);
@@ -149,6 +144,17 @@ impl<E: Errand> Carry<E> {
             Err(error) => Head::Failed(store_error(error)),
         };
         let _ = self.head.send(answer);
+    }
+
+    /// Nothing to pay; the client is told why.
+    async fn fail(mut self, hold: Hold, mut settlement: Settlement, (end, error): (End, ApiError)) {
+        settlement.end = end;
+        if let Err(cause) = settle(&self.job.ticket.watch, hold, settlement).await {
+            let request_id = &self.job.ticket.request_id;
+            tracing::error!(%request_id, error = %cause, "a failed request was not settled");
+        }
+        drop(self.permit.take());
+        let _ = self.head.send(Head::Failed(error));
     }
 
     /// The client left, or did not want to wait any longer. What is priced by its input is paid once a node had accepted

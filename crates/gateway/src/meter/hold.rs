@@ -1,7 +1,7 @@
 //! A hold as a guard: it is settled or voided exactly once, also when its owner panics or is dropped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::time::Duration;
 
 use cxmpute_market::ledger::End;
@@ -10,6 +10,7 @@ use cxmpute_store::{AttemptRecord, LedgerOp, LedgerReply, MoveHold, NewHold, Not
 use cxmpute_wire::{MicroCredits, Millis, ProvisionId, RequestId, ServiceId, UserId};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::allowance::Draw;
 use super::job::Job;
@@ -60,12 +61,17 @@ pub enum MeterError {
     Refused,
 }
 
+/// Where the writer's reply to a settlement comes.
+type Answer = oneshot::Receiver<Result<LedgerReply, MeterError>>;
+/// That reply, unless the writer is gone.
+type Told = Result<Result<LedgerReply, MeterError>, oneshot::error::RecvError>;
+
 /// What is noted of a running request, shared with the writer so that only the newest state is written.
 pub(super) struct Progress {
     pub(super) note: Mutex<Note>,
     pub(super) queued: AtomicBool,
-    /// Set when the end of the request is on its way: nothing needs to be noted any more.
-    ended: AtomicBool,
+    /// How far the end of the request is; once it is on its way, nothing needs to be noted any more.
+    end: AtomicU8,
     written: Mutex<(u64, Duration)>,
     /// The allowance out of which it was admitted, and what was admitted.
     pub(super) draw: Option<(Draw, Arc<NewHold>)>,
@@ -84,9 +90,43 @@ impl Progress {
 
     /// Whether the end of the request is on its way.
     pub(super) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
+        self.end.load(Ordering::Acquire) != RUNNING
+    }
+
+    fn moves(&self, from: u8, to: u8) -> bool {
+        self.end.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The writer gives the end to the store now; false when it was withdrawn before.
+    pub(super) fn take_up(&self) -> bool {
+        self.moves(QUEUED, WRITING) || self.end.load(Ordering::Acquire) != WITHDRAWN
+    }
+
+    /// The store kept nothing of the end: it waits again.
+    pub(super) fn put_down(&self) {
+        self.moves(WRITING, QUEUED);
+    }
+
+    /// Nobody waits for the answer any more; false when the store has it already.
+    fn withdraw(&self) -> bool {
+        self.moves(QUEUED, WITHDRAWN)
     }
 }
+
+/// The request runs.
+const RUNNING: u8 = 0;
+/// Its end waits for the writer.
+const QUEUED: u8 = 1;
+/// The writer has given it to the store, or does not know what became of that.
+const WRITING: u8 = 2;
+/// Nobody waits for its answer any more, and nothing of that was delivered.
+const WITHDRAWN: u8 = 3;
+
+/// The longest that a late settlement is waited for while the store has it: longer than the store lets one of its own
+/// statements take.
+const WITH_THE_STORE: Duration = Duration::from_secs(11);
+/// Between looks whether a settlement that is late can be withdrawn.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Bound money of one request.
 pub struct Hold {
@@ -129,7 +169,7 @@ impl Hold {
             progress: Arc::new(Progress {
                 note: Mutex::new(note),
                 queued: AtomicBool::new(false),
-                ended: AtomicBool::new(false),
+                end: AtomicU8::new(RUNNING),
                 written: Mutex::new((0, started)),
                 draw: draw.map(|draw| (draw, hold.clone())),
             }),
@@ -324,6 +364,9 @@ impl Hold {
     /// Charges what the end of the request costs and gives the rest back. Returns only when that is durable (MR24).
     /// From the first poll on, the settlement happens also when the future is dropped (MR28).
     ///
+    /// A whole answer that the store keeps waiting for too long is not delivered. It is withdrawn, so that it costs its
+    /// user nothing, also when the client asks again.
+    ///
     /// # Errors
     /// Not durable within the configured wait; see [`MeterError`].
     pub async fn settle(mut self, settlement: Settlement) -> Result<Settled, MeterError> {
@@ -331,16 +374,37 @@ impl Hold {
         if let Some(early) = self.sabotage_settlement(&settlement).await {
             return early;
         }
+        // An answer that the client gets only now, or not at all.
+        let whole =
+            !self.terms.hold.streamed && matches!(settlement.end, End::Finished | End::CreditsExhausted);
         let end = self.resolution(settlement);
         self.armed = false;
-        let answer = self.resolve(end);
-        match tokio::time::timeout(self.inner.config.settle_wait, answer).await {
-            Ok(Ok(Ok(LedgerReply::Resolved(settled)))) => Ok(settled),
-            Ok(Ok(Ok(LedgerReply::AlreadyResolved(_)))) => Err(MeterError::AlreadyResolved),
-            Ok(Ok(Ok(_))) => Err(MeterError::Refused),
-            Ok(Ok(Err(error))) => Err(error),
-            Ok(Err(_)) | Err(_) => Err(MeterError::StoreUnavailable),
+        let mut answer = self.resolve(end);
+        let wait = self.inner.config.settle_wait;
+        let told = match tokio::time::timeout(wait, &mut answer).await {
+            Err(_) if whole => self.withdrawn(&mut answer).await,
+            told => told.ok(),
+        };
+        match told {
+            Some(Ok(Ok(LedgerReply::Resolved(settled)))) => Ok(settled),
+            Some(Ok(Ok(LedgerReply::AlreadyResolved(_)))) => Err(MeterError::AlreadyResolved),
+            Some(Ok(Ok(_))) => Err(MeterError::Refused),
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(_)) | None => Err(MeterError::StoreUnavailable),
         }
+    }
+
+    /// Withdraws a settlement that is late. While the store has it, its outcome is waited for.
+    async fn withdrawn(&self, answer: &mut Answer) -> Option<Told> {
+        let until = Instant::now() + WITH_THE_STORE;
+        while !self.progress.withdraw() {
+            match tokio::time::timeout(LOOK, &mut *answer).await {
+                Ok(told) => return Some(told),
+                Err(_) if Instant::now() >= until => break,
+                Err(_) => {}
+            }
+        }
+        None
     }
 
     /// Gives everything back. Returns only when that is durable.
@@ -371,9 +435,9 @@ impl Hold {
 
     /// Queues the one resolution of this hold. The queue is not bounded here: there are never more resolutions than
     /// admitted holds.
-    fn resolve(&self, end: ResolveHold) -> oneshot::Receiver<Result<LedgerReply, MeterError>> {
+    fn resolve(&self, end: ResolveHold) -> Answer {
         let (reply, answer) = oneshot::channel();
-        self.progress.ended.store(true, Ordering::Release);
+        self.progress.end.store(QUEUED, Ordering::Release);
         let _ = self.inner.jobs.send(Job::resolve(end, Some(reply), &self.progress));
         answer
     }
@@ -435,7 +499,7 @@ impl Drop for Hold {
             return;
         }
         tracing::warn!(request_id = %self.terms.hold.request_id, "a hold was dropped without a settlement");
-        self.progress.ended.store(true, Ordering::Release);
+        self.progress.end.store(QUEUED, Ordering::Release);
         let note = self.progress.note.lock().clone();
         let end = self.resolution(Settlement {
             counted: note.checkpoint.unwrap_or_default(),

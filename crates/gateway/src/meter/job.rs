@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cxmpute_market::ledger::End;
 use cxmpute_store::{Charge, Graduation, LedgerOp, LedgerReply, Note, ResolveHold, Wish};
 use cxmpute_wire::{RequestId, Timestamp};
 use tokio::sync::oneshot;
@@ -37,18 +38,32 @@ pub(super) struct Resolution {
     pub(super) reply: Option<Reply>,
     /// A commit that may have kept it failed: "resolved before" means "resolved by us" then.
     pub(super) uncertain: bool,
-    /// The request, when it was admitted out of an allowance.
-    drawn: Option<Arc<Progress>>,
+    /// The request, unless nobody waits for it.
+    progress: Option<Arc<Progress>>,
 }
 
 impl Resolution {
     /// Nobody waits for it.
     pub(super) fn giving_back(end: Arc<ResolveHold>, uncertain: bool) -> Self {
-        Self { end, reply: None, uncertain, drawn: None }
+        Self { end, reply: None, uncertain, progress: None }
     }
 
     pub(super) fn draw(&self) -> Option<&Draw> {
-        self.drawn.as_ref().and_then(|progress| progress.draw.as_ref()).map(|(draw, _)| draw)
+        self.progress.as_ref().and_then(|progress| progress.draw.as_ref()).map(|(draw, _)| draw)
+    }
+
+    /// The store gets it now. What was withdrawn costs its user nothing: the answer was not delivered, by our fault.
+    fn take_up(&mut self) {
+        if self.progress.as_ref().is_some_and(|progress| !progress.take_up()) {
+            Arc::make_mut(&mut self.end).end = End::GatewayFault;
+        }
+    }
+
+    /// The store kept nothing of it.
+    pub(super) fn put_down(&self) {
+        if let Some(progress) = &self.progress {
+            progress.put_down();
+        }
     }
 
     /// What ends the request: a charge while the store knows nothing of it, else the end of its hold.
@@ -74,8 +89,8 @@ impl Job {
     }
 
     pub(super) fn resolve(end: ResolveHold, reply: Option<Reply>, progress: &Arc<Progress>) -> Self {
-        let drawn = progress.draw.is_some().then(|| progress.clone());
-        Self::Resolve(Resolution { end: Arc::new(end), reply, uncertain: false, drawn })
+        let progress = Some(progress.clone());
+        Self::Resolve(Resolution { end: Arc::new(end), reply, uncertain: false, progress })
     }
 }
 
@@ -118,7 +133,10 @@ pub(super) fn coalesce(jobs: Vec<Job>) -> Vec<Prepared> {
         let job = match job {
             Job::Admit(op, reply, give_back) => Prepared::Admit(op, reply, give_back),
             Job::Extend(op, reply) => Prepared::Extend(op, reply),
-            Job::Resolve(resolution) => Prepared::Resolve(resolution),
+            Job::Resolve(mut resolution) => {
+                resolution.take_up();
+                Prepared::Resolve(resolution)
+            }
             Job::Take(wish) => Prepared::Take(wish),
             Job::Return(chunk, now) => Prepared::Return(chunk, now),
             Job::Graduate(progress) => {

@@ -367,6 +367,9 @@ impl Writer {
                 }
                 Prepared::Resolve(mut resolution) if retry => {
                     resolution.uncertain |= unknown;
+                    if !resolution.uncertain {
+                        resolution.put_down();
+                    }
                     self.waiting.push(resolution);
                 }
                 Prepared::Resolve(mut resolution) => {

@@ -311,6 +311,42 @@ async fn a_store_that_is_away_delays_settlements_and_loses_none() {
     world.end().await;
 }
 
+/// A whole answer that was not delivered is free, whether the store was away before or while it had the settlement.
+#[tokio::test]
+async fn a_whole_answer_that_the_store_delays_too_long_is_withdrawn() {
+    let world =
+        World::with(MeterConfig { settle_wait: Duration::from_millis(100), ..MeterConfig::default() }).await;
+    let whole = |id| Admission { streamed: false, ..world.admission(id, 1000) };
+    let (first, second) =
+        (world.meter.admit(whole("a")).await.unwrap(), world.meter.admit(whole("b")).await.unwrap());
+    let blocked = world.db.begin().await.unwrap();
+    // The store has the first until it gives up, and the second waits for that.
+    let (first, second) = tokio::join!(first.settle(settlement(End::Finished, chat(10, 0))), async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        second.settle(settlement(End::Finished, chat(20, 0))).await
+    });
+    assert_eq!((first, second), (Err(MeterError::StoreUnavailable), Err(MeterError::StoreUnavailable)));
+    drop(blocked);
+    world.quiet().await;
+    assert_eq!(world.balance().await, (MONEY, 0), "nobody pays for what was not delivered");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_is_with_the_store_when_it_is_late_is_waited_for() {
+    let world =
+        World::with(MeterConfig { settle_wait: Duration::from_millis(500), ..MeterConfig::default() }).await;
+    let hold = world.meter.admit(Admission { streamed: false, ..world.admission("a", 1000) }).await.unwrap();
+    let blocked = world.db.begin().await.unwrap();
+    let (settled, ()) = tokio::join!(hold.settle(settlement(End::Finished, chat(10, 0))), async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        drop(blocked);
+    });
+    assert_eq!(settled.unwrap().cost.0, 10);
+    assert_eq!(world.balance().await, (MONEY - 10, 0));
+    world.end().await;
+}
+
 #[tokio::test]
 async fn what_a_process_left_open_is_resolved_at_the_next_start() {
     let world = World::new().await;

@@ -204,14 +204,18 @@ impl App {
         data_encoding::HEXLOWER.encode(&digest[..16])
     }
 
-    /// Without the meter's writer (its place was taken by another process, or it failed) nothing may be sold.
+    /// Without the meter's writer (its place was taken by another process, or it failed) nothing may be sold; when the
+    /// store is damaged, nothing that runs is waited for (MR53).
     fn stop_with_the_writer(&self) {
-        let (writer, soft) = (self.late_tasks.soft(), self.tasks.soft());
-        self.tasks.spawn("writer-watch", async move {
+        let (ended, damaged) = (self.late_tasks.soft(), self.late_tasks.hard());
+        let (soft, hard) = (self.tasks.soft(), self.tasks.hard());
+        self.late_tasks.spawn("writer-watch", async move {
             tokio::select! {
-                () = writer.cancelled() => soft.cancel(),
-                () = soft.cancelled() => {}
+                biased;
+                () = damaged.cancelled() => hard.cancel(),
+                () = ended.cancelled() => {}
             }
+            soft.cancel();
         });
     }
 

@@ -107,6 +107,9 @@ struct Gauges {
     ops: AtomicU64,
     settlements: AtomicU64,
     failures: AtomicU64,
+    /// What tests make of a batch that the store kept.
+    #[cfg(test)]
+    fault: parking_lot::Mutex<Option<tests::Fault>>,
 }
 
 /// Figures of the group-commit writer since the start.

@@ -51,6 +51,8 @@ pub(super) struct Writer {
     retry: Duration,
     /// Before when the next commit is too soon.
     paced: Option<Instant>,
+    /// The store is damaged: nothing is written or acknowledged any more (MR53).
+    damaged: bool,
     soft: CancellationToken,
     hard: CancellationToken,
 }
@@ -75,6 +77,7 @@ impl Writer {
             later: VecDeque::new(),
             retry: RETRY_FIRST,
             paced: None,
+            damaged: false,
             soft,
             hard,
         }
@@ -196,6 +199,10 @@ impl Writer {
 
     /// One commit for all jobs; when something in them makes the whole fail, each on its own.
     async fn write(&mut self, jobs: Vec<Job>) {
+        if self.damaged {
+            // Whoever waits for them hears that the store is away.
+            return;
+        }
         let admissions = jobs.iter().filter(|job| matches!(job, Job::Admit(..) | Job::Extend(..))).count();
         self.gauges.waiting.fetch_sub(admissions, Ordering::Relaxed);
         let jobs = coalesce(jobs);
@@ -206,6 +213,9 @@ impl Writer {
             {
                 tracing::error!(%error, jobs = jobs.len(), "a batch failed; its operations are written one by one");
                 for job in jobs {
+                    if self.damaged {
+                        break;
+                    }
                     match self.commit(std::slice::from_ref(&job)).await {
                         Ok(replies) => self.answer(vec![job], &replies),
                         Err(error) => self.fail(vec![job], &error).await,
@@ -221,7 +231,10 @@ impl Writer {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.db.apply(&ops).await {
+            let applied = self.db.apply(&ops).await;
+            #[cfg(test)]
+            let applied = self.gauges.broken(&ops, applied);
+            match applied {
                 Ok(replies) => {
                     self.gauges.commits.fetch_add(1, Ordering::Relaxed);
                     self.gauges.ops.fetch_add(ops.len() as u64, Ordering::Relaxed);
@@ -319,8 +332,10 @@ impl Writer {
         if cause.is_fatal() {
             // Going on could acknowledge what the disk did not keep (MR53).
             tracing::error!(error = %cause, "the store is damaged; stopping at once");
-            self.soft.cancel();
+            self.damaged = true;
+            // In this order: who sees the soft stop sees that it is a hard one.
             self.hard.cancel();
+            self.soft.cancel();
             return;
         }
         let unknown = matches!(error, BatchError::Unknown(_));

@@ -10,6 +10,9 @@ use cxmpute_wire::{KeyId, MicroCredits, ProvisionId, RequestId, ServiceId, Servi
 use super::*;
 
 mod allowances;
+mod faults;
+
+pub(super) use faults::Fault;
 
 struct World {
     db: Db,

@@ -306,6 +306,8 @@ impl Writer {
                 }
                 // What it cost is not known: its part stays out of the allowance until that is given back.
                 _ if draw.in_memory() => self.allowances.graduated(draw),
+                // A hold of its own of unknown outcome was kept after all.
+                _ if draw.is_unknown() => self.allowances.graduated(draw),
                 _ => {}
             }
         }
@@ -389,7 +391,8 @@ impl Writer {
                 }
                 Prepared::Resolve(mut resolution) => {
                     tracing::error!(request_id = %resolution.end.hold.request_id, error = %cause, "a settlement was refused");
-                    if let Some(draw) = resolution.draw().filter(|draw| draw.in_memory()) {
+                    if let Some(draw) = resolution.draw().filter(|draw| draw.in_memory() || draw.is_unknown())
+                    {
                         self.allowances.graduated(draw);
                     }
                     self.gauges.open.fetch_sub(1, Ordering::Relaxed);

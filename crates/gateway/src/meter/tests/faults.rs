@@ -67,3 +67,48 @@ async fn nothing_is_acknowledged_after_the_store_is_damaged() {
         assert!(kept >= 9 * i64::try_from(good).unwrap(), "{n}: what was acknowledged is kept");
     }
 }
+
+/// A hold of its own that the store kept, though it did not say so: its allowance is given back.
+#[tokio::test]
+async fn an_allowance_is_returned_when_a_lost_graduation_was_kept() {
+    let world = World::with(MeterConfig { busy: 2, ..MeterConfig::default() }).await;
+    for n in 0.. {
+        let hold = world.hold(&format!("warm{n}"), 10).await;
+        let in_memory = hold.progress().is_in_memory();
+        hold.settle(settlement(End::Finished, chat(1, 0))).await.unwrap();
+        if in_memory {
+            break;
+        }
+        assert!(n < 1000, "nothing was admitted out of an allowance");
+    }
+    let (told, lost) = std::sync::mpsc::channel();
+    let mut told = Some(told);
+    world.fault(move |ops, applied| {
+        if ops.iter().any(|op| matches!(op, LedgerOp::Graduate(_)))
+            && let Some(told) = told.take()
+        {
+            let _ = told.send(());
+            return Err(BatchError::Unknown(DbError::InUse { path: "lost".into() }));
+        }
+        applied
+    });
+    let hold = world.hold("long", 50).await;
+    assert!(hold.progress().is_in_memory());
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while lost.try_recv().is_err() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
+    .unwrap();
+    hold.settle(settlement(End::Finished, chat(20, 0))).await.unwrap();
+    world.meter.inner.allowances.close_user(&UserId::from_tail("payer"));
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while world.db.check_ledger().await.unwrap().allowances != 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
+    .expect("the allowance is given back");
+    world.end().await;
+}

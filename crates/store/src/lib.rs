@@ -35,6 +35,6 @@ pub use limits::{KeySettings, LimitSubject, Limits, SpendCap};
 pub use migrations::SCHEMA_VERSION;
 pub use provisions::{ProvisionRow, ProvisionState, ServiceRow};
 pub use receipts::AttemptRow;
-pub use replicas::Replica;
+pub use replicas::{LEASE_MS, Replica};
 pub use usage::{GenerationRow, UsageTotals};
 pub use users::{NewUser, UserCreated, UserRow};

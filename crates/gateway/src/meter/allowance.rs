@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cxmpute_runtime::{Clock, random};
@@ -57,6 +57,9 @@ pub(super) struct Allowances {
     /// Whether there ever was one.
     ever: AtomicBool,
     closing: AtomicBool,
+    born: Instant,
+    /// When the lease of this process ends, in milliseconds after `born`: from then on others may give back what it took.
+    lease: AtomicU64,
 }
 
 /// What is known of a key.
@@ -222,7 +225,20 @@ impl Allowances {
             taken: AtomicUsize::new(0),
             ever: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            born: Instant::now(),
+            lease: AtomicU64::new(u64::MAX),
         })
+    }
+
+    /// The lease of this process ends at that moment, unless it is renewed.
+    pub(super) fn lease_until(&self, end: Instant) {
+        let millis = end.saturating_duration_since(self.born).as_millis();
+        self.lease.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    /// Whether others may have given back what this process took.
+    pub(super) fn lease_is_over(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.born).as_millis() >= u128::from(self.lease.load(Ordering::Acquire))
     }
 
     /// Takes the money of a request out of an allowance of its key, if there is one with so much left; asks the store for
@@ -232,6 +248,9 @@ impl Allowances {
             return None;
         }
         let now = Instant::now();
+        if self.lease_is_over(now) {
+            return None;
+        }
         let mut pools = self.pools.lock();
         let pool = match pools.get_mut(key) {
             Some(pool) => pool,
@@ -249,7 +268,7 @@ impl Allowances {
     }
 
     fn ask(&self, pool: &mut Pool, key: &KeyId, amount: MicroCredits) {
-        if self.closing.load(Ordering::Relaxed) {
+        if self.closing.load(Ordering::Relaxed) || self.lease_is_over(Instant::now()) {
             return;
         }
         let id = format!("al_{}", data_encoding::HEXLOWER.encode(&random::bytes::<16>()));
@@ -393,9 +412,18 @@ impl Allowances {
 
     /// Gives back the allowances with these ids.
     pub(super) fn close_ids(&self, ids: &[String]) {
+        self.close_where(|chunk| ids.iter().any(|id| **id == *chunk.allowance.id));
+    }
+
+    /// Closes the allowances that are not among these ids: somebody else gave them back.
+    pub(super) fn close_others(&self, kept: &[String]) {
+        self.close_where(|chunk| kept.iter().all(|id| **id != *chunk.allowance.id));
+    }
+
+    fn close_where(&self, is_wanted: impl Fn(&Chunk) -> bool) {
         let not_before = Some(Instant::now() + PAUSE);
         for pool in self.pools.lock().values_mut() {
-            let wanted = pool.chunk.take_if(|chunk| ids.iter().any(|id| **id == *chunk.allowance.id));
+            let wanted = pool.chunk.take_if(|chunk| is_wanted(chunk));
             if let Some(chunk) = wanted {
                 pool.not_before = not_before;
                 self.close(&chunk);

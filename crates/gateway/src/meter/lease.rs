@@ -6,10 +6,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cxmpute_runtime::{Clock, Tasks};
-use cxmpute_store::{Db, DbKind, Replica};
+use cxmpute_store::{Db, DbError, DbKind, LEASE_MS, Replica};
+use tokio::time::Instant;
 
 use super::Gauges;
 use super::allowance::Allowances;
+
+/// As the store has it.
+const LEASE: Duration = Duration::from_millis(LEASE_MS.unsigned_abs());
 
 /// A third of the lease: two renewals may fail before another replica takes over.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
@@ -36,16 +40,31 @@ pub(super) fn keep_allowances(db: &Db, replica: &Replica, allowances: &Arc<Allow
     });
 }
 
-pub(super) fn start(db: &Db, clock: &Clock, replica: &Replica, gauges: &Arc<Gauges>, tasks: &Tasks) {
+/// `asked` is a moment before the lease began.
+pub(super) fn start(
+    db: &Db,
+    clock: &Clock,
+    replica: &Replica,
+    (gauges, allowances): (&Arc<Gauges>, &Arc<Allowances>),
+    asked: Instant,
+    tasks: &Tasks,
+) {
     if db.kind() == DbKind::Sqlite {
         return;
     }
+    allowances.lease_until(asked + LEASE);
+    let allowances = allowances.clone();
     let (db, clock, replica, gauges) = (db.clone(), clock.clone(), replica.clone(), gauges.clone());
     let stop = tasks.soft();
     tasks.spawn_critical("meter-lease", async move {
         while tokio::time::timeout(RENEW_EVERY, stop.cancelled()).await.is_err() {
+            let asked = Instant::now();
             match db.renew_replica(&replica).await {
-                Ok(true) => {}
+                Ok(true) => {
+                    if let Err(error) = renewed(&db, &replica, &allowances, asked).await {
+                        tracing::warn!(%error, "it is not known which allowances are left; none is drawn from");
+                    }
+                }
                 Ok(false) => {
                     gauges.fenced.store(true, Ordering::Relaxed);
                     tracing::error!(replica = %replica.id, "a newer process has taken this one's place; stopping");
@@ -63,4 +82,22 @@ pub(super) fn start(db: &Db, clock: &Clock, replica: &Replica, gauges: &Arc<Gaug
             }
         }
     });
+}
+
+/// After a renewal that was asked for at that moment. When the lease had ended before, others may have given back
+/// allowances of this process: requests out of those would end without money behind them.
+///
+/// # Errors
+/// The store failed; the lease counts as ended then.
+pub(super) async fn renewed(
+    db: &Db,
+    replica: &Replica,
+    allowances: &Allowances,
+    asked: Instant,
+) -> Result<(), DbError> {
+    if allowances.lease_is_over(Instant::now()) {
+        allowances.close_others(&db.held_allowances(replica).await?);
+    }
+    allowances.lease_until(asked + LEASE);
+    Ok(())
 }

@@ -16,6 +16,7 @@ use cxmpute_runtime::{Clock, Tasks};
 use cxmpute_store::ledger::Recovery;
 use cxmpute_store::{Db, DbError, Replica};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 pub use admission::{Admission, AdmitError};
 use allowance::Allowances;
@@ -138,6 +139,7 @@ impl Meter {
     /// # Errors
     /// [`DbError::InUse`] when another process serves the same SQLite database; the store failed.
     pub async fn start(db: Db, clock: Clock, tasks: &Tasks, config: MeterConfig) -> Result<Self, DbError> {
+        let asked = Instant::now();
         let replica = db.claim_replica(&config.replica).await?;
         let recovery = db.recover(&replica, clock.now()).await?;
         if !recovery.settled.is_empty() || !recovery.voided.is_empty() {
@@ -150,7 +152,7 @@ impl Meter {
         let parts = (gauges.clone(), allowances.clone());
         let writer = settle::Writer::new(db.clone(), parts, config.batch, queue, tasks);
         tasks.spawn_critical("meter-writer", writer.run());
-        lease::start(&db, &clock, &replica, &gauges, tasks);
+        lease::start(&db, &clock, &replica, (&gauges, &allowances), asked, tasks);
         lease::keep_allowances(&db, &replica, &allowances, tasks);
         let inner = Inner {
             replica_name: replica.id.as_str().into(),

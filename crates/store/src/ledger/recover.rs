@@ -177,6 +177,19 @@ impl Db {
                 .await?))
     }
 
+    /// All allowances of this process.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn held_allowances(&self, replica: &Replica) -> Result<Vec<String>, DbError> {
+        Ok(read!(self, e =>
+            sqlx::query_scalar("SELECT id FROM allowances WHERE replica = $1 AND epoch = $2")
+                .bind(&replica.id)
+                .bind(replica.epoch)
+                .fetch_all(e)
+                .await?))
+    }
+
     /// Resolves the holds that earlier processes of this replica left, and those of replicas whose lease ended in
     /// database time. Safe at any time and on several replicas at once: each hold is resolved by one conditional
     /// statement.

@@ -156,3 +156,37 @@ async fn racing_requests_spend_exactly_what_there_is() {
     let Ok(world) = Arc::try_unwrap(world) else { panic!("a caller still runs") };
     world.end().await;
 }
+
+/// A replica that was away longer than its lease: another one has given its allowance back meanwhile.
+#[tokio::test]
+async fn after_the_lease_only_what_is_left_is_drawn_from() {
+    let world = world().await;
+    let mut n = until_in_memory(&world, 10, 1).await;
+    let inner = &world.meter.inner;
+    let held = world.db.held_allowances(&inner.replica).await.unwrap();
+    assert_eq!(held.len(), 1);
+    let now = tokio::time::Instant::now();
+    inner.allowances.lease_until(now);
+    let late = world.hold("late", 10).await;
+    assert!(!late.progress().is_in_memory(), "nothing is drawn after the lease");
+    late.settle(settlement(End::Finished, chat(1, 0))).await.unwrap();
+    let allowance = cxmpute_store::Allowance {
+        id: held[0].as_str().into(),
+        user_id: UserId::from_tail("payer"),
+        key_id: KeyId::from_tail("key"),
+        replica: inner.replica.id.as_str().into(),
+        epoch: inner.replica.epoch,
+    };
+    let swept = cxmpute_store::LedgerOp::Return(Arc::new(allowance), world.clock.now());
+    world.db.apply(&[swept]).await.unwrap();
+    super::super::lease::renewed(&world.db, &inner.replica, &inner.allowances, now).await.unwrap();
+    assert!(!inner.allowances.lease_is_over(now));
+    let again = world.hold("again", 10).await;
+    assert!(!again.progress().is_in_memory(), "what was given back is not drawn from");
+    again.settle(settlement(End::Finished, chat(1, 0))).await.unwrap();
+    n += 2;
+    world.quiet().await;
+    let balance = world.balance().await;
+    assert_eq!(balance.0 + balance.1, MONEY - n);
+    world.end().await;
+}

@@ -191,17 +191,27 @@ impl Inner {
     /// Asks for all allowances of an account and waits for them. False when there cannot have been one since the refusal;
     /// else it is worth another try, because money may have come back.
     pub(super) async fn recall(&self, user: &UserId) -> bool {
-        // On SQLite this process is the only one that takes any.
-        if self.db.kind() == DbKind::Sqlite && !self.allowances.were_taken() {
-            return false;
-        }
         let until = Instant::now() + RECALL_WAIT;
-        self.allowances.close_user(user);
-        while let Ok(1..) = self.db.recall_allowances(user).await {
-            if Instant::now() >= until {
-                break;
+        if self.db.kind() == DbKind::Sqlite {
+            // This process is the only one that takes any, so nobody else is asked.
+            if !self.allowances.concern(user) {
+                return false;
             }
+            self.allowances.close_user(user);
+            while self.allowances.number_of(user) > 0 && Instant::now() < until {
+                tokio::time::sleep(RECALL_LOOK).await;
+            }
+            return true;
+        }
+        self.allowances.close_user(user);
+        // Who has none, as nearly all who cannot pay, costs a read.
+        let mut left = self.db.count_allowances(user).await;
+        if matches!(left, Ok(1..)) {
+            left = self.db.recall_allowances(user).await;
+        }
+        while matches!(left, Ok(1..)) && Instant::now() < until {
             tokio::time::sleep(RECALL_LOOK).await;
+            left = self.db.count_allowances(user).await;
         }
         true
     }

@@ -25,6 +25,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// A request that lasts longer than this gets a hold of its own, where its checkpoints are written. Long before the first
 /// checkpoint is due, so that a crash finds what it would have found; later than most requests of a busy gateway end.
 const GRADUATES_AFTER: Duration = Duration::from_millis(200);
+/// A refusal for lack of money may be so old when it is asked whether money has come back since.
+const JUST_NOW: Duration = Duration::from_secs(5);
 /// An allowance for fewer requests than this costs more than it saves.
 const FEWEST: i64 = 8;
 
@@ -54,12 +56,18 @@ pub(super) struct Allowances {
     unreturned: Mutex<Vec<Arc<Chunk>>>,
     /// Allowances that the store knows and were not given back.
     taken: AtomicUsize,
-    /// Whether there ever was one.
-    ever: AtomicBool,
+    /// How many each account has: asked for and not given back. For a while also that it has none any more.
+    accounts: Mutex<HashMap<UserId, Out>>,
     closing: AtomicBool,
     born: Instant,
     /// When the lease of this process ends, in milliseconds after `born`: from then on others may give back what it took.
     lease: AtomicU64,
+}
+
+/// Allowances of an account, and when that last changed.
+struct Out {
+    number: usize,
+    changed: Instant,
 }
 
 /// What is known of a key.
@@ -223,7 +231,7 @@ impl Allowances {
             jobs,
             unreturned: Mutex::default(),
             taken: AtomicUsize::new(0),
-            ever: AtomicBool::new(false),
+            accounts: Mutex::default(),
             closing: AtomicBool::new(false),
             born: Instant::now(),
             lease: AtomicU64::new(u64::MAX),
@@ -282,8 +290,27 @@ impl Allowances {
         let least = MicroCredits(amount.0.max(1).saturating_mul(FEWEST));
         let wanted = MicroCredits(pool.most().bound.max(least.0));
         let wish = Wish { allowance, wanted, least, now: self.clock.now() };
-        self.ever.store(true, Ordering::Release);
+        self.count(&pool.user, 1);
         pool.asked = self.send(Job::Take(Arc::new(wish)));
+    }
+
+    /// One more allowance of an account, or one less.
+    fn count(&self, user: &UserId, change: isize) {
+        let now = Instant::now();
+        let mut accounts = self.accounts.lock();
+        let out = accounts.entry(user.clone()).or_insert(Out { number: 0, changed: now });
+        *out = Out { number: out.number.saturating_add_signed(change), changed: now };
+    }
+
+    /// How many allowances an account has.
+    pub(super) fn number_of(&self, user: &UserId) -> usize {
+        self.accounts.lock().get(user).map_or(0, |out| out.number)
+    }
+
+    /// Whether an account has an allowance, or had one just now.
+    pub(super) fn concern(&self, user: &UserId) -> bool {
+        let recently = |out: &Out| out.number > 0 || out.changed.elapsed() < JUST_NOW;
+        self.accounts.lock().get(user).is_some_and(recently)
     }
 
     fn send(&self, job: Job) -> bool {
@@ -349,6 +376,11 @@ impl Allowances {
 
     /// The store gave nothing.
     pub(super) fn refused(&self, wish: &Wish) {
+        self.count(&wish.allowance.user_id, -1);
+        self.pause(wish);
+    }
+
+    fn pause(&self, wish: &Wish) {
         if let Some(pool) = self.pools.lock().get_mut(&wish.allowance.key_id) {
             (pool.asked, pool.not_before) = (false, Some(Instant::now() + PAUSE));
         }
@@ -356,7 +388,7 @@ impl Allowances {
 
     /// Nobody knows whether the store gave it: it is given back, if it is there.
     pub(super) fn may_be_taken(&self, wish: &Wish) {
-        self.refused(wish);
+        self.pause(wish);
         self.taken.fetch_add(1, Ordering::Relaxed);
         self.not_returned(Chunk::new(Arc::new(wish.allowance.clone()), 0, true));
     }
@@ -367,7 +399,8 @@ impl Allowances {
     }
 
     /// An allowance is no row any more.
-    pub(super) fn returned(&self) {
+    pub(super) fn returned(&self, chunk: &Chunk) {
+        self.count(&chunk.allowance.user_id, -1);
         self.taken.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -450,6 +483,7 @@ impl Allowances {
             }
             pool.chunk.is_some() || pool.asked || now.duration_since(pool.since) < LIFE
         });
+        self.accounts.lock().retain(|_, out| out.number > 0 || out.changed.elapsed() < JUST_NOW);
         for chunk in std::mem::take(&mut *self.unreturned.lock()) {
             self.give_back(chunk);
         }
@@ -467,11 +501,6 @@ impl Allowances {
             self.give_back(chunk);
         }
         self.is_empty()
-    }
-
-    /// Whether an allowance was ever asked for.
-    pub(super) fn were_taken(&self) -> bool {
-        self.ever.load(Ordering::Acquire)
     }
 
     /// Whether the store knows of no allowance of this process.

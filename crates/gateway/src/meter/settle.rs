@@ -258,7 +258,7 @@ impl Writer {
                     LedgerReply::Taken { amount } => self.allowances.install(&wish, amount),
                     _ => self.allowances.refused(&wish),
                 },
-                Prepared::Return(..) => self.allowances.returned(),
+                Prepared::Return(chunk, _) => self.allowances.returned(&chunk),
                 Prepared::Graduate(progress, _) => {
                     let Some((draw, _)) = &progress.draw else { continue };
                     // An allowance that is gone has no money for the request: its end will say so.

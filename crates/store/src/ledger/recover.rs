@@ -153,6 +153,19 @@ impl Db {
         rows.into_iter().map(Allowance::try_from).collect()
     }
 
+    /// How many allowances an account has, of whomever.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn count_allowances(&self, user: &UserId) -> Result<u64, DbError> {
+        let found: i64 = read!(self, e =>
+            sqlx::query_scalar("SELECT COUNT(*) FROM allowances WHERE user_id = $1")
+                .bind(user.as_str())
+                .fetch_one(e)
+                .await?);
+        Ok(found.unsigned_abs())
+    }
+
     /// Asks whoever has allowances of an account to give them back; gives their number.
     ///
     /// # Errors

@@ -190,3 +190,23 @@ async fn after_the_lease_only_what_is_left_is_drawn_from() {
     assert_eq!(balance.0 + balance.1, MONEY - n);
     world.end().await;
 }
+
+/// One busy key makes no refusal of other accounts dearer, and on SQLite none writes.
+#[tokio::test]
+async fn only_who_has_an_allowance_is_asked_for_it() {
+    let world = world().await;
+    until_in_memory(&world, 10, 1).await;
+    let inner = &world.meter.inner;
+    assert!(!inner.recall(&UserId::from_tail("provider")).await, "it never had one");
+    assert_eq!(inner.allowances.number_of(&UserId::from_tail("payer")), 1);
+    assert!(inner.recall(&UserId::from_tail("payer")).await);
+    assert_eq!(inner.allowances.number_of(&UserId::from_tail("payer")), 0);
+    assert_eq!(allowances(&world).await, 0);
+    // What came back just now may be the money that was lacking, and asking for it takes no turn to write.
+    let blocked = world.db.begin().await.unwrap();
+    let asked = std::time::Instant::now();
+    assert!(inner.recall(&UserId::from_tail("payer")).await);
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    drop(blocked);
+    world.end().await;
+}

@@ -30,6 +30,7 @@ impl Run {
         self.so_far = self.job.nothing_yet();
         self.bound = Bound::new(self.job.choices);
         self.checkpoints.restart();
+        self.cut_off = false;
         let outcome = Box::pin(self.exchange(seat, number, began)).await;
         if self.first_token.is_none() {
             self.node_time += self.app.clock.mono().saturating_sub(began);
@@ -405,6 +406,7 @@ impl Run {
         tracing::warn!(request_id = %self.job.request_id, provision = %seat.provision(),
             "a node sent more than it was asked for and was cut off");
         seat.failed(self.app.clock.mono());
+        self.cut_off = true;
         self.end_all().await
     }
 

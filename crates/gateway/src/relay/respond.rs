@@ -79,6 +79,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
         first_token: None,
         node_time: Duration::ZERO,
         cover: Cover { tokens: covered, exhausted: false },
+        cut_off: false,
         finished: None,
         phase: Open::default(),
         _running: app.fleet.begin_request(),

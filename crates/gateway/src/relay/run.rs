@@ -130,6 +130,8 @@ pub(super) struct Run {
     /// Time spent waiting for nodes.
     pub node_time: Duration,
     pub cover: Cover,
+    /// The attempt ended because its node sent more than it was asked for.
+    pub cut_off: bool,
     /// The stream whose answer is complete, until the request is settled.
     pub finished: Option<WorkStream>,
     /// The attempt that runs, in the request's trace.
@@ -216,9 +218,11 @@ impl Run {
             }
             let fault = match outcome {
                 Ok(()) => {
-                    let now = self.app.clock.mono();
-                    seat.succeeded(now);
-                    self.measure(&seat, now);
+                    if !self.cut_off {
+                        let now = self.app.clock.mono();
+                        seat.succeeded(now);
+                        self.measure(&seat, now);
+                    }
                     self.record(&seat, number, End::Finished, None, began);
                     return Ended::Finished { exhausted: self.cover.exhausted };
                 }

@@ -266,6 +266,8 @@ async fn whoever_changes_what_may_be_spent_wants_allowances_back() {
                 _ => assert!(db.revoke_key(&market.key, None, NOW).await.unwrap()),
             }
             assert_eq!(db.recalled_allowances(&market.replica).await.unwrap(), [id], "{} {n}", fresh.name);
+            assert_eq!(db.held_allowances(&market.replica).await.unwrap(), [id], "{} {n}", fresh.name);
+            assert_eq!(db.count_allowances(&market.payer).await.unwrap(), 1, "{} {n}", fresh.name);
             market.one(give_back(&market, id)).await;
             if n == 2 {
                 db.unsuspend_user(&market.payer).await.unwrap();

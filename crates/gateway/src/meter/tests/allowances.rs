@@ -204,7 +204,7 @@ async fn only_who_has_an_allowance_is_asked_for_it() {
     assert_eq!(allowances(&world).await, 0);
     // What came back just now may be the money that was lacking, and asking for it takes no turn to write.
     let blocked = world.db.begin().await.unwrap();
-    let asked = std::time::Instant::now();
+    let asked = tokio::time::Instant::now();
     assert!(inner.recall(&UserId::from_tail("payer")).await);
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     drop(blocked);

@@ -174,6 +174,23 @@ impl Client {
         Ok(Reply { status: conversation.status, headers: conversation.headers, body })
     }
 
+    /// Posts a body with a deadline of the client's own and reads the whole answer.
+    ///
+    /// # Errors
+    /// A connection that breaks, or an answer that is not HTTP.
+    pub async fn post_within(&self, path: &str, body: &Value, time: Duration) -> Result<Reply> {
+        let key = self.key.as_deref().unwrap_or_default();
+        let body = body.to_string();
+        let message = format!(
+            "POST {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\
+             x-cxmpute-timeout-ms: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            self.address,
+            time.as_millis(),
+            body.len()
+        );
+        self.exchange(message.as_bytes()).await
+    }
+
     /// Sends a request and reads nothing.
     ///
     /// # Errors

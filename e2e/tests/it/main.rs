@@ -6,6 +6,7 @@ mod clean;
 mod containers;
 mod house;
 mod llama;
+mod money;
 mod node;
 mod official;
 mod pictures;

@@ -23,6 +23,7 @@ use crate::listen;
 use crate::media::Desk;
 use crate::meter::{Meter, MeterConfig};
 use crate::rates::RateTable;
+use crate::room::Room;
 use crate::router::RouteIndex;
 #[cfg(feature = "sabotage")]
 use crate::sabotage::Sabotage;
@@ -62,6 +63,8 @@ pub struct App {
     pub keys: KeyRing,
     /// What keys, accounts and addresses have used lately.
     pub rates: RateTable,
+    /// Room for large bodies.
+    pub(crate) room: Room,
     /// Measures.
     pub telemetry: Telemetry,
     /// Traces, where a collector is configured.
@@ -171,6 +174,7 @@ impl App {
         let app = Arc::new(Self {
             keys: KeyRing::new(db.clone(), pepper, clock.clone()),
             rates: RateTable::new(&config.limits, clock.clone()),
+            room: Room::new(config.server.bodies_mib << 20),
             telemetry,
             traces,
             routes: RouteIndex::new(),

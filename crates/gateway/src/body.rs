@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 
 use crate::app::App;
-use crate::edge::Matched;
+use crate::edge::{Edge, Matched};
 use crate::error::{ApiError, ApiResult};
 use crate::json;
+use crate::room::Share;
 
 /// Longest body of ordinary routes (GR section 9).
 pub const JSON_LIMIT: usize = crate::limits::BODY;
@@ -49,6 +50,17 @@ impl Pace {
 
 /// Reads a whole body.
 pub async fn read(body: Body, headers: &HeaderMap, limit: usize, pace: Option<Pace>) -> ApiResult<Bytes> {
+    read_within(body, headers, limit, pace, |_| Ok(())).await
+}
+
+/// Reads a whole body that `grow` lets become as long as it says.
+async fn read_within(
+    body: Body,
+    headers: &HeaderMap,
+    limit: usize,
+    pace: Option<Pace>,
+    mut grow: impl FnMut(usize) -> ApiResult<()>,
+) -> ApiResult<Bytes> {
     let announced =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if headers.contains_key(header::EXPECT) && announced.is_some_and(|length| length > limit as u64) {
@@ -59,7 +71,7 @@ pub async fn read(body: Body, headers: &HeaderMap, limit: usize, pace: Option<Pa
     let Some(first) = reader.next().await? else { return Ok(Bytes::new()) };
     if first.len() <= limit && announced == Some(first.len() as u64) {
         // The usual case: one frame, no copy.
-        return Ok(first);
+        return grow(first.len()).map(|()| first);
     }
     let mut whole =
         BytesMut::with_capacity(announced.map_or(first.len(), |length| length.min(limit as u64) as usize));
@@ -68,6 +80,11 @@ pub async fn read(body: Body, headers: &HeaderMap, limit: usize, pace: Option<Pa
         if whole.len() + chunk.len() > limit {
             reader.throw_away().await;
             return Err(ApiError::body_too_large(limit));
+        }
+        if let Err(refused) = grow(whole.len() + chunk.len()) {
+            drop(whole);
+            reader.throw_away().await;
+            return Err(refused);
         }
         whole.extend_from_slice(&chunk);
         next = reader.next().await?;
@@ -134,14 +151,20 @@ impl FromRequest<Arc<App>> for RawBody {
         let limit =
             request.extensions().get::<Matched>().map_or(JSON_LIMIT, |matched| matched.route().body_limit);
         let (parts, body) = request.into_parts();
-        let bytes = read(body, &parts.headers, limit, Pace::of(app)).await?;
+        let mut share = Share::default();
+        let grow = |bytes| share.grow(&app.room, bytes);
+        let bytes = read_within(body, &parts.headers, limit, Pace::of(app), grow).await?;
+        // What is made of the body is as large as it, and lives until the answer begins.
+        if let Some(edge) = parts.extensions.get::<Edge>().filter(|_| !share.is_empty()) {
+            edge.takes(share);
+        }
         #[cfg(feature = "sabotage")]
         if app.sabotage == Some(crate::sabotage::Sabotage::BodyInLog) {
             tracing::info!(body = %String::from_utf8_lossy(&bytes), "request body");
         }
         #[cfg(feature = "sabotage")]
         if app.sabotage == Some(crate::sabotage::Sabotage::BodyInTrace)
-            && let Some(edge) = parts.extensions.get::<crate::edge::Edge>()
+            && let Some(edge) = parts.extensions.get::<Edge>()
         {
             let text = String::from_utf8_lossy(&bytes).into_owned();
             edge.watch.describe(|fields| fields.set(crate::trace::Key::ErrorType, text));

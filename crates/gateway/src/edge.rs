@@ -26,6 +26,7 @@ use crate::framing::Refusal;
 use crate::limits;
 use crate::rates::Standing;
 use crate::relay::overloaded;
+use crate::room::Share;
 use crate::router::{Access, Cost, ROUTES, Route};
 use crate::trace::{Key, Watch};
 
@@ -54,8 +55,16 @@ pub struct Edge {
     pub arrived: Duration,
     /// The request's trace.
     pub watch: Watch,
+    notes: Arc<Notes>,
+}
+
+/// What becomes known of a request on its way.
+#[derive(Debug, Default)]
+struct Notes {
     /// Where the caller stands with its limits, once the key is known.
-    standing: Arc<OnceLock<Arc<Standing>>>,
+    standing: OnceLock<Arc<Standing>>,
+    /// Room that a large body takes.
+    body: OnceLock<Share>,
 }
 
 impl FromRequestParts<Arc<App>> for Edge {
@@ -77,13 +86,18 @@ impl Edge {
             request_id: RequestId::from_tail(id.simple().encode_lower(&mut text)),
             arrived: app.clock.mono(),
             watch: Watch::default(),
-            standing: Arc::default(),
+            notes: Arc::default(),
         }
     }
 
     /// Notes the limits that the answer's head reports.
     pub(crate) fn stands(&self, standing: Arc<Standing>) {
-        let _ = self.standing.set(standing);
+        let _ = self.notes.standing.set(standing);
+    }
+
+    /// Keeps the room of the request's body until its answer begins.
+    pub(crate) fn takes(&self, share: Share) {
+        let _ = self.notes.body.set(share);
     }
 }
 
@@ -242,7 +256,7 @@ fn finish_headers(headers: &mut HeaderMap, edge: &Edge, origin: Origin) {
     if let Ok(id) = HeaderValue::from_str(edge.request_id.as_str()) {
         headers.insert(X_REQUEST_ID, id);
     }
-    if let Some(standing) = edge.standing.get() {
+    if let Some(standing) = edge.notes.standing.get() {
         standing.print(headers);
     }
     // Never with credentials: keys are bearer tokens, so whoever may hold one needs no cookie (GR section 5).

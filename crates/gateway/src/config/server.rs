@@ -8,6 +8,9 @@ use cxmpute_egress::judge::Network;
 use http::{HeaderMap, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 
+/// The least room for large bodies.
+const LEAST_BODIES_MIB: usize = 32;
+
 /// The section `[server]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -42,6 +45,8 @@ pub struct ServerConfig {
     pub body_grace_ms: u64,
     /// Slowest average of a body in bytes per second.
     pub body_rate: u64,
+    /// Mebibytes that all large bodies of requests and of nodes' answers take at a time; what does not fit gets 429.
+    pub bodies_mib: usize,
     /// How long a client may refuse to take bytes before it is cut off.
     pub write_stall_ms: u64,
     /// How long running requests may go on after the first SIGTERM.
@@ -69,6 +74,7 @@ impl Default for ServerConfig {
             keep_alive_ms: 60_000,
             body_grace_ms: 10_000,
             body_rate: 1024,
+            bodies_mib: 512,
             write_stall_ms: 30_000,
             drain_ms: 30_000,
             #[cfg(feature = "sabotage")]
@@ -114,6 +120,12 @@ pub enum Tls {
 impl ServerConfig {
     /// D13: plain HTTP only on loopback or behind trusted proxies.
     pub(super) fn check(&self) -> Result<(), String> {
+        if self.bodies_mib < LEAST_BODIES_MIB {
+            return Err(format!(
+                "server.bodies_mib is {}, expected at least {LEAST_BODIES_MIB}: the largest body alone takes 26.",
+                self.bodies_mib
+            ));
+        }
         match self.tls {
             Tls::Files if self.tls_certificate.is_none() || self.tls_key.is_none() => Err(
                 "server.tls = \"files\" needs server.tls_certificate and server.tls_key, each the path of a PEM file."

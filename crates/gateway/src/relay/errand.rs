@@ -29,6 +29,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{ApiError, ApiResult};
 use crate::meter::{Admission, AdmitError, Hold};
+use crate::room::Share;
 use crate::trace::{Key, Phase, Watch};
 use carry::Carry;
 
@@ -153,6 +154,11 @@ pub struct Printed {
 }
 
 impl Printed {
+    /// The same, which takes the room of what it was made of until the client has it.
+    fn holding(self, share: Share) -> Self {
+        Self { bytes: share.hold(self.bytes), ..self }
+    }
+
     /// JSON.
     #[must_use]
     pub fn json(body: &impl serde::Serialize) -> Self {

@@ -275,7 +275,7 @@ pub const SIGNED: &[Code] = &[
 ];
 
 /// Refusals while a body is read, whatever is in it.
-pub const UNREAD: &[Code] = &[Code::RequestTimeout, Code::BodyTooLarge];
+pub const UNREAD: &[Code] = &[Code::RequestTimeout, Code::BodyTooLarge, Code::QueueFull];
 
 /// Refusals of what is in a body.
 pub const BODY: &[Code] = &[Code::InvalidJson, Code::InvalidParameter];

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use cxmpute_gateway::auth;
 use cxmpute_store::{KeyKind, KeySettings, LimitSubject, Limits};
 use cxmpute_wire::{KeyId, MicroCredits, Timestamp};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use super::world::{Answer, WITHIN_A_SECOND, World, until};
 
@@ -218,5 +220,35 @@ async fn only_listed_origins_may_read_answers_when_there_is_a_list() {
         preflight.header("access-control-allow-headers").is_some_and(|names| names.contains("traceparent"))
     );
     assert_eq!(good.header("server"), None);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_share_the_room_that_there_is() {
+    const MIB: usize = 1024 * 1024;
+    let world = World::with(|config| config.server.bodies_mib = 32).await;
+    let (key, _) = payer(&world).await;
+    let head = |length: usize| {
+        format!(
+            "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\
+             content-type: multipart/form-data; boundary=B\r\ncontent-length: {length}\r\n\r\n"
+        )
+    };
+    let large = [head(20 * MIB).into_bytes(), vec![b'x'; 20 * MIB]].concat();
+    let alone = world.raw(&large).await;
+    assert_eq!((alone.status, alone.code().as_str()), (400, "invalid_parameter"), "no form, but read");
+    let mut first = TcpStream::connect(world.address).await.unwrap();
+    first.write_all(head(26 * MIB).as_bytes()).await.unwrap();
+    // Most of it: what the buffers of the connection keep back leaves no room for another one, either.
+    first.write_all(&vec![b'x'; 25 * MIB]).await.unwrap();
+    let second = world.raw(&large).await;
+    assert_eq!((second.status, second.code().as_str()), (429, "queue_full"), "{}", second.body);
+    assert!(second.header("retry-after").is_some());
+    assert_eq!(chat(&world, &key, CHAT).await.status, 503, "small ones are not concerned");
+    drop(first);
+    let freed = until("room comes back (4 x)", WITHIN_A_SECOND, async || {
+        Some(world.raw(&large).await).filter(|answer| answer.status == 400)
+    });
+    freed.await;
     world.stop().await;
 }

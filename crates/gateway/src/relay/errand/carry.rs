@@ -25,6 +25,7 @@ use crate::error::ApiError;
 use crate::fleet::{RunningRequest, Seat};
 use crate::meter::{Hold, Settlement};
 use crate::rates::Permit;
+use crate::room::Share;
 use crate::trace::{Key, Open, Phase};
 
 /// One errand on its way.
@@ -55,7 +56,7 @@ enum Stop {
 }
 
 enum Ended<A> {
-    Finished(Seat, A),
+    Finished(Seat, A, Share),
     /// The client left, or the deadline that it set passed, of which it is told.
     Abandoned(Option<ApiError>),
     Failed(End, ApiError),
@@ -101,8 +102,8 @@ impl<E: Errand> Carry<E> {
             latency: Some(Millis::from(latency)),
             ..Settlement::none(End::Refused)
         };
-        let (seat, answer) = match ended {
-            Ended::Finished(seat, answer) => (seat, answer),
+        let (seat, answer, share) = match ended {
+            Ended::Finished(seat, answer, share) => (seat, answer, share),
             Ended::Abandoned(late) => return self.abandon(hold, settlement, late).await,
             Ended::Failed(end, error) => return self.fail(hold, settlement, (end, error)).await,
         };
@@ -140,7 +141,10 @@ impl<E: Errand> Carry<E> {
             permit.use_tokens(tokens);
         }
         let answer = match settled {
-            Ok(settled) => Head::Whole(errand.print(&self.job.ticket, answer, &counted, &settled), meta),
+            Ok(settled) => {
+                let printed = errand.print(&self.job.ticket, answer, &counted, &settled);
+                Head::Whole(printed.holding(share), meta)
+            }
             Err(error) => Head::Failed(store_error(error)),
         };
         let _ = self.head.send(answer);
@@ -224,11 +228,11 @@ impl<E: Errand> Carry<E> {
             self.node_time += began.elapsed();
             let now = self.app.clock.mono();
             let fault = match outcome {
-                Ok(answer) => {
+                Ok((answer, share)) => {
                     seat.first_token(began.elapsed(), now);
                     seat.succeeded(now);
                     self.record(&seat, number, End::Finished, None, began);
-                    return Ended::Finished(seat, answer);
+                    return Ended::Finished(seat, answer, share);
                 }
                 Err(Stop::Fault(fault)) => fault,
                 Err(Stop::Gone) => {
@@ -273,7 +277,7 @@ impl<E: Errand> Carry<E> {
         }
     }
 
-    async fn attempt(&self, seat: &Seat, number: u32, hold: &Hold) -> Result<E::Answer, Stop> {
+    async fn attempt(&self, seat: &Seat, number: u32, hold: &Hold) -> Result<(E::Answer, Share), Stop> {
         let max_bytes = self.job.errand.max_bytes();
         let head = WorkHead {
             request_id: self.job.ticket.request_id.clone(),
@@ -313,18 +317,20 @@ impl<E: Errand> Carry<E> {
             }
             hold.accepted(seat.provision(), seat.owner(), number);
             let _ = self.accepted.set((seat.provision().clone(), seat.owner().clone()));
-            let mut whole = Vec::new();
+            let (mut whole, mut share) = (Vec::new(), Share::default());
             while let Some(chunk) = stream.chunk().await {
                 let chunk = chunk.map_err(|error| Stop::Fault(forward::after_accept(&error)))?;
                 if (whole.len() + chunk.len()) as u64 > max_bytes {
                     return Err(Stop::Fault(Fault::Protocol));
                 }
+                share.grow(&self.app.room, whole.len() + chunk.len()).map_err(Stop::Internal)?;
                 whole.extend_from_slice(&chunk);
             }
-            self.job.errand.read(&self.app, whole).await.map_err(|misread| match misread {
-                Misread::Node(fault) => Stop::Fault(fault),
-                Misread::Ours(error) => Stop::Internal(error),
-            })
+            match self.job.errand.read(&self.app, whole).await {
+                Ok(answer) => Ok((answer, share)),
+                Err(Misread::Node(fault)) => Err(Stop::Fault(fault)),
+                Err(Misread::Ours(error)) => Err(Stop::Internal(error)),
+            }
         };
         tokio::select! {
             biased;

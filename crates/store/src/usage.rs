@@ -207,7 +207,22 @@ impl Db {
         raw.into_iter().map(GenerationRow::try_from).collect()
     }
 
-    /// What a user has used, of all keys or of one; refunds lower the cost (MR9).
+    /// What a user has paid for requests with all keys, less what was refunded (MR9): the running totals of the keys, which
+    /// `check_ledger` holds to the requests.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn spent_in_all(&self, user: &UserId) -> Result<MicroCredits, DbError> {
+        let spent: i64 = read!(self, e =>
+            sqlx::query_scalar("SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM api_keys WHERE user_id = $1")
+                .bind(user.as_str())
+                .fetch_one(e)
+                .await?);
+        Ok(MicroCredits(spent))
+    }
+
+    /// What a user has used, of all keys or of one; refunds lower the cost (MR9). Looks at every request there ever was, so
+    /// it is for reckoning, not for answering.
     ///
     /// # Errors
     /// The store failed.

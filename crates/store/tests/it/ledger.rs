@@ -369,6 +369,8 @@ async fn grants_and_refunds_happen_once_per_key() {
         );
         assert_eq!(db.usage_totals(&market.payer, None).await.unwrap().cost.0, 370);
         assert_eq!(db.find_key(&market.key).await.unwrap().unwrap().spent.0, 370);
+        assert_eq!(db.spent_in_all(&market.payer).await.unwrap().0, 370, "as the requests say");
+        assert_eq!(db.spent_in_all(&market.provider).await.unwrap().0, 0);
         assert_eq!(db.mature(&market.provider, MicroCredits(360), "m", NOW).await.unwrap(), Posted::Entered);
         assert_eq!(db.payout(&market.provider, MicroCredits(361), "p", NOW).await.unwrap(), Posted::Refused);
         assert_eq!(db.payout(&market.provider, MicroCredits(360), "p", NOW).await.unwrap(), Posted::Entered);

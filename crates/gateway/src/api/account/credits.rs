@@ -33,7 +33,7 @@ pub struct Credits {
 /// `GET /credits`.
 pub async fn get_credits(State(app): State<Arc<App>>, caller: Caller) -> ApiResult<Json<Data<Credits>>> {
     let balance = app.db.balance(&caller.user_id).await?;
-    let usage = app.db.usage_totals(&caller.user_id, None).await?;
+    let spent = app.db.spent_in_all(&caller.user_id).await?;
     let total = balance.total();
     Ok(Json(Data {
         data: Credits {
@@ -41,13 +41,13 @@ pub async fn get_credits(State(app): State<Arc<App>>, caller: Caller) -> ApiResu
             held: balance.held.to_credits(),
             available: balance.available.to_credits(),
             promo: balance.promo.to_credits(),
-            total_credits: total.saturating_add(usage.cost).to_credits(),
-            total_usage: usage.cost.to_credits(),
+            total_credits: total.saturating_add(spent).to_credits(),
+            total_usage: spent.to_credits(),
             balance_micro: total,
             held_micro: balance.held,
             available_micro: balance.available,
             promo_micro: balance.promo,
-            total_usage_micro: usage.cost,
+            total_usage_micro: spent,
             currency: "credits",
         },
     }))

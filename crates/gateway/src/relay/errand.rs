@@ -202,6 +202,20 @@ pub(super) struct Job<E> {
     pub errand: E,
 }
 
+/// Refuses who could not even pay for so little, before work is done to find out how much it is. Binds nothing: that is
+/// done by [`run_errand`], when it is known.
+///
+/// # Errors
+/// 402, or the store is away.
+pub async fn afford(app: &App, caller: &Caller, model: &ModelEntry, least: &Units) -> ApiResult<()> {
+    let required = price_of(&model.price, least)?;
+    let available = app.db.balance(&caller.user_id).await?.available;
+    if required > available {
+        return Err(refusal(AdmitError::Insufficient { required, available }));
+    }
+    Ok(())
+}
+
 /// Runs one errand.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ mod watchdog;
 
 pub use draw::{Drawing, DrawingForm};
 pub use embed::Embedding;
-pub use errand::{Errand, Printed, Ticket, run_errand};
+pub use errand::{Errand, Printed, Ticket, afford, run_errand};
 pub use job::{Alternative, Ask, Form, Job, Pictures};
 pub use look::Look;
 pub use pages::Pages;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use cxmpute_gateway::auth;
 use cxmpute_store::{KeyKind, KeySettings, LimitSubject, Limits};
-use cxmpute_wire::{KeyId, MicroCredits, Timestamp};
+use cxmpute_wire::{KeyId, MicroCredits, ServiceKind, Timestamp};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -220,6 +220,42 @@ async fn only_listed_origins_may_read_answers_when_there_is_a_list() {
         preflight.header("access-control-allow-headers").is_some_and(|names| names.contains("traceparent"))
     );
     assert_eq!(good.header("server"), None);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_decoded_for_who_may_not_use_the_model_or_cannot_pay() {
+    let world = world().await;
+    let entries = world.app.catalogue.entries();
+    let model = entries.iter().find(|entry| entry.kind == ServiceKind::Stt).unwrap().id.clone();
+    let transcribe = async |key: &str| {
+        // No decoder knows this file; who gets that far is told so.
+        let form = format!(
+            "--B\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n--B\r\n\
+             Content-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nnone\r\n--B--\r\n"
+        );
+        let request = format!(
+            "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\
+             content-type: multipart/form-data; boundary=B\r\ncontent-length: {}\r\n\r\n{form}",
+            form.len()
+        );
+        world.raw(request.as_bytes()).await
+    };
+    let poor = world.key(&world.user("poor").await, KeyKind::Api).await;
+    let refused = transcribe(&poor).await;
+    assert_eq!((refused.status, refused.code().as_str()), (402, "insufficient_credits"), "{}", refused.body);
+    let (key, id) = payer(&world).await;
+    set(&world, &id, Limits { models: Some(vec!["other".into()]), ..Limits::default() }).await;
+    let refused = transcribe(&key).await;
+    assert_eq!((refused.status, refused.code().as_str()), (403, "model_not_permitted"), "{}", refused.body);
+    let key = world.key(&world.user("payer").await, KeyKind::Api).await;
+    let tried = transcribe(&key).await;
+    assert_eq!(
+        (tried.status, tried.json()["error"]["param"].as_str()),
+        (400, Some("file")),
+        "{}",
+        tried.body
+    );
     world.stop().await;
 }
 

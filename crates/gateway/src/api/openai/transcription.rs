@@ -7,8 +7,9 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
+use cxmpute_market::price::Units;
 use cxmpute_wire::openai::{ProviderPreferences, TranscriptFormat};
-use cxmpute_wire::{Code, ServiceKind};
+use cxmpute_wire::{Code, Millis, ServiceKind};
 use http::{HeaderMap, header};
 
 use super::parse::{Manners, resolve_service, wishes};
@@ -21,7 +22,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::json::Ignored;
 use crate::limits;
 use crate::media::SoundError;
-use crate::relay::{Transcript, run_errand};
+use crate::relay::{Transcript, afford, run_errand};
 
 /// Fields of a form.
 const FIELDS: usize = 32;
@@ -42,8 +43,6 @@ pub async fn create_transcription(
     let name = form.model.ok_or_else(|| missing("model"))?;
     let model = resolve_service(&app, Some(&name), ServiceKind::Stt, |_| true)?;
     let file = form.file.filter(|file| !file.is_empty()).ok_or_else(|| missing("file"))?;
-    let longest = Duration::from_secs(limits::SOUND_SECONDS);
-    let sound = app.media.sound(file, longest).await.map_err(no_sound)?;
     let verbose = form.format == TranscriptFormat::VerboseJson;
     let words = form.granularities.iter().any(|each| each == "word");
     if !form.granularities.is_empty() && !verbose {
@@ -52,6 +51,13 @@ pub async fn create_transcription(
             "timestamp_granularities needs response_format verbose_json.",
         );
     }
+    let wishes = wishes(&app, &name, form.provider.as_ref())?;
+    // How long a recording is, only its samples say: nothing is decoded for who may not use the model, or could not pay for
+    // a second of it.
+    caller.permit_model(&model)?;
+    afford(&app, &caller, &model, &Units::audio(Millis(1))).await?;
+    let longest = Duration::from_secs(limits::SOUND_SECONDS);
+    let sound = app.media.sound(file, longest).await.map_err(no_sound)?;
     let transcript = Transcript {
         sound,
         language: form.language,
@@ -61,7 +67,6 @@ pub async fn create_transcription(
         segments: form.granularities.is_empty() || form.granularities.iter().any(|each| each == "segment"),
         words: verbose && words,
     };
-    let wishes = wishes(&app, &name, form.provider.as_ref())?;
     let total = app.config.relay.transcription_total();
     let ticket = manners.ticket(edge, "/audio/transcriptions", &name, model, wishes, total);
     Box::pin(run_errand(app, caller, ticket, transcript)).await.map(|response| manners.sign(response))

@@ -6,6 +6,7 @@ mod assign;
 mod canary;
 mod control;
 mod line;
+mod memory;
 mod node;
 mod offer;
 mod overload;

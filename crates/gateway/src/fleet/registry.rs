@@ -19,7 +19,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::line::{Ticket, Waiting};
-use super::node::{Health, Member, Node, ProvisionSession};
+use super::memory::Memory;
+use super::node::{Member, Node, ProvisionSession};
 use super::overload::Lag;
 use super::pool::{Pool, Wanted};
 use super::seat::Seat;
@@ -73,14 +74,11 @@ pub struct Fleet {
     inner: Arc<Inner>,
 }
 
-/// Outlives the tunnels of a provision.
-type SharedHealth = Arc<Mutex<Health>>;
-
 struct Inner {
     parts: FleetParts,
     nodes: RwLock<HashMap<ProvisionId, Arc<Node>>>,
     pools: RwLock<HashMap<ServiceId, Arc<Pool>>>,
-    health: Mutex<HashMap<(ProvisionId, ServiceId), SharedHealth>>,
+    memory: Memory,
     /// Provisions whose tunnel ended, and when; until they come back or are planned around.
     away: Mutex<HashMap<ProvisionId, Duration>>,
     lag: Lag,
@@ -125,7 +123,7 @@ impl Fleet {
             parts,
             nodes: RwLock::default(),
             pools: RwLock::default(),
-            health: Mutex::default(),
+            memory: Memory::default(),
             away: Mutex::default(),
             lag: Lag::default(),
             running: AtomicUsize::new(0),
@@ -393,14 +391,8 @@ impl Fleet {
         if let Some(member) = node.live.lock().members.get(service) {
             return member.clone();
         }
-        let key = (node.session.provision_id.clone(), service.clone());
-        let health = self
-            .inner
-            .health
-            .lock()
-            .entry(key)
-            .or_insert_with(|| Arc::new(Mutex::new(Health::new(self.parts().relay.breaker(), now))))
-            .clone();
+        let policy = self.parts().relay.breaker();
+        let health = self.inner.memory.of(&node.session.provision_id, service, policy, now);
         // What somebody else's engine loaded for the model is not known.
         let quantization = self
             .entry(service)
@@ -468,6 +460,7 @@ impl Fleet {
             let now = self.now();
             let relay = &self.parts().relay;
             self.note_uptime(now);
+            self.inner.memory.forget_old(now);
             for node in self.nodes() {
                 let mut live = node.live.lock();
                 let silent = now.saturating_sub(live.heard);

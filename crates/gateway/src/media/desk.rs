@@ -116,6 +116,20 @@ impl Desk {
         self.work(move || View::of(&file, detail)).await.unwrap_or(Err(PictureError::Broken))
     }
 
+    /// Reads the file of a picture and makes of it what a model gets, both where a processor is free; none when nothing was
+    /// read.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub async fn view_of(
+        &self,
+        read: impl FnOnce() -> Option<Vec<u8>> + Send + 'static,
+        detail: Detail,
+    ) -> Result<Option<View>, PictureError> {
+        let work = move || read().map(|file| View::of(&file, detail)).transpose();
+        self.work(work).await.unwrap_or(Err(PictureError::Broken))
+    }
+
     /// Fetches a picture and makes of it what a model gets.
     ///
     /// # Errors

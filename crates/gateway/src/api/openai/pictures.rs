@@ -1,11 +1,10 @@
 //! Pictures of a conversation: taken out of its `data:` addresses or fetched through the guard, decoded, and put back as the small
 //! pictures that a node gets.
 
-use bytes::Bytes;
 use cxmpute_market::picture::Detail;
 use cxmpute_wire::openai::{ChatRequest, Content, ContentPart, ImageUrl};
 
-use super::conversation::decode_data;
+use super::conversation::{decode_data, no_base64};
 use super::validate::refuse;
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
@@ -53,11 +52,13 @@ pub async fn take_pictures(app: &App, request: &mut ChatRequest, from: Source) -
     // All at once: a site that is slow holds up no other, and the desk decodes as many as there are processors.
     let places: Vec<(usize, usize)> = places(request);
     let views = places.iter().map(|&(at, place)| {
-        let image = image_at(request, at, place).cloned();
+        // Taken, not copied: it may have megabytes, and what stands there in the end is the picture that a node gets.
+        let image = image_at(request, at, place)
+            .map(|image| std::mem::replace(image, ImageUrl { url: String::new(), detail: None }));
         async move {
             let param = format!("messages[{at}].content[{place}].image_url.url");
             match image {
-                Some(image) => view(app, &image, &param, from).await,
+                Some(image) => view(app, image, &param, from).await,
                 None => Err(ApiError::internal(anyhow::anyhow!("a picture is gone"))),
             }
         }
@@ -97,9 +98,9 @@ fn places(request: &ChatRequest) -> Vec<(usize, usize)> {
     pictures.collect()
 }
 
-fn image_at(request: &ChatRequest, at: usize, place: usize) -> Option<&ImageUrl> {
-    match request.messages.get(at)?.content.as_ref()? {
-        Content::Parts(parts) => match parts.get(place)? {
+fn image_at(request: &mut ChatRequest, at: usize, place: usize) -> Option<&mut ImageUrl> {
+    match request.messages.get_mut(at)?.content.as_mut()? {
+        Content::Parts(parts) => match parts.get_mut(place)? {
             ContentPart::ImageUrl { image_url } => Some(image_url),
             _ => None,
         },
@@ -107,12 +108,12 @@ fn image_at(request: &ChatRequest, at: usize, place: usize) -> Option<&ImageUrl>
     }
 }
 
-async fn view(app: &App, image: &ImageUrl, param: &str, from: Source) -> ApiResult<View> {
+async fn view(app: &App, image: ImageUrl, param: &str, from: Source) -> ApiResult<View> {
     let detail = if image.detail.as_deref() == Some("low") { Detail::Low } else { Detail::High };
-    if let Some((_, data)) = image.url.split_once(',').filter(|_| is_data(&image.url)) {
-        let file = decode_data(data, param)?;
-        let view = app.media.view(Bytes::from(file), detail).await;
-        return view.map_err(|error| ApiError::invalid_parameter(param, sentence(&error.to_string())));
+    if is_data(&image.url) {
+        let view = app.media.view_of(move || decode_data(&image.url), detail).await;
+        let view = view.map_err(|error| ApiError::invalid_parameter(param, sentence(&error.to_string())))?;
+        return view.ok_or_else(|| no_base64(param));
     }
     if from == Source::Request {
         let message = "A picture is counted from its bytes here; send it as base64.";

@@ -235,7 +235,11 @@ impl App {
     /// writes, then the store. Returns the names of the tasks that had to be dropped.
     pub async fn stop(&self) -> Vec<&'static str> {
         let mut dropped = self.tasks.stop(self.config.server.drain()).await;
-        dropped.extend(self.late_tasks.stop(LAST_WRITES).await);
+        let late = self.late_tasks.stop(LAST_WRITES).await;
+        if late.is_empty() {
+            self.meter.release().await;
+        }
+        dropped.extend(late);
         self.db.close().await;
         dropped
     }

@@ -11,7 +11,6 @@ use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::response::IntoResponse;
 use cxmpute_market::queue::Class;
-use cxmpute_runtime::random;
 use cxmpute_wire::{Code, RequestId};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -26,6 +25,7 @@ use crate::framing::Refusal;
 use crate::limits;
 use crate::rates::Standing;
 use crate::relay::overloaded;
+use crate::request_id;
 use crate::room::Share;
 use crate::router::{Access, Cost, ROUTES, Route};
 use crate::trace::{Key, Watch};
@@ -79,11 +79,8 @@ impl Edge {
     /// A request that arrives now.
     #[must_use]
     pub fn new(app: &App) -> Self {
-        let millis = u64::try_from(app.clock.now().0).unwrap_or(0);
-        let id = uuid::Builder::from_unix_timestamp_millis(millis, &random::quick::<10>()).into_uuid();
-        let mut text = [0; 32];
         Self {
-            request_id: RequestId::from_tail(id.simple().encode_lower(&mut text)),
+            request_id: request_id::fresh(&app.clock),
             arrived: app.clock.mono(),
             watch: Watch::default(),
             notes: Arc::default(),

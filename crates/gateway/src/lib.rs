@@ -27,6 +27,7 @@ mod one_line;
 pub mod openapi;
 pub mod rates;
 pub mod relay;
+mod request_id;
 mod room;
 pub mod router;
 #[cfg(feature = "sabotage")]

@@ -78,20 +78,4 @@ impl Db {
                 .rows_affected());
         tx.commit().await
     }
-
-    /// Notes a sign of life.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub async fn touch_seen(&self, id: &ProvisionId, now: Timestamp) -> Result<(), DbError> {
-        let mut tx = self.begin().await?;
-        on!(&mut tx, c =>
-            sqlx::query("UPDATE provisions SET last_seen = $2 WHERE id = $1")
-                .bind(id.as_str())
-                .bind(now.0)
-                .execute(c)
-                .await?
-                .rows_affected());
-        tx.commit().await
-    }
 }

@@ -66,9 +66,6 @@ pub struct UsageTotals {
     pub cost: MicroCredits,
 }
 
-/// Most rows one listing answers.
-const MOST_ROWS: u32 = 1000;
-
 #[derive(FromRow)]
 struct RawGeneration {
     id: String,
@@ -99,30 +96,22 @@ struct RawGeneration {
     finished_at: Option<i64>,
 }
 
-/// The rows of [`GenerationRow`] that fit: requests that run, which are holds, and finished ones.
-macro_rules! generations {
-    ($running:literal, $finished:literal, $rest:literal) => {
-        concat!(
-            "SELECT request_id AS id, key_id, route, model, streamed, title, referer, CAST(NULL AS TEXT) AS outcome,
-                    CAST(NULL AS TEXT) AS finish_reason, provision_id, attempt AS attempts,
-                    CAST(0 AS BIGINT) AS prompt, CAST(0 AS BIGINT) AS completion, CAST(0 AS BIGINT) AS embedding,
-                    CAST(0 AS BIGINT) AS characters, CAST(0 AS BIGINT) AS seconds, CAST(0 AS BIGINT) AS urls,
-                    CAST(0 AS BIGINT) AS images, CAST(0 AS BIGINT) AS cost,
-                    CAST(0 AS BIGINT) AS provider_reward, price_id, price_version,
-                    CAST(NULL AS BIGINT) AS first_token_ms, CAST(NULL AS BIGINT) AS latency_ms, created_at,
-                    CAST(NULL AS BIGINT) AS finished_at
-             FROM holds WHERE ",
-            $running,
-            " UNION ALL
-             SELECT id, key_id, route, model, streamed, title, referer, outcome, finish_reason, provision_id, attempts,
-                    prompt, completion, embedding, characters, seconds, urls, images, cost, provider_reward, price_id,
-                    price_version, first_token_ms, latency_ms, created_at, finished_at
-             FROM requests WHERE ",
-            $finished,
-            $rest
-        )
-    };
-}
+/// The row of one request of one user: one that runs, which is a hold, or a finished one.
+const GENERATION_SQL: &str =
+    "SELECT request_id AS id, key_id, route, model, streamed, title, referer, CAST(NULL AS TEXT) AS outcome,
+            CAST(NULL AS TEXT) AS finish_reason, provision_id, attempt AS attempts,
+            CAST(0 AS BIGINT) AS prompt, CAST(0 AS BIGINT) AS completion, CAST(0 AS BIGINT) AS embedding,
+            CAST(0 AS BIGINT) AS characters, CAST(0 AS BIGINT) AS seconds, CAST(0 AS BIGINT) AS urls,
+            CAST(0 AS BIGINT) AS images, CAST(0 AS BIGINT) AS cost,
+            CAST(0 AS BIGINT) AS provider_reward, price_id, price_version,
+            CAST(NULL AS BIGINT) AS first_token_ms, CAST(NULL AS BIGINT) AS latency_ms, created_at,
+            CAST(NULL AS BIGINT) AS finished_at
+     FROM holds WHERE request_id = $1 AND user_id = $2
+     UNION ALL
+     SELECT id, key_id, route, model, streamed, title, referer, outcome, finish_reason, provision_id, attempts,
+            prompt, completion, embedding, characters, seconds, urls, images, cost, provider_reward, price_id,
+            price_version, first_token_ms, latency_ms, created_at, finished_at
+     FROM requests WHERE id = $1 AND user_id = $2";
 
 impl TryFrom<RawGeneration> for GenerationRow {
     type Error = DbError;
@@ -175,36 +164,12 @@ impl Db {
     /// The store failed.
     pub async fn generation(&self, id: &RequestId, user: &UserId) -> Result<Option<GenerationRow>, DbError> {
         let raw: Option<RawGeneration> = read!(self, e =>
-            sqlx::query_as(generations!(
-                "request_id = $1 AND user_id = $2", "id = $1 AND user_id = $2", ""))
+            sqlx::query_as(GENERATION_SQL)
                 .bind(id.as_str())
                 .bind(user.as_str())
                 .fetch_optional(e)
                 .await?);
         raw.map(GenerationRow::try_from).transpose()
-    }
-
-    /// A user's requests, newest first, before the given one.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub async fn list_generations(
-        &self,
-        user: &UserId,
-        before: Option<&RequestId>,
-        limit: u32,
-    ) -> Result<Vec<GenerationRow>, DbError> {
-        let raw: Vec<RawGeneration> = read!(self, e =>
-            sqlx::query_as(generations!(
-                "user_id = $1 AND (CAST($2 AS TEXT) IS NULL OR request_id < $2)",
-                "user_id = $1 AND (CAST($2 AS TEXT) IS NULL OR id < $2)",
-                " ORDER BY id DESC LIMIT $3"))
-                .bind(user.as_str())
-                .bind(before.map(RequestId::as_str))
-                .bind(i64::from(limit.min(MOST_ROWS)))
-                .fetch_all(e)
-                .await?);
-        raw.into_iter().map(GenerationRow::try_from).collect()
     }
 
     /// What a user has paid for requests with all keys, less what was refunded (MR9): the running totals of the keys, which

@@ -50,6 +50,7 @@ pub struct ControlReceiver<T> {
     buffer: BytesMut,
     /// Bytes of `buffer` that are known to hold no line end.
     searched: usize,
+    /// Messages that were skipped because this version does not know them.
     unknown: u64,
     kind: PhantomData<fn() -> T>,
 }
@@ -102,11 +103,6 @@ impl<T: DeserializeOwned> ControlReceiver<T> {
         self.unknown += 1;
         tracing::debug!(%error, unknown = self.unknown, "unknown control message skipped");
         None
-    }
-
-    /// Messages that were skipped because this version does not know them.
-    pub fn unknown(&self) -> u64 {
-        self.unknown
     }
 }
 

@@ -243,11 +243,6 @@ impl Link {
     pub fn open_streams(&self) -> usize {
         self.inner.open.load(Ordering::Relaxed)
     }
-
-    /// Whether both are the same tunnel.
-    pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.inner, &other.inner)
-    }
 }
 
 /// One of the node's streams; given back when dropped.

@@ -11,7 +11,6 @@ use base64::Engine as _;
 use bytes::Bytes;
 use cxmpute_egress::judge::Class;
 use cxmpute_market::catalogue::{Capability, ModelEntry};
-use cxmpute_runtime::random;
 use cxmpute_tunnel::{WorkHead, WorkPath};
 use cxmpute_wire::control::ServiceState;
 use cxmpute_wire::openai::{ChatRequest, EmbeddingList, EmbeddingValue, Heard};
@@ -23,6 +22,7 @@ use cxmpute_wire::{Millis, RequestId, ServiceKind, form};
 use super::node::{Check, Member};
 use super::registry::Fleet;
 use crate::relay::events::{Asked, Claim, Dialect, EventCutter, EventReader, Piece};
+use crate::request_id;
 
 /// Time for the whole check; a cold engine on a slow machine needs some.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -131,11 +131,7 @@ fn retry_later(fleet: &Fleet, member: &Arc<Member>, wait: Duration) {
 async fn check(fleet: &Fleet, member: &Member, tries: u32) -> Result<(), Failed> {
     let entry = fleet.entry(&member.service).ok_or_else(|| Failed::new("no catalogue entry"))?;
     let question = QUESTIONS[tries as usize % QUESTIONS.len()];
-    let id = uuid::Builder::from_unix_timestamp_millis(
-        u64::try_from(fleet.parts().clock.now().0).unwrap_or(0),
-        &random::bytes::<10>(),
-    );
-    let request_id = RequestId::from_tail(&id.into_uuid().simple().to_string());
+    let request_id = request_id::fresh(&fleet.parts().clock);
     let (path, body) = task(&entry, question, tries, &request_id);
     let most = if entry.kind == ServiceKind::Image { drawing::bytes(&entry) } else { BYTES };
     let head = WorkHead {

@@ -17,7 +17,7 @@ mod registry;
 mod seat;
 
 pub use line::{Ticket, Turn, Waiting};
-pub use node::{Node, ProvisionSession};
+pub use node::{Node, ProvisionSession, slug};
 pub use offer::offer_of;
 pub use plan::DEMAND_HOLDS;
 pub use pool::Wanted;

@@ -279,7 +279,7 @@ impl Member {
 }
 
 /// The name of a node for clients: enough to tell nodes apart, useless to reach one.
-pub(super) fn slug(provision: &ProvisionId) -> String {
+pub fn slug(provision: &ProvisionId) -> String {
     let id = provision.as_str();
     id.get(..13).unwrap_or(id).to_owned()
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use cxmpute_runtime::{Clock, Tasks};
 use cxmpute_store::ledger::Recovery;
-use cxmpute_store::{Db, DbError, Replica};
+use cxmpute_store::{Db, DbError, DbKind, Replica};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -180,6 +180,20 @@ impl Meter {
     pub fn is_open(&self) -> bool {
         let gauges = &self.inner.gauges;
         !gauges.away.load(Ordering::Relaxed) && !gauges.fenced.load(Ordering::Relaxed)
+    }
+
+    /// Ends the lease of this process after the writer has ended, so that other replicas do not share rates with it until it
+    /// runs out. One that left holds open keeps it to its end, as one that died does.
+    pub async fn release(&self) {
+        let inner = &self.inner;
+        let gauges = &inner.gauges;
+        let left = gauges.fenced.load(Ordering::Relaxed) || gauges.open.load(Ordering::Relaxed) != 0;
+        if left || inner.db.kind() == DbKind::Sqlite {
+            return;
+        }
+        if let Err(error) = inner.db.release_replica(&inner.replica).await {
+            tracing::warn!(%error, "the lease was not given back; it ends by itself");
+        }
     }
 
     /// Figures of the writer.

@@ -67,7 +67,11 @@ async fn one_process_serves_a_sqlite_database_at_a_time() {
             assert_eq!(second.epoch, 2);
             assert!(!fresh.db.renew_replica(&first).await.unwrap(), "the older one is fenced");
             assert!(fresh.db.renew_replica(&second).await.unwrap());
+            let other = fresh.db.claim_replica("other").await.unwrap();
+            assert_eq!(fresh.db.live_replicas().await.unwrap(), 2);
             fresh.db.release_replica(&second).await.unwrap();
+            assert_eq!(fresh.db.live_replicas().await.unwrap(), 1, "who has gone shares nothing");
+            assert!(fresh.db.renew_replica(&other).await.unwrap());
         }
     }
 }

@@ -213,13 +213,12 @@ async fn generations_grow_only_with_changes_and_old_reports_are_ignored() {
         assert_eq!(db.provision_services(&id).await.unwrap(), services);
         assert_eq!(db.find_provision("pv_a").await.unwrap().unwrap().observed, "[x]");
         db.set_provided_url(&id, "http://label", NOW).await.unwrap();
-        db.touch_seen(&id, Timestamp(NOW.0 + 5)).await.unwrap();
         assert!(db.end_provision(&id, Some(&["scrape".parse().unwrap()]), NOW).await.unwrap());
         assert_eq!(db.provision_services(&id).await.unwrap().len(), 1);
         assert!(db.end_provision(&id, None, NOW).await.unwrap());
         let row = db.find_provision("pv_a").await.unwrap().unwrap();
         assert_eq!((row.state, row.provided_url.as_deref()), (ProvisionState::Ended, Some("http://label")));
-        assert_eq!(row.last_seen, Some(Timestamp(NOW.0 + 5)));
+        assert_eq!(row.last_seen, Some(NOW));
     }
 }
 

@@ -9,7 +9,7 @@ use cxmpute_market::ledger::End;
 use cxmpute_market::price::Units;
 use cxmpute_store::{AttemptRow, GenerationRow};
 use cxmpute_wire::openai::CostDetails;
-use cxmpute_wire::{MicroCredits, Millis, ProvisionId, RequestId, Tokens};
+use cxmpute_wire::{MicroCredits, Millis, RequestId, Tokens};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,7 @@ use super::Data;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{ApiError, ApiResult};
+use crate::fleet::slug;
 use crate::relay::cost_details;
 
 /// The query.
@@ -157,10 +158,4 @@ fn attempt(row: AttemptRow) -> Attempt {
         first_token_ms: row.first_token,
         total_ms: row.total,
     }
-}
-
-/// The public name of a node: enough to tell nodes apart, useless to reach one.
-fn slug(id: &ProvisionId) -> String {
-    let id = id.as_str();
-    id.get(..13).unwrap_or(id).to_owned()
 }

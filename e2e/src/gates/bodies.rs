@@ -21,6 +21,9 @@ const REFUSED_WITHIN: Duration = Duration::from_millis(4 * 50);
 /// What the process may grow by beside a body, in bytes: pools and buffers of both ends of the connection.
 const NOISE: u64 = 16 << 20;
 
+/// Fields of a request in Anthropic's words.
+const VERSIONED: &str = "content-type: application/json\r\nanthropic-version: 2023-06-01\r\n";
+
 /// The gate.
 ///
 /// # Errors
@@ -37,6 +40,8 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
             let request = post(&account.client, "content-type: application/json\r\n", &body);
             refuse(&world, name, &request, wanted, &mut spans, &mut verdict).await?;
         }
+        let counted = post_to("/v1/messages/count_tokens", &account.client, VERSIONED, &turns());
+        refuse(&world, "10,000 turns to join", &counted, 400, &mut spans, &mut verdict).await?;
         for (name, fields, wanted) in [
             ("text", "content-type: text/plain\r\n", 415),
             ("a form", "content-type: application/x-www-form-urlencoded\r\n", 415),
@@ -156,10 +161,20 @@ fn bomb() -> Vec<u8> {
     bytes
 }
 
+/// More turns of the user than a conversation has, each of which follows another one.
+fn turns() -> Vec<u8> {
+    let turns = vec![r#"{"role":"user","content":"x"}"#; 10_000].join(",");
+    format!(r#"{{"model":"{CHAT_MODEL}","messages":[{turns}]}}"#).into_bytes()
+}
+
 fn post(client: &Client, fields: &str, body: &[u8]) -> Vec<u8> {
+    post_to("/v1/chat/completions", client, fields, body)
+}
+
+fn post_to(path: &str, client: &Client, fields: &str, body: &[u8]) -> Vec<u8> {
     let key = client.key.clone().unwrap_or_default();
     let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n{fields}content-length: {}\r\nconnection: close\r\n\r\n",
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n{fields}content-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
     [head.as_bytes(), body].concat()

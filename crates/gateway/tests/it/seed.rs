@@ -85,10 +85,10 @@ async fn an_address_that_guesses_provider_keys_is_held_off_and_a_known_key_is_no
         (answer.status, answer.json()["code"].as_str().unwrap_or_default().to_owned())
     };
     assert_eq!(ended(&key).await, (404, "node_unknown".to_owned()));
-    for guess in ["cxp_live_nonsense", "sk-other", auth::mint(KeyKind::Provider).text.expose()] {
+    for guess in ["cxp_live_nonsense", "sk-other", auth::mint(KeyKind::Provider).text.expose().as_str()] {
         assert_eq!(ended(guess).await, (401, "invalid_api_key".to_owned()), "{guess}");
     }
-    for guess in ["cxp_live_nonsense", auth::mint(KeyKind::Provider).text.expose()] {
+    for guess in ["cxp_live_nonsense", auth::mint(KeyKind::Provider).text.expose().as_str()] {
         assert_eq!(ended(guess).await, (429, "rate_limited".to_owned()), "{guess}");
     }
     assert_eq!(ended(&key).await, (404, "node_unknown".to_owned()), "a key that is in use goes on");

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use cxmpute_runtime::exit::{self, ExitError};
 use cxmpute_runtime::lifecycle::OwnedTask;
@@ -225,9 +225,8 @@ async fn enrol_node(
 async fn start(config: NodeConfig, grant: &GrantSource, output: Output) -> Result<()> {
     let (clock, tasks) = (Clock::system(), Tasks::new());
     let identity = identity::load_or_create(&config.data_dir)?;
-    if let Ok(other) = local::ask(&config.data_dir, Question::Status).await {
-        bail!("A node already runs in {} (pid {}).", config.data_dir.display(), other.pid);
-    }
+    // Before anything of an earlier run is tidied up: it may be that of a node which runs.
+    let _hold = Hold::take_or_say(&config.data_dir)?;
     let grant = grant.read()?;
     agent::ensure_enrolled(&config, &identity, grant.as_ref(), &clock).await?;
     let data_dir = config.data_dir.clone();
@@ -322,12 +321,17 @@ async fn rest(config: &NodeConfig, pause: Option<Pause>, output: Output) -> Resu
     let question = pause.map_or(Question::Resume, Question::Pause);
     let now = match local::ask(&config.data_dir, question).await {
         Ok(answer) => format!("{} requests are still being worked on", answer.in_flight),
-        Err(_) => {
-            let mut state = identity::read_state(&config.data_dir)?;
-            state.pause = pause;
-            identity::write_state(&config.data_dir, &state)?;
-            "no node runs now".to_owned()
-        }
+        Err(error) => match Hold::take(&config.data_dir)? {
+            Taken::Ours(_hold) => {
+                let mut state = identity::read_state(&config.data_dir)?;
+                state.pause = pause;
+                identity::write_state(&config.data_dir, &state)?;
+                "no node runs now".to_owned()
+            }
+            Taken::Theirs(_) => {
+                return Err(error.context("The node that runs did not take it; nothing changed"));
+            }
+        },
     };
     let said = match pause {
         Some(Pause::Work) => "Paused: no new work is taken, engines stay loaded",

@@ -16,6 +16,7 @@ pub mod diagnose;
 pub mod engines;
 pub mod enrol;
 pub mod events;
+pub mod hold;
 pub mod identity;
 pub mod local;
 pub mod models;

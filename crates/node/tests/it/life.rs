@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cxmpute_node::engines::fake::{Fake, Script};
+use cxmpute_node::hold::Hold;
 use cxmpute_node::local::{self, Question};
 use cxmpute_node::{agent, identity};
 use cxmpute_runtime::exit::{self, code_of};
@@ -79,6 +80,29 @@ async fn a_lost_tunnel_is_dialled_again_and_services_stay() {
     assert_eq!(still.state, ServiceState::Ready, "no new plan is needed for what runs");
     world.tunnel = second;
     world.close().await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_keeps_its_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    identity::load_or_create(dir.path()).unwrap();
+    let run = async |words: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cxmpute-provider"));
+        command.args(words).arg("--data-dir").arg(dir.path()).env_remove("CXMPUTE_CONFIG_PATH");
+        let output = soon(command.kill_on_drop(true).output()).await.unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // One that is busy, or not yet so far that it answers.
+    let hold = Hold::take_or_say(dir.path()).unwrap();
+    let (went_well, said) = run(&["start"]).await;
+    assert!(!went_well && said.contains("already runs"), "{said}");
+    let (went_well, said) = run(&["pause"]).await;
+    assert!(!went_well && said.contains("nothing changed"), "{said}");
+    assert_eq!(identity::read_state(dir.path()).unwrap().pause, None);
+    drop(hold);
+    let (went_well, said) = run(&["pause"]).await;
+    assert!(went_well, "{said}");
+    assert!(identity::read_state(dir.path()).unwrap().pause.is_some());
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 
 mod address;
 mod domains;
+mod nearby;
 mod network;
 mod policy;
 mod refusal;
@@ -13,6 +14,7 @@ mod target;
 
 pub use address::{Class, classify};
 pub use domains::Domains;
+pub use nearby::Nearby;
 pub use network::{Network, Permission};
 pub use policy::{Judged, Policy};
 pub use refusal::Refusal;

@@ -21,6 +21,23 @@ impl Network {
         Self { address, prefix }
     }
 
+    /// The network of an address whose interface has this mask. `None` where they are of different kinds.
+    #[must_use]
+    pub fn with_mask(address: IpAddr, mask: IpAddr) -> Option<Self> {
+        let prefix = match (address, mask) {
+            (IpAddr::V4(_), IpAddr::V4(mask)) => mask.to_bits().leading_ones(),
+            (IpAddr::V6(_), IpAddr::V6(mask)) => mask.to_bits().leading_ones(),
+            _ => return None,
+        };
+        Some(Self { address, prefix: u8::try_from(prefix).ok()? })
+    }
+
+    /// Bits that its addresses have in common.
+    #[must_use]
+    pub const fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
     /// Whether `address` is inside. IPv4 addresses written as IPv6 count as IPv4.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

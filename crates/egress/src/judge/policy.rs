@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Class, Domains, Network, Permission, Refusal, classify};
+use super::{Class, Domains, Nearby, Network, Permission, Refusal, classify};
 
 /// Ports that are fetched by default (NR52).
 const PORTS: [u16; 2] = [80, 443];
@@ -16,6 +16,8 @@ pub struct Policy {
     pub allowed: Vec<Permission>,
     /// What is never asked, whatever else is allowed: an operator's infrastructure, a machine's own addresses.
     pub refused: Vec<Network>,
+    /// The networks that this machine is in: what is there is an owner's and no internet, unless it is allowed on purpose.
+    pub nearby: Nearby,
     /// Where this program listens; never asked. An unspecified address stands for this machine on that port.
     pub own: Vec<SocketAddr>,
     /// Which names are wanted.
@@ -28,6 +30,7 @@ impl Default for Policy {
             ports: PORTS.to_vec(),
             allowed: Vec::new(),
             refused: Vec::new(),
+            nearby: Nearby::default(),
             own: Vec::new(),
             domains: Domains::default(),
         }
@@ -73,6 +76,9 @@ impl Policy {
         }
         if class != Class::Public {
             return refuse(class);
+        }
+        if self.nearby.contains(address.ip()) {
+            return refuse(Class::Infrastructure);
         }
         if !self.ports.contains(&address.port()) {
             return Err(Refusal::Port(address.port()));
@@ -130,6 +136,19 @@ mod tests {
         assert_eq!(judge(&policy, "93.184.216.34:80"), Err("address_infrastructure"));
         assert_eq!(judge(&policy, "8.8.8.8:8080"), Err("port_refused"));
         assert!(judge(&policy, "8.8.8.8:443").is_ok());
+    }
+
+    #[test]
+    fn what_lies_around_this_machine_is_no_internet_unless_it_is_allowed() {
+        let policy = Policy { allowed: vec!["[2a01:db80:1:2::7]:443".parse().unwrap()], ..Policy::default() };
+        let here = ["[2a01:db80:1:2::9]:80", "[2a01:db80:1:2::7]:443", "[2a01:db80:1:3::9]:80"];
+        let codes = || here.map(|address| judge(&policy, address).err());
+        assert_eq!(codes(), [None, None, None]);
+        policy.nearby.set(vec!["2a01:db80:1:2::/64".parse().unwrap()]);
+        assert_eq!(codes(), [Some("address_infrastructure"), None, None]);
+        // It moves on.
+        policy.nearby.set(vec!["2a01:db80:1:3::/64".parse().unwrap()]);
+        assert_eq!(codes(), [None, None, Some("address_infrastructure")]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
+use cxmpute_egress::judge::Nearby;
 use cxmpute_runtime::exit::ExitError;
 use cxmpute_runtime::telemetry::LogConfig;
 use cxmpute_runtime::{Clock, Tasks, lifecycle, telemetry};
@@ -133,11 +134,14 @@ pub(super) fn run(engine: Engine) -> Result<()> {
                 let clock = Clock::system();
                 let program = NodeConfig::own_program();
                 let browser = Browser::find(&settings, program.clone(), &tasks).await;
-                let fetcher = settings.fetcher(clock.clone());
+                let nearby = Nearby::default();
+                let fetcher = settings.fetcher(clock.clone(), &nearby);
+                let watch = tasks.spawn_owned("nearby", crate::scrape::settings::watch(nearby));
                 let quota = Quota::open(count, settings.daily_urls, clock);
                 let scraper = Arc::new(Scraper::new(fetcher, quota, Converter::new(program), browser));
                 tracing::info!(render = scraper.renders(), socket = %socket.display(), "the scrape engine listens");
                 Listener::bind(&socket)?.serve(ScrapeEngine { model, scraper }, &tasks).await;
+                drop(watch);
                 tasks.stop(GRACE).await;
                 Ok(())
             }

@@ -29,8 +29,8 @@ pub struct ExternalEngine {
     pub slots: u16,
     /// The kind of work that it is asked for, and no other.
     kind: ServiceKind,
-    /// Whether it is ready only while it lists the model.
-    lists: bool,
+    /// Where it was found. Then it is ready only while it lists the model.
+    found_at: Option<String>,
     /// The model's file, where the catalogue pins it and the server does not tell its hash.
     pub model_file: Option<PathBuf>,
 }
@@ -55,7 +55,7 @@ impl ExternalEngine {
             model: external.model.clone().unwrap_or_else(|| desired.model.clone()),
             slots: external.slots.unwrap_or(DEFAULT_SLOTS).max(1),
             kind: desired.kind,
-            lists: false,
+            found_at: None,
             model_file: None,
         }
     }
@@ -69,10 +69,20 @@ impl ExternalEngine {
             model: model.name.clone(),
             slots: slots.or(model.slots).unwrap_or(found.kind.slots()).max(1),
             kind: desired.kind,
-            lists: true,
+            found_at: Some(found.address.clone()),
             model_file: model.file.clone().filter(|_| pinned && model.digest.is_none()),
         }
     }
+
+    /// Whether it still has the model for which it was found, with the weights that the plan pins. Always for a server that
+    /// the owner configured.
+    #[must_use]
+    pub fn is_among(&self, finds: &[Found], desired: &DesiredService) -> bool {
+        let Some(address) = &self.found_at else { return true };
+        let here = finds.iter().filter(|found| found.address == *address);
+        here.flat_map(|found| found.models_for(desired)).any(|model| model.name == self.model)
+    }
+
     /// Succeeds when it lists its models, with ours among them where it was found by that.
     ///
     /// # Errors
@@ -83,7 +93,7 @@ impl ExternalEngine {
         if !status.is_success() {
             return Err(EngineError::NotReady(status.as_u16()));
         }
-        if self.lists {
+        if self.found_at.is_some() {
             let models: Value = serde_json::from_slice(&reply.whole(MODELS_BYTES).await?).unwrap_or_default();
             let mut listed = models["data"].as_array().into_iter().flatten();
             if !listed.any(|model| model["id"] == self.model.as_str()) {

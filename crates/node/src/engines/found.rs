@@ -44,6 +44,9 @@ pub struct FoundModel {
     pub name: String,
     /// What else it is called: a repository, a file without its ending.
     pub also: Vec<String>,
+    /// Hash of what describes the model, where the server has such a thing; it changes with the weights.
+    #[serde(skip)]
+    pub tag: Option<String>,
     /// SHA-256 of its weights, where the server says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
@@ -149,7 +152,7 @@ pub fn of_ollama(tags: &Value, loaded: &Value) -> Vec<FoundModel> {
         .filter_map(|model| {
             let name = text(&model["name"])?;
             let gpu_memory = memory(&name);
-            Some(FoundModel { name, gpu_memory, ..FoundModel::default() })
+            Some(FoundModel { name, tag: text(&model["digest"]), gpu_memory, ..FoundModel::default() })
         })
         .collect()
 }
@@ -221,7 +224,7 @@ mod tests {
         let tags = json!({"models": [{"name": "llama3.2:1b", "digest": "abc"}, {"name": "far", "remote_host": "https://x"}, {}]});
         let ps = json!({"models": [{"name": "llama3.2:1b", "size_vram": 5}]});
         let models = of_ollama(&tags, &ps);
-        assert_eq!((models.len(), models[0].gpu_memory), (1, Some(5)));
+        assert_eq!((models.len(), models[0].gpu_memory, models[0].tag.as_deref()), (1, Some(5), Some("abc")));
         let hash = "a".repeat(64);
         let shown = |from: &str| json!({"modelfile": format!("# by ollama\nFROM {from}\nTEMPLATE x")});
         assert_eq!(weights_of_ollama(&shown(&format!("/m/blobs/sha256-{hash}"))), Some(hash));

@@ -42,6 +42,18 @@ fn start_budget(weight_bytes: u64) -> Duration {
     START_BUDGET.saturating_add(START_BUDGET_PER_GIB.saturating_mul(gib)).min(START_BUDGET_CAP)
 }
 
+/// Returns when the server of the owner that serves a service has not its model any more.
+async fn other_model(shared: &Shared, around: &Surroundings, desired: &DesiredService) {
+    let mut changes = around.finds.changes();
+    let Some(adapter) = shared.view.lock().adapter.clone() else { return std::future::pending().await };
+    let Adapter::External(engine) = &*adapter else { return std::future::pending().await };
+    while engine.is_among(&around.finds.list(), desired) {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 /// The task of one service.
 pub(super) struct Keeper {
     pub(super) around: Surroundings,
@@ -169,10 +181,16 @@ impl Keeper {
                 let ended = async {
                     match &mut self.process {
                         Some(process) => process.ended().await,
-                        // A server of the owner has no process that we could watch; failed work tells.
+                        // A server of the owner has no process that we could watch; failed work tells, and what was
+                        // found there.
                         None if ready => {
-                            self.shared.doubt.notified().await;
-                            Ending { code: Code::EngineFailed, text: "it cannot be reached".to_owned() }
+                            let why = tokio::select! {
+                                () = self.shared.doubt.notified() => "it cannot be reached",
+                                () = other_model(&self.shared, &self.around, &self.desired) => {
+                                    "it is away, or has another model under that name now"
+                                }
+                            };
+                            Ending { code: Code::EngineFailed, text: why.to_owned() }
                         }
                         None => std::future::pending().await,
                     }

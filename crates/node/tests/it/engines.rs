@@ -2,10 +2,14 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cxmpute_node::NodeConfig;
-use cxmpute_node::config::External;
+use cxmpute_node::config::{DiscoverSection, External};
+use cxmpute_node::engines::discover;
+use cxmpute_runtime::Tasks;
 use cxmpute_tunnel::{WorkError, WorkPath};
 use cxmpute_wire::Code;
 use cxmpute_wire::control::{DesiredService, ServiceState};
@@ -13,6 +17,7 @@ use http::Response;
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 
 use crate::delivery::{model, pinned};
@@ -106,8 +111,8 @@ async fn a_program_that_does_not_say_its_version_keeps_the_node_from_nothing() {
     let begun = std::time::Instant::now();
     let asked = tokio::spawn(async move { cxmpute_node::engines::present(&config, &[], false).await });
     // This runtime has one thread, as the node's.
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    assert!(begun.elapsed() < std::time::Duration::from_secs(8), "the thread was taken");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(begun.elapsed() < Duration::from_secs(8), "the thread was taken");
     let present = soon(asked).await.unwrap();
     let llama = present.iter().find(|engine| engine.name == "llama-server").expect("it is still there");
     assert_eq!(llama.version, "");
@@ -177,6 +182,67 @@ async fn a_found_server_with_another_model_of_that_name_is_passed_over() {
     node.stop().await;
 }
 
+/// An owner's Ollama with many models, one of them `a`, whose weights have this hash.
+async fn ollama(models: usize, weights: Arc<Mutex<String>>, pause: Duration) -> OwnersServer {
+    let names: Vec<String> =
+        std::iter::once("a".to_owned()).chain((1..models).map(|n| format!("m{n}"))).collect();
+    OwnersServer::start(move |path| {
+        let (names, weights) = (names.clone(), weights.lock().clone());
+        async move {
+            let value = match path.as_str() {
+                "/api/version" => serde_json::json!({"version": "0.11.4"}),
+                "/api/tags" => {
+                    let tag = |name: &String| serde_json::json!({"name": name, "digest": format!("{name}-{weights}")});
+                    serde_json::json!({"models": names.iter().map(tag).collect::<Vec<_>>()})
+                }
+                "/api/show" => {
+                    tokio::time::sleep(pause).await;
+                    serde_json::json!({"modelfile": format!("FROM /m/blobs/sha256-{weights}")})
+                }
+                "/v1/models" => serde_json::json!({"data": [{"id": "a"}]}),
+                _ => serde_json::json!({"models": []}),
+            };
+            &*value.to_string().leak()
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_ollama_with_many_models_is_found_whole() {
+    let weights = Arc::new(Mutex::new("1".repeat(64)));
+    let server = ollama(40, weights, Duration::from_millis(300)).await;
+    let mut section =
+        DiscoverSection { ollama: vec![server.address.to_string()], ..DiscoverSection::default() };
+    (section.vllm, section.llama_server) = (Vec::new(), Vec::new());
+    let found = soon(discover::look(&section, &Tasks::new())).await;
+    assert_eq!((found.len(), found[0].models.len()), (1, 40));
+    assert!(found[0].models.iter().all(|model| model.digest == Some("1".repeat(64))), "{:?}", found[0]);
+}
+
+#[tokio::test]
+async fn weights_that_the_owner_pulls_anew_do_not_serve_as_the_pinned_ones() {
+    let weights = Arc::new(Mutex::new("2".repeat(64)));
+    let server = ollama(1, weights.clone(), Duration::ZERO).await;
+    let mut gateway = Gateway::start().await;
+    let address = server.address.to_string();
+    let node = Running::start(&gateway, None, |config| {
+        config.discover.ollama = vec![address];
+        (config.discover.vllm, config.discover.llama_server) = (Vec::new(), Vec::new());
+    });
+    let mut wanted = service("llm:a");
+    (wanted.engines, wanted.files) = (vec!["ollama".into()], vec![pinned("a.gguf", &"2".repeat(64), 7)]);
+    let mut tunnel = gateway.tunnel().await;
+    tunnel.publish(vec![wanted]).await;
+    tunnel.until("llm:a", ServiceState::Ready).await;
+    *weights.lock() = "3".repeat(64);
+    // What the node does every minute.
+    let seen = soon(discover::look(&node.config.discover, &Tasks::new())).await;
+    assert!(node.view.finds.take(seen), "the same name with other weights is news");
+    tunnel.until("llm:a", ServiceState::Failed).await;
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn two_plans_in_a_row_kill_no_engine_that_still_ends() {
     let mut gateway = Gateway::start().await;
@@ -201,7 +267,7 @@ async fn two_plans_in_a_row_kill_no_engine_that_still_ends() {
 
 async fn until_says(log: &Path, word: &str) {
     while !std::fs::read_to_string(log).is_ok_and(|text| text.contains(word)) {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

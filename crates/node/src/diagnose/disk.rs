@@ -6,9 +6,9 @@ use std::path::Path;
 
 use cxmpute_wire::Bytes;
 use cxmpute_wire::control::DiskInfo;
-use sysinfo::Disks;
 
-/// The file system that holds `dir`, or will hold it once it is made.
+/// The file system that holds `dir`, or will hold it once it is made. No other is asked: one that is away (a network's)
+/// answers never.
 #[must_use]
 pub fn look(dir: &Path) -> DiskInfo {
     let mut existing = dir;
@@ -21,16 +21,27 @@ pub fn look(dir: &Path) -> DiskInfo {
             _ => break Path::new("/").to_owned(),
         }
     };
-    let disks = Disks::new_with_refreshed_list();
-    let holder = disks
-        .iter()
-        .filter(|disk| real.starts_with(disk.mount_point()))
-        .max_by_key(|disk| disk.mount_point().as_os_str().len());
-    holder.map_or_else(DiskInfo::default, |disk| DiskInfo {
-        mount: disk.mount_point().display().to_string(),
-        total: Bytes(disk.total_space()),
-        free: Bytes(disk.available_space()),
-    })
+    let (total, free) = room(&real).unwrap_or_default();
+    DiskInfo { mount: mount(&real).display().to_string(), total, free }
+}
+
+/// What the file system of an existing directory holds, and what of it is free for this user.
+///
+/// # Errors
+/// It cannot be asked.
+pub fn room(dir: &Path) -> std::io::Result<(Bytes, Bytes)> {
+    let stat = nix::sys::statvfs::statvfs(dir)?;
+    // The types of these numbers differ from system to system.
+    #[allow(clippy::useless_conversion, reason = "u32 on some systems")]
+    let bytes = |blocks| Bytes(u64::from(blocks).saturating_mul(u64::from(stat.fragment_size())));
+    Ok((bytes(stat.blocks()), bytes(stat.blocks_available())))
+}
+
+/// The highest directory above that lies on the same device.
+fn mount(dir: &Path) -> &Path {
+    let device = |path: &Path| std::fs::symlink_metadata(path).ok().map(|meta| meta.dev());
+    let own = device(dir);
+    dir.ancestors().take_while(|above| device(above) == own).last().unwrap_or(dir)
 }
 
 /// How deep a directory is looked into; hubs lay their files out no deeper.
@@ -62,6 +73,20 @@ pub fn size_of(dir: &Path) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_disk_is_the_one_that_holds_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        let found = look(&dir.path().join("not/yet"));
+        assert!(real.starts_with(&found.mount) && found.total > found.free, "{found:?}");
+        assert_eq!(look(Path::new("/")).mount, "/");
+        // Another device, where there is one.
+        if std::fs::metadata("/proc").unwrap().dev() != std::fs::metadata("/").unwrap().dev() {
+            assert_eq!(mount(Path::new("/proc/self")), Path::new("/proc"));
+        }
+        assert!(room(Path::new("/nonexistent")).is_err());
+    }
 
     #[test]
     fn a_directory_takes_what_its_files_take() {

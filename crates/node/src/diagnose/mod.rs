@@ -12,7 +12,7 @@ use std::path::Path;
 use cxmpute_wire::control::{Diagnostics, GpuLoad, NetInfo, OsInfo, ServiceWishes};
 use sysinfo::System;
 
-pub use disk::{look as disk, size_of};
+pub use disk::{look as disk, room as disk_room, size_of};
 
 /// Measures. Takes some milliseconds; asks no network.
 #[must_use]

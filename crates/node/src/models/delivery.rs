@@ -397,12 +397,9 @@ impl Inner {
     /// What models may still take.
     fn free(&self) -> std::io::Result<u64> {
         let root = self.shelf.root();
-        let stat = nix::sys::statvfs::statvfs(root)?;
-        // The types of these numbers differ from system to system.
-        #[allow(clippy::useless_conversion, reason = "u32 on some systems")]
-        let free = u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()));
+        let (_, free) = diagnose::disk_room(root)?;
         let used = self.caps.disk_mib.map_or(Bytes(0), |_| diagnose::size_of(root));
-        Ok(self.caps.disk_free(Bytes(free), used).0)
+        Ok(self.caps.disk_free(free, used).0)
     }
 
     /// A full disk is said as one.

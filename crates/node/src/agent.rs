@@ -33,6 +33,10 @@ const RECONNECT_CAP: Duration = Duration::from_secs(30);
 /// A gateway that restarts is looked for more often than one that is lost, but only so many times: its nodes should be
 /// back within 5 s.
 const RESTART_TRIES: u32 = 120;
+/// Time for the engines to end after the soft stop, their last work included.
+const ENGINES_STOP: Duration = Duration::from_secs(75);
+/// The same after the second signal.
+const HURRIED_STOP: Duration = Duration::from_secs(10);
 /// Time for the last engines to go after the hard stop.
 const HARD_STOP: Duration = Duration::from_millis(500);
 
@@ -210,8 +214,16 @@ impl Node {
         let result = Box::pin(self.sessions()).await;
         drop((keeper, looking));
         let hard = self.deps.tasks.hard();
+        let late = async {
+            tokio::select! {
+                () = tokio::time::sleep(ENGINES_STOP) => {}
+                () = async { self.view.hurry.cancelled().await; tokio::time::sleep(HURRIED_STOP).await } => {}
+            }
+        };
         tokio::select! {
             () = self.view.services.stop() => {}
+            // A daemon that hangs would keep the node for ever. What it still runs is removed with the next start.
+            () = late => tracing::warn!("not every engine has ended in time; the node ends without them"),
             // Engines that are still there then are killed when their tasks are dropped.
             () = async { hard.cancelled().await; tokio::time::sleep(HARD_STOP).await } => {}
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
@@ -9,10 +10,13 @@ use bollard::models::{CreateImageInfo, ImageInspect};
 use bollard::query_parameters::CreateImageOptionsBuilder;
 use cxmpute_wire::Bytes;
 use cxmpute_wire::control::ContainerImage;
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 
 use super::daemon::explain;
 use super::{DockerError, kept};
+
+/// A pull that says nothing for so long does not go on any more. Large layers are unpacked in silence.
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// How far a pull is, over all layers that have begun.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,7 +72,7 @@ pub async fn fetch(
     docker: &Docker,
     image: &ContainerImage,
     data_dir: &Path,
-    mut progress: impl FnMut(&Progress),
+    progress: impl FnMut(&Progress),
 ) -> Result<String, DockerError> {
     let found = match docker.inspect_image(&image.image).await {
         Ok(found) => found,
@@ -76,18 +80,33 @@ pub async fn fetch(
             kept::note(data_dir, &image.image)
                 .map_err(|error| DockerError::Refused(format!("{}: {error}", data_dir.display())))?;
             let wanted = CreateImageOptionsBuilder::default().from_image(&image.image).build();
-            let mut lines = std::pin::pin!(docker.create_image(Some(wanted), None, None));
-            let mut so_far = Progress::default();
-            progress(&so_far);
-            while let Some(line) = lines.next().await {
-                so_far.push(&line.map_err(|error| explain(&image.image, &error))?);
-                progress(&so_far);
-            }
+            let lines = docker.create_image(Some(wanted), None, None);
+            follow(&image.image, lines, SILENCE, progress).await?;
             docker.inspect_image(&image.image).await.map_err(|error| explain(&image.image, &error))?
         }
         Err(error) => return Err(explain(&image.image, &error)),
     };
     judge(image, found)
+}
+
+/// Hears a pull out. Dropping the lines ends it at the daemon, too.
+async fn follow(
+    image: &str,
+    lines: impl Stream<Item = Result<CreateImageInfo, Error>>,
+    silence: Duration,
+    mut progress: impl FnMut(&Progress),
+) -> Result<(), DockerError> {
+    let mut lines = std::pin::pin!(lines);
+    let mut so_far = Progress::default();
+    progress(&so_far);
+    loop {
+        let line = tokio::time::timeout(silence, lines.next()).await.map_err(|_| {
+            DockerError::Away(format!("the pull of {image} said nothing for {} s", silence.as_secs()))
+        })?;
+        let Some(line) = line else { return Ok(()) };
+        so_far.push(&line.map_err(|error| explain(image, &error))?);
+        progress(&so_far);
+    }
 }
 
 /// The id of an image that is what the catalogue says, and harmless.
@@ -120,6 +139,18 @@ mod tests {
             progress_detail: Some(ProgressDetail { current: Some(current), total: Some(total) }),
             ..CreateImageInfo::default()
         }
+    }
+
+    #[tokio::test]
+    async fn a_pull_that_falls_silent_is_given_up() {
+        let said = || futures_util::stream::iter([Ok(line("a", "Downloading", 3 << 20, 8 << 20))]);
+        let mut seen = Vec::new();
+        let silence = Duration::from_millis(50);
+        let silent = said().chain(futures_util::stream::pending());
+        let error = follow("r/i", silent, silence, |at| seen.push(at.bytes().0)).await.unwrap_err();
+        assert!(matches!(&error, DockerError::Away(why) if why.contains("r/i said nothing")), "{error}");
+        assert_eq!(seen, [Bytes(0), Bytes(3 << 20)]);
+        follow("r/i", said(), silence, |_| {}).await.unwrap();
     }
 
     #[test]

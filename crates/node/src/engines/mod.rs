@@ -19,6 +19,7 @@ pub mod tool;
 pub mod vllm;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cxmpute_runtime::config::env_var;
@@ -37,6 +38,11 @@ pub use server::Server;
 
 use crate::config::NodeConfig;
 use crate::supervise::Surroundings;
+
+/// Time for the word of a server on this machine on whether it is ready.
+const READY_TIME: Duration = Duration::from_secs(1);
+/// The same of a server that the owner runs somewhere.
+const EXTERNAL_READY_TIME: Duration = Duration::from_secs(5);
 
 /// What runs a service on this machine.
 #[derive(Clone, Debug)]
@@ -351,6 +357,18 @@ impl Adapter {
             Self::Tool(tool) => (tool.slots.into(), u32::from(tool.slots) * 4),
             Self::External(engine) => (engine.slots.into(), 0),
             Self::Fake(engine) => (engine.slots, 0),
+        }
+    }
+
+    /// Longest that its word on whether it is ready may take.
+    #[must_use]
+    pub const fn ready_time(&self) -> Duration {
+        match self {
+            Self::Child(_) | Self::Docker(_) | Self::Fake(_) => READY_TIME,
+            // It may be behind a network, and a handshake.
+            Self::External(_) => EXTERNAL_READY_TIME,
+            // It gives up by itself.
+            Self::Tool(_) => told::VERSION_TIME.saturating_add(READY_TIME),
         }
     }
 

@@ -28,8 +28,6 @@ const START_BUDGET: Duration = Duration::from_secs(300);
 const START_BUDGET_PER_GIB: Duration = Duration::from_secs(20);
 /// Longest start budget.
 const START_BUDGET_CAP: Duration = Duration::from_secs(6 * 3600);
-/// Time for one answer to "are you ready".
-const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time that running requests get when the plan no longer names their service.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -385,7 +383,7 @@ impl Keeper {
 
     /// Whether the engine is ready; where it is, also the hash of its model, if it tells.
     async fn ask(&self, adapter: &Adapter) -> (Event, Option<Option<String>>) {
-        let answer = tokio::time::timeout(ASK_TIMEOUT, adapter.ready(&self.around.tasks)).await;
+        let answer = tokio::time::timeout(adapter.ready_time(), adapter.ready(&self.around.tasks)).await;
         match answer {
             Ok(Ok(found)) => (Event::SaysReady, Some(found)),
             Ok(Err(_)) | Err(_) => (Event::SaysNothing, None),

@@ -244,6 +244,29 @@ async fn weights_that_the_owner_pulls_anew_do_not_serve_as_the_pinned_ones() {
 }
 
 #[tokio::test]
+async fn a_server_that_takes_its_time_to_answer_gets_ready() {
+    let server = OwnersServer::start(|_| async {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        "{\"data\":[]}"
+    })
+    .await;
+    let mut gateway = Gateway::start().await;
+    let node = Running::start(&gateway, None, |config| {
+        config.external = vec![External {
+            service: "llm:a".into(),
+            base_url: format!("http://{}/v1", server.address),
+            model: None,
+            api_key_file: None,
+            slots: None,
+        }];
+    });
+    let mut tunnel = gateway.tunnel().await;
+    tunnel.publish(vec![service("llm:a")]).await;
+    tunnel.until("llm:a", ServiceState::Ready).await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn two_plans_in_a_row_kill_no_engine_that_still_ends() {
     let mut gateway = Gateway::start().await;
     let dir = tempfile::tempdir().unwrap();

@@ -186,8 +186,12 @@ impl Models {
     pub async fn place(&self, desired: &DesiredService, tell: Tell) -> Result<Placed, DeliveryError> {
         let inner = &self.inner;
         let root = inner.shelf.root();
-        let seals = inner.seals.as_ref().map_err(|why| DeliveryError::Refused(why.clone()))?;
-        seals.check(desired).map_err(|error| DeliveryError::Refused(error.to_string()))?;
+        let (own, asked) = (inner.clone(), desired.clone());
+        let check = move || {
+            let seals = own.seals.as_ref().map_err(|why| DeliveryError::Refused(why.clone()))?;
+            seals.check(&asked).map_err(|error| DeliveryError::Refused(error.to_string()))
+        };
+        tokio::task::spawn_blocking(check).await.map_err(std::io::Error::other)??;
         let mut wanted = Vec::new();
         for file in &desired.files {
             let path = below(root, file)?;
@@ -319,17 +323,18 @@ impl Inner {
 
     /// Takes hold of a blob, if it is there and still what it was.
     pub async fn lease(&self, wanted: Wanted<'_>, report: &Report) -> Result<Option<Lease>, DeliveryError> {
-        if !self.shelf.is_own(wanted.digest)? {
-            return Ok(None);
-        }
-        let Some(lease) = self.shelf.lease(wanted.digest, self.clock.now())? else { return Ok(None) };
+        let (shelf, digest, now) = (self.shelf.clone(), wanted.digest, self.clock.now());
+        // It waits for the locks of others, and for the disk.
+        let leased = tokio::task::spawn_blocking(move || shelf.lease(digest, now)).await;
+        let Some(lease) = leased.map_err(std::io::Error::other)?? else { return Ok(None) };
         // Only bytes that were read and are others are a reason to delete it.
         if self.fits(&lease.path, wanted, report).await? {
             return Ok(Some(lease));
         }
         tracing::warn!(blob = %wanted.digest, "a blob has changed on the disk; it is deleted and fetched again");
         drop(lease);
-        self.shelf.delete(wanted.digest)?;
+        let shelf = self.shelf.clone();
+        tokio::task::spawn_blocking(move || shelf.delete(digest)).await.map_err(std::io::Error::other)??;
         Ok(None)
     }
 

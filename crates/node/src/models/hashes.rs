@@ -19,7 +19,9 @@ use super::shelf::write_durably;
 #[derive(Debug)]
 pub struct Hashes {
     file: PathBuf,
-    known: Mutex<HashMap<PathBuf, Known>>,
+    known: Arc<Mutex<HashMap<PathBuf, Known>>>,
+    /// One at a time writes them down.
+    writing: Arc<Mutex<()>>,
 }
 
 /// A file as it was when it was read.
@@ -67,7 +69,8 @@ impl Hashes {
         let file = data_dir.join("hashes.json");
         let known: Option<Vec<(PathBuf, Known)>> =
             std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        Self { file, known: Mutex::new(known.unwrap_or_default().into_iter().collect()) }
+        let known = known.unwrap_or_default().into_iter().collect();
+        Self { file, known: Arc::new(Mutex::new(known)), writing: Arc::default() }
     }
 
     /// The sum of a file; `seen` is told how many bytes have been read, where it has to be read.
@@ -94,7 +97,7 @@ impl Hashes {
         if Mark::of(path)? != mark {
             return Err(io::Error::other("it changes while it is read"));
         }
-        self.keep(path, Known { mark, sha256 });
+        self.keep(path, Known { mark, sha256 }).await;
         Ok(sha256)
     }
 
@@ -102,20 +105,27 @@ impl Hashes {
     ///
     /// # Errors
     /// The file is not there.
-    pub fn note(&self, path: &Path, sha256: Digest) -> io::Result<()> {
-        self.keep(path, Known { mark: Mark::of(path)?, sha256 });
+    pub async fn note(&self, path: &Path, sha256: Digest) -> io::Result<()> {
+        self.keep(path, Known { mark: Mark::of(path)?, sha256 }).await;
         Ok(())
     }
 
-    fn keep(&self, path: &Path, known: Known) {
-        let mut all = self.known.lock();
-        all.insert(path.to_owned(), known);
-        all.retain(|path, _| path.exists());
-        let list: Vec<_> = all.iter().collect();
-        let written = serde_json::to_vec(&list)
-            .map_err(io::Error::other)
-            .and_then(|text| write_durably(&self.file, &text));
-        if let Err(error) = written {
+    /// Remembers it, and writes everything down where that may wait for the disk.
+    async fn keep(&self, path: &Path, known: Known) {
+        self.known.lock().insert(path.to_owned(), known);
+        let (file, all, writing) = (self.file.clone(), self.known.clone(), self.writing.clone());
+        let write = move || {
+            let _turn = writing.lock();
+            let noted: Vec<PathBuf> = all.lock().keys().cloned().collect();
+            let gone: Vec<PathBuf> = noted.into_iter().filter(|path| !path.exists()).collect();
+            let mut now = all.lock();
+            now.retain(|path, _| !gone.contains(path));
+            let text = serde_json::to_vec(&now.iter().collect::<Vec<_>>()).map_err(io::Error::other)?;
+            drop(now);
+            write_durably(&file, &text)
+        };
+        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other);
+        if let Err(error) = written.and_then(|written| written) {
             tracing::warn!(%error, "the sums of model files are not remembered; they are read again with the next start");
         }
     }

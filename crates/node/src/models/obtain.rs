@@ -229,7 +229,7 @@ impl Inner {
             return Err(DeliveryError::Format { file: wanted.file.name.clone(), why });
         }
         self.unmixed.lock().remove(&digest);
-        self.hashes.note(&self.shelf.blob(digest), digest)?;
+        self.hashes.note(&self.shelf.blob(digest), digest).await?;
         tracing::info!(file = wanted.file.name, blob = %digest, "fetched");
         let lease = self.lease(wanted, report).await?;
         lease.ok_or_else(|| DeliveryError::Disk(std::io::Error::other("a blob vanished")))

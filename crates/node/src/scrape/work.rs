@@ -85,8 +85,9 @@ impl Scraper {
         });
         let carried: Vec<_> =
             jobs.map(|(url, refused)| self.carry_out(url, refused, &request, deadline)).collect();
-        let outcomes = futures_util::stream::iter(carried).buffered(AT_A_TIME).collect::<Vec<_>>().await;
-        ScrapeResponse { results: fit(outcomes), usage: None }
+        let mut room = Room(ANSWER_LIMIT_BYTES);
+        let done = futures_util::stream::iter(carried).buffered(AT_A_TIME);
+        ScrapeResponse { results: done.map(|outcome| room.fit(outcome)).collect().await, usage: None }
     }
 
     async fn carry_out(
@@ -178,20 +179,21 @@ fn told(error: &FetchError) -> PageError {
     request::error(error.code(), error.to_string())
 }
 
-/// Takes data away where the whole would be too much for one answer.
-fn fit(outcomes: Vec<PageResult>) -> Vec<PageResult> {
-    let mut left = ANSWER_LIMIT_BYTES;
-    let keep = |outcome: PageResult| {
+/// Bytes of data that an answer may still have. Pages are judged as they come: what does not fit is not held.
+struct Room(usize);
+
+impl Room {
+    /// Takes data away where the whole would be too much for one answer.
+    fn fit(&mut self, outcome: PageResult) -> PageResult {
         let size = outcome.data.as_ref().map_or(0, String::len);
-        if let Some(rest) = left.checked_sub(size) {
-            left = rest;
+        if let Some(rest) = self.0.checked_sub(size) {
+            self.0 = rest;
             return outcome;
         }
         let message = "The answer is full; ask for this page in a request of its own.";
         let error = Some(request::error("answer_full", message));
         PageResult { success: false, data: None, metadata: None, error, ..outcome }
-    };
-    outcomes.into_iter().map(keep).collect()
+    }
 }
 
 #[cfg(test)]
@@ -202,7 +204,8 @@ mod tests {
     fn an_answer_has_a_size_and_what_does_not_fit_says_so() {
         let page =
             |size: usize| PageResult { success: true, data: Some("x".repeat(size)), ..PageResult::default() };
-        let fitted = fit(vec![page(ANSWER_LIMIT_BYTES - 10), page(11), page(10), page(1)]);
+        let mut room = Room(ANSWER_LIMIT_BYTES);
+        let fitted = [ANSWER_LIMIT_BYTES - 10, 11, 10, 1].map(|size| room.fit(page(size)));
         let kept: Vec<bool> =
             fitted.iter().map(|outcome| outcome.success && outcome.data.is_some()).collect();
         assert_eq!(kept, [true, false, true, false]);

@@ -1,6 +1,7 @@
 //! `CONNECT host:port`: bytes in both directions, counted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -8,8 +9,10 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::usage::Counter;
 use super::{Body, Refused, Shared};
@@ -55,31 +58,56 @@ async fn carry(upgrade: OnUpgrade, outside: TcpStream, counter: &Counter) {
     };
     let (inside_read, inside_write) = tokio::io::split(inside);
     let (outside_read, outside_write) = outside.into_split();
-    let taken = parking_lot::Mutex::new(0u64);
+    let flow = Flow { taken: Mutex::new(0), moved: Mutex::new(Instant::now()), idle: counter.limits.idle };
     // Either direction may end first (a client that says goodbye still hears the rest); a limit ends both.
     let _ = tokio::try_join!(
-        copy(inside_read, outside_write, counter, &taken),
-        copy(outside_read, inside_write, counter, &taken),
+        copy(inside_read, outside_write, counter, &flow),
+        copy(outside_read, inside_write, counter, &flow),
     );
+}
+
+/// What both directions of a tunnel share.
+struct Flow {
+    /// Bytes so far.
+    taken: Mutex<u64>,
+    /// When the last byte came, whichever way it went.
+    moved: Mutex<Instant>,
+    idle: Duration,
+}
+
+impl Flow {
+    /// Waits for bytes as long as any flow: whoever listens to a download says nothing meanwhile.
+    async fn read(&self, from: &mut (impl AsyncRead + Unpin), piece: &mut [u8]) -> Result<usize, ()> {
+        loop {
+            let until = *self.moved.lock() + self.idle;
+            match tokio::time::timeout_at(until, from.read(piece)).await {
+                Ok(read) => {
+                    *self.moved.lock() = Instant::now();
+                    return read.map_err(|_| ());
+                }
+                Err(_) if *self.moved.lock() + self.idle > until => {}
+                Err(_) => return Err(()),
+            }
+        }
+    }
 }
 
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     counter: &Counter,
-    taken: &parking_lot::Mutex<u64>,
+    flow: &Flow,
 ) -> Result<(), ()> {
     let mut piece = vec![0; PIECE_BYTES];
     loop {
-        let read = tokio::time::timeout(counter.limits.idle, from.read(&mut piece)).await;
-        let count = read.map_err(|_| ())?.map_err(|_| ())?;
+        let count = flow.read(&mut from, &mut piece).await?;
         if count == 0 {
             return to.shutdown().await.map_err(|_| ());
         }
-        if !counter.take_bytes(&mut taken.lock(), count) {
+        if !counter.take_bytes(&mut flow.taken.lock(), count) {
             return Err(());
         }
-        let write = tokio::time::timeout(counter.limits.idle, to.write_all(&piece[..count])).await;
+        let write = tokio::time::timeout(flow.idle, to.write_all(&piece[..count])).await;
         write.map_err(|_| ())?.map_err(|_| ())?;
     }
 }

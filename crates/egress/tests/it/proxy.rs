@@ -114,6 +114,30 @@ async fn one_run_has_so_many_connections_and_bytes() {
 }
 
 #[tokio::test]
+async fn a_download_goes_on_while_its_client_listens() {
+    let tasks = Tasks::new();
+    let site = Site::start(&tasks, |asked| match asked.path.as_str() {
+        "/slow" => Play::Trickle(b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), Duration::from_millis(20)),
+        _ => Play::Silence,
+    })
+    .await;
+    let world = World::two_hosts(site.address);
+    let limits = ProxyLimits { idle: Duration::from_millis(200), ..ProxyLimits::default() };
+    let proxy = open(&world, limits, &tasks).await;
+    let at = proxy.address().unwrap();
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    let request = connect("a.example.com:443", "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    // Four times as long as a direction may be idle.
+    let mut heard = vec![0; 140];
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut heard));
+    read.await.unwrap().expect("the tunnel stands while bytes flow");
+    // Where none flow, it ends.
+    let answer = say(at, &connect("a.example.com:443", "GET /silent HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.len() < 200, "{answer}");
+}
+
+#[tokio::test]
 async fn nothing_of_a_proxy_stays_when_it_is_dropped() {
     let tasks = Tasks::new();
     let site = Site::start(&tasks, |_| {

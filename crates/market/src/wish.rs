@@ -70,6 +70,8 @@ pub struct PriceCap {
     pub completion: Option<MicroCredits>,
     /// Per request: bounds the least charge.
     pub request: Option<MicroCredits>,
+    /// Per 10^6 images that are looked at or drawn; users say it for one.
+    pub image: Option<MicroCredits>,
 }
 
 impl PriceCap {
@@ -80,7 +82,8 @@ impl PriceCap {
         price.free
             || (within(self.prompt, price.prompt)
                 && within(self.completion, price.completion)
-                && within(self.request, price.minimum))
+                && within(self.request, price.minimum)
+                && within(self.image, price.image))
     }
 }
 
@@ -236,25 +239,31 @@ fn price_cap(cap: &MaxPrice) -> Result<PriceCap, BadWish> {
     let wrong = BadWish {
         field: "max_price",
         reason: "must be an object of prices in credits (prompt and completion per million tokens, request per \
-                 request), as numbers or decimal texts from 0.",
+                 request, image per image), as numbers or decimal texts from 0.",
     };
-    let read = |value: Option<String>| value.map(|text| micro_credits(&text).ok_or(wrong)).transpose();
-    let text = |value: Option<&str>, printed: Option<String>| value.map(str::to_owned).or(printed);
-    let [prompt, completion, request, _image] =
-        [&cap.prompt, &cap.completion, &cap.request, &cap.image].map(|value| {
-            read(text(value.as_ref().and_then(|v| v.as_str()), value.as_ref().map(ToString::to_string)))
-        });
-    // Nothing here is priced per image; the bound only has to be one.
-    _image?;
-    Ok(PriceCap { prompt: prompt?, completion: completion?, request: request? })
+    let read = |value: &Option<serde_json::Value>, scale: i64| {
+        let text =
+            |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        value.as_ref().map(|value| scaled(&text(value), scale).ok_or(wrong)).transpose()
+    };
+    let [prompt, completion, request] =
+        [&cap.prompt, &cap.completion, &cap.request].map(|value| read(value, MICRO));
+    let image = read(&cap.image, MICRO + MICRO);
+    Ok(PriceCap { prompt: prompt?, completion: completion?, request: request?, image: image? })
 }
 
 /// Whole micro-credits of a decimal number of credits, rounded down: a whole price is at most the decimal exactly when
 /// it is at most this. `None` when the text is no decimal number from 0 on.
 #[must_use]
 pub fn micro_credits(text: &str) -> Option<MicroCredits> {
-    /// 1 credit = 10^6 micro-credits.
-    const SCALE: i64 = 6;
+    scaled(text, MICRO)
+}
+
+/// 1 credit = 10^6 micro-credits; so many zeros has a price of a million pieces beside that of one, too.
+const MICRO: i64 = 6;
+
+/// A decimal number with its point so many digits further right, rounded down.
+fn scaled(text: &str, scale: i64) -> Option<MicroCredits> {
     /// Longest text that can be meant.
     const LONGEST: usize = 64;
     if text.len() > LONGEST {
@@ -269,8 +278,8 @@ pub fn micro_credits(text: &str) -> Option<MicroCredits> {
     if whole.is_empty() || !digits().all(|byte| byte.is_ascii_digit()) || mantissa.ends_with('.') {
         return None;
     }
-    // So many of the digits stand before the point once everything is counted in micro-credits.
-    let kept = i64::try_from(whole.len()).ok()? + i64::from(exponent) + SCALE;
+    // So many of the digits stand before the point once it is moved.
+    let kept = i64::try_from(whole.len()).ok()? + i64::from(exponent) + scale;
     let mut digits = digits();
     let mut value: i64 = 0;
     for _ in 0..kept.clamp(0, 400) {
@@ -414,8 +423,14 @@ mod tests {
         ] {
             assert_eq!(read(json).unwrap().max_price.admits(&price), fits, "{json}");
         }
+        price.image = MicroCredits(2_000_000_000);
+        for (json, fits) in
+            [(r#"{"max_price":{"image":0.002}}"#, true), (r#"{"max_price":{"image":"0.001999"}}"#, false)]
+        {
+            assert_eq!(read(json).unwrap().max_price.admits(&price), fits, "{json}");
+        }
         price.free = true;
-        assert!(read(r#"{"max_price":{"prompt":0}}"#).unwrap().max_price.admits(&price));
+        assert!(read(r#"{"max_price":{"prompt":0,"image":0}}"#).unwrap().max_price.admits(&price));
     }
 
     #[test]

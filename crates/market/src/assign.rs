@@ -160,6 +160,11 @@ impl NodePlan {
     }
 }
 
+/// Memory in all. Machines say themselves how much they have, so that a sum has an end.
+fn total(memory: impl Iterator<Item = Bytes>) -> u64 {
+    memory.fold(0, |sum, part| sum.saturating_add(part.0))
+}
+
 /// Plans a whole fleet, the largest machines first; the plans are in the order of the offers. At most one provision in
 /// [`SWITCH_SHARE`] changes a service that runs.
 #[must_use]
@@ -175,7 +180,7 @@ pub fn plan(
     for offer in offers {
         board.put(offer);
     }
-    let vram = |offer: &Offer| offer.gpus.iter().map(|gpu| gpu.memory.0).sum::<u64>();
+    let vram = |offer: &Offer| total(offer.gpus.iter().map(|gpu| gpu.memory));
     let mut order: Vec<usize> = (0..offers.len()).collect();
     order.sort_by_cached_key(|n| {
         let offer = &offers[*n];

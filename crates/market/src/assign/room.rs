@@ -2,7 +2,7 @@
 
 use cxmpute_wire::Bytes;
 
-use super::{DISK_RESERVE, MEMORY_RESERVE, MOST_SERVICES, Need, Offer, VRAM_RESERVE};
+use super::{DISK_RESERVE, MEMORY_RESERVE, MOST_SERVICES, Need, Offer, VRAM_RESERVE, total};
 
 /// A part of one accelerator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Room {
         let gpus: Vec<GpuClaim> =
             offer.gpus.iter().map(|gpu| GpuClaim { index: gpu.index, memory: usable(gpu.memory) }).collect();
         Self {
-            vram: gpus.iter().map(|gpu| gpu.memory.0).sum(),
+            vram: total(gpus.iter().map(|gpu| gpu.memory)),
             gpus,
             memory: offer.memory.saturating_sub(MEMORY_RESERVE).0,
             disk: offer.disk_free.saturating_sub(DISK_RESERVE).0,
@@ -108,7 +108,7 @@ impl Room {
         if let Some(gpu) = one {
             return Ok(vec![GpuClaim { index: gpu.index, memory: Bytes(vram) }]);
         }
-        let left: u64 = self.gpus.iter().map(|gpu| gpu.memory.0).sum();
+        let left = total(self.gpus.iter().map(|gpu| gpu.memory));
         if left < vram {
             return Err(Lack::Vram { needs: Bytes(vram), left: Bytes(left) });
         }
@@ -129,7 +129,7 @@ impl Room {
 
     /// The place that a service had, if it still needs as much and the place is still there.
     pub fn same_claim(&self, need: &Need, gpus: &[GpuClaim]) -> Option<Claim> {
-        let sum: u64 = gpus.iter().map(|part| part.memory.0).sum();
+        let sum = total(gpus.iter().map(|part| part.memory));
         let there = |part: &GpuClaim| {
             self.gpus.iter().any(|gpu| gpu.index == part.index && gpu.memory >= part.memory)
         };
@@ -155,12 +155,12 @@ impl Room {
 
     /// Gives it back; `disk` is what its files would free.
     pub fn give_back(&mut self, claim: &Claim, disk: u64) {
-        self.memory += claim.memory.0;
-        self.disk += disk;
+        self.memory = self.memory.saturating_add(claim.memory.0);
+        self.disk = self.disk.saturating_add(disk);
         self.places += 1;
         for part in &claim.gpus {
             for gpu in self.gpus.iter_mut().filter(|gpu| gpu.index == part.index) {
-                gpu.memory = Bytes(gpu.memory.0 + part.memory.0);
+                gpu.memory = Bytes(gpu.memory.0.saturating_add(part.memory.0));
             }
         }
     }

@@ -70,6 +70,19 @@ fn costs(offer: &Offer, need: &Need) -> u64 {
     if held { 0 } else { need.disk.0 }
 }
 
+#[test]
+fn a_machine_that_says_it_has_everything_breaks_no_sum() {
+    let mut offer = with_gpus(machine("m", 1, 1), &[1, 1, 1]);
+    offer.gpus.iter_mut().for_each(|gpu| gpu.memory = Bytes(u64::MAX));
+    (offer.memory, offer.disk_free) = (Bytes(u64::MAX), Bytes(u64::MAX));
+    let needs = [large("llm:a", 40), large("llm:b", 80), need("llm:c", 4, 4)];
+    let plan = alone(&needs, &offer);
+    assert_eq!(names(&plan), ["llm:a", "llm:b", "llm:c"]);
+    // It is planned anew with what runs given back.
+    let again = alone(&needs, &after(&offer, &plan, false, &needs));
+    assert_eq!(names(&again), names(&plan));
+}
+
 /// What the plan left, as the next one finds it.
 fn after(offer: &Offer, plan: &NodePlan, stored: bool, needs: &[Need]) -> Offer {
     let running = plan.services.iter().map(|planned| Running {

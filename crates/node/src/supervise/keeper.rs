@@ -8,6 +8,7 @@ use std::time::Duration;
 use cxmpute_runtime::CancellationToken;
 use cxmpute_wire::Code;
 use cxmpute_wire::control::{DesiredService, ServiceState};
+use futures_util::FutureExt as _;
 use nix::sys::signal::Signal;
 
 use super::Surroundings;
@@ -396,6 +397,8 @@ impl Keeper {
         if found.as_ref().is_some_and(|found| !self.is_planned(found)) {
             return Event::WrongModel;
         }
+        // Who could not reach it before says nothing of it now.
+        let _ = self.shared.doubt.notified().now_or_never();
         tracing::info!(service = %self.desired.service_id, pid = self.process.as_ref().map(Running::pid), "engine ready");
         self.shared.view.lock().digest = found;
         Event::SaysReady

@@ -267,6 +267,52 @@ async fn a_server_that_takes_its_time_to_answer_gets_ready() {
 }
 
 #[tokio::test]
+async fn what_failed_before_a_server_was_ready_ends_it_not_again() {
+    let listens = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let asked = listens.clone();
+    let server = OwnersServer::start(move |path| {
+        if path == "/v1/models" {
+            asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+        async { "{\"data\":[]}" }
+    })
+    .await;
+    let mut gateway = Gateway::start().await;
+    let node = Running::start(&gateway, None, |config| {
+        config.external = vec![External {
+            service: "llm:a".into(),
+            base_url: format!("http://{}/v1", server.address),
+            model: None,
+            api_key_file: None,
+            slots: Some(4),
+        }];
+    });
+    let mut tunnel = gateway.tunnel().await;
+    tunnel.publish(vec![service("llm:a")]).await;
+    tunnel.until("llm:a", ServiceState::Ready).await;
+    let asked = || listens.load(std::sync::atomic::Ordering::SeqCst);
+    // Two requests could not reach it: the first word ends it, the second is still there when it is ready again.
+    let places: Vec<_> = (0..2)
+        .map(|_| node.view.services.enter(&"llm:a".parse().unwrap(), tunnel.generation).unwrap())
+        .collect();
+    let before = asked();
+    places[0].unreachable();
+    soon(async {
+        while asked() == before {
+            places[1].unreachable();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    tunnel.until("llm:a", ServiceState::Ready).await;
+    drop(places);
+    let settled = asked();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(asked(), settled, "it stays ready");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn two_plans_in_a_row_kill_no_engine_that_still_ends() {
     let mut gateway = Gateway::start().await;
     let dir = tempfile::tempdir().unwrap();

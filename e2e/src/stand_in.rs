@@ -24,8 +24,8 @@ use cxmpute_tunnel::{
     provision_id,
 };
 use cxmpute_wire::control::{
-    Desired, Diagnostics, DiskInfo, EnrolRequest, FromNode, Heartbeat, Location, MemoryInfo, ObservedService,
-    OwnerState, ServiceState, Software, ToNode,
+    Desired, DesiredService, Diagnostics, DiskInfo, EnrolRequest, FromNode, Heartbeat, Location, MemoryInfo,
+    ObservedService, OwnerState, ServiceState, Software, ToNode,
 };
 use cxmpute_wire::{Bytes as Size, Code, Epoch, Generation, ProvisionId};
 use ed25519_dalek::SigningKey;
@@ -203,6 +203,8 @@ pub(crate) struct State {
     /// Models whose work it refuses, and models that it does not have.
     pub(crate) refused: BTreeSet<String>,
     lacking: BTreeSet<String>,
+    /// Models that end for lack of memory, unless they are given more than this.
+    hungry: BTreeMap<String, Size>,
     pub(crate) notes: Vec<Note>,
     epoch: Epoch,
     desired: Option<Desired>,
@@ -273,6 +275,20 @@ impl StandIn {
     pub fn lack_model(&self, model: &str) {
         self.stage.state.lock().lacking.insert(model.to_owned());
         self.stage.speak.notify_one();
+    }
+
+    /// From now on a model of it ends for lack of memory, unless the plan gives it more than `memory`.
+    pub fn need_more_than(&self, model: &str, memory: Size) {
+        self.stage.state.lock().hungry.insert(model.to_owned(), memory);
+        self.stage.speak.notify_one();
+    }
+
+    /// The memory that the plan gives to a model; `None` where the plan does not name it.
+    #[must_use]
+    pub fn claim_of(&self, model: &str) -> Option<Size> {
+        let state = self.stage.state.lock();
+        let service = state.desired.as_ref()?.services.iter().find(|service| service.model == model)?;
+        Some(service.memory_claim)
     }
 
     /// Lets a node that is losing its tunnel lose it.
@@ -424,23 +440,29 @@ fn hear(message: ToNode, stage: &Stage) {
 
 fn heartbeat(seq: u64, epoch: Epoch, stage: &Stage) -> Heartbeat {
     let state = stage.state.lock();
-    let services =
-        state.desired.iter().flat_map(|desired| &desired.services).map(|service| ObservedService {
-            service_id: service.service_id.clone(),
-            state: if state.lacking.contains(&service.model) {
-                ServiceState::Absent
-            } else {
-                ServiceState::Ready
-            },
-            slots: 64,
-            in_flight: 0,
-            engine: "stand-in".to_owned(),
-            pid: Some(1 + state.engines),
-            digest: None,
-            code: None,
-            detail: None,
-            progress: None,
-        });
+    let killed = |service: &DesiredService| {
+        state.hungry.get(&service.model).is_some_and(|least| service.memory_claim <= *least)
+    };
+    let services = state.desired.iter().flat_map(|desired| &desired.services);
+    let services = services.map(|service| (service, killed(service)));
+    let services = services.map(|(service, killed)| ObservedService {
+        service_id: service.service_id.clone(),
+        state: if state.lacking.contains(&service.model) {
+            ServiceState::Absent
+        } else if killed {
+            ServiceState::Failed
+        } else {
+            ServiceState::Ready
+        },
+        slots: 64,
+        in_flight: 0,
+        engine: "stand-in".to_owned(),
+        pid: Some(1 + state.engines),
+        digest: None,
+        code: killed.then_some(Code::OutOfMemory),
+        detail: None,
+        progress: None,
+    });
     Heartbeat {
         seq,
         boot: 1,

@@ -9,20 +9,24 @@
 
 use std::collections::HashMap;
 
-use cxmpute_wire::{Bytes, Millis, ProvisionId, ServiceId, Timestamp, UserId};
+use cxmpute_wire::{Bytes, MicroCredits, Millis, ProvisionId, ServiceId, Timestamp, UserId};
 
 use crate::catalogue::{Delivery, Engine, ModelEntry};
 
 mod board;
 mod demand;
+mod held;
 mod place;
 mod room;
 pub mod sample;
+mod terms;
 mod verdict;
 
 pub use board::Board;
 pub use demand::{Demand, WINDOW_MINUTES, Window};
+pub use held::{Held, WantedFile};
 pub use room::{Claim, GpuClaim};
+pub use terms::{FLOOR_HOLDS, Floor, raised};
 pub use verdict::{Kind, Verdict};
 
 /// Memory that is left to the rest of the machine.
@@ -60,6 +64,10 @@ pub struct Need {
     pub cpu_memory: Option<Bytes>,
     /// Disk its files take.
     pub disk: Bytes,
+    /// Its files, where they are pinned.
+    pub files: Vec<WantedFile>,
+    /// What it costs, by its most telling unit.
+    pub price: MicroCredits,
     /// How many provisions are wanted while nobody asks; 0: none, ever.
     pub target: u32,
 }
@@ -79,6 +87,8 @@ impl From<&ModelEntry> for Need {
             memory: entry.memory,
             cpu_memory: entry.cpu_memory,
             disk: entry.disk,
+            files: entry.files.iter().map(WantedFile::from).collect(),
+            price: entry.price.main(),
             target: entry.target,
         }
     }
@@ -127,6 +137,12 @@ pub struct Offer {
     pub allow: Vec<String>,
     /// Never these.
     pub deny: Vec<String>,
+    /// Least prices of services, models or kinds: below them its owner does not want to be asked.
+    pub least_prices: Vec<(String, MicroCredits)>,
+    /// Model files that it holds.
+    pub held: Vec<Held>,
+    /// Services that ran out of memory there.
+    pub floors: Vec<Floor>,
     /// What it was given before.
     pub running: Vec<Running>,
 }

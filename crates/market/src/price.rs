@@ -171,6 +171,14 @@ pub enum PriceError {
 }
 
 impl PriceRow {
+    /// The unit price by which owners compare models: that of what is made, else that of what is read.
+    #[must_use]
+    pub fn main(&self) -> MicroCredits {
+        let prices =
+            [self.completion, self.embedding, self.character, self.second, self.image, self.url, self.prompt];
+        prices.into_iter().find(|price| price.0 > 0).unwrap_or_default()
+    }
+
     /// Refuses negative, accidental-zero and contradictory rows; called when a table is loaded and again at each
     /// use (MR4).
     ///

@@ -18,7 +18,7 @@ use crate::diagnose::gpu::Cards;
 use crate::engines::discover::{self, Finds};
 use crate::engines::fake::Fake;
 use crate::identity::Identity;
-use crate::models::Models;
+use crate::models::{self, Models};
 use crate::owner::{self, Pause};
 use crate::services::Services;
 use crate::session::{End, Session};
@@ -230,21 +230,33 @@ impl Node {
         result
     }
 
-    /// Looks for servers of the owner every minute, and tells the gateway when there are others.
+    /// Looks for servers and model files of the owner every minute, and tells the gateway when there are others.
     fn look_around(&self) -> impl Future<Output = ()> + Send + 'static {
         let (config, identity, clock) = (self.config.clone(), self.identity.clone(), self.deps.clock.clone());
         let (finds, tasks, fake) =
             (self.view.finds.clone(), self.deps.tasks.clone(), self.deps.fake.is_some());
         async move {
             let mut untold = false;
+            let look = || {
+                let config = config.clone();
+                async {
+                    tokio::task::spawn_blocking(move || models::holdings(&config)).await.unwrap_or_default()
+                }
+            };
+            let mut held = look().await;
             loop {
                 tokio::time::sleep(config.discover.every()).await;
-                if fake || !config.discover.enabled {
+                if fake {
                     continue;
                 }
-                untold |= finds.take(discover::look(&config.discover, &tasks).await);
+                if config.discover.enabled {
+                    untold |= finds.take(discover::look(&config.discover, &tasks).await);
+                }
+                let before = std::mem::replace(&mut held, look().await);
+                untold |= before != held;
                 if untold {
-                    tracing::info!(found = finds.list().len(), "other servers of the owner are there now");
+                    let (servers, files) = (finds.list().len(), held.len());
+                    tracing::info!(servers, files, "the owner's servers or model files are others now");
                     untold = Box::pin(enrol::enrol(&config, &identity, None, None, &clock)).await.is_err();
                 }
             }

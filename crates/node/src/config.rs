@@ -1,14 +1,15 @@
 //! The provider program's configuration: defaults < TOML file < `CXMPUTE_*` < flags. The seed's
 //! `ZANSOC_CONFIG_PATH` and `ZANSOC_DATA_DIR` are accepted.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cxmpute_runtime::config::{Sources, env_var, load};
 use cxmpute_runtime::telemetry::LogConfig;
-use cxmpute_wire::ServiceId;
 use cxmpute_wire::control::{EnginePresent, ServiceWishes};
+use cxmpute_wire::{MicroCredits, ServiceId};
 use serde::{Deserialize, Serialize};
 
 use crate::owner::OwnerSection;
@@ -221,6 +222,9 @@ pub struct ServicesSection {
     pub allow: Vec<String>,
     /// Never these.
     pub deny: Vec<String>,
+    /// Least prices of services, models or kinds, in micro-credits per 10^6 units: for less the machine is not asked. What
+    /// names a service counts more than its model, and that more than its kind.
+    pub least_price: BTreeMap<String, MicroCredits>,
 }
 
 impl ServicesSection {
@@ -236,7 +240,8 @@ impl ServicesSection {
     /// The same, for the control plane's plan.
     #[must_use]
     pub fn wishes(&self) -> ServiceWishes {
-        ServiceWishes { allow: self.allow.clone(), deny: self.deny.clone() }
+        let Self { allow, deny, least_price } = self.clone();
+        ServiceWishes { allow, deny, least_price }
     }
 }
 
@@ -316,6 +321,9 @@ impl NodeConfig {
         for name in config.services.allow.iter().chain(&config.services.deny) {
             name.parse::<ServiceId>().context("keys `services.allow` and `services.deny`")?;
         }
+        for (name, price) in &config.services.least_price {
+            anyhow::ensure!(price.0 >= 0, "key `services.least_price.{name}`: {price} is below 0");
+        }
         Ok(config)
     }
 
@@ -385,13 +393,18 @@ mod tests {
         let service = "llm:a".parse().unwrap();
         let list = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect();
         assert!(ServicesSection::default().allows(&service));
-        assert!(!ServicesSection { allow: list(&["llm:b"]), deny: vec![] }.allows(&service));
-        assert!(!ServicesSection { allow: list(&["llm:a"]), deny: list(&["llm:a"]) }.allows(&service));
-        assert!(ServicesSection { allow: list(&["llm"]), deny: list(&["b"]) }.allows(&service));
-        assert!(!ServicesSection { allow: vec![], deny: list(&["a"]) }.allows(&service));
+        let of = |allow: &[&str], deny: &[&str]| ServicesSection {
+            allow: list(allow),
+            deny: list(deny),
+            ..ServicesSection::default()
+        };
+        assert!(!of(&["llm:b"], &[]).allows(&service));
+        assert!(!of(&["llm:a"], &["llm:a"]).allows(&service));
+        assert!(of(&["llm"], &["b"]).allows(&service));
+        assert!(!of(&[], &["a"]).allows(&service));
         let config = NodeConfig {
             external: vec![External { service: "llm:a".to_owned(), ..External::default() }],
-            services: ServicesSection { allow: vec![], deny: list(&["tts"]) },
+            services: of(&[], &["tts"]),
             ..NodeConfig::default()
         };
         let engine = config.external_engine().unwrap();
@@ -413,5 +426,19 @@ mod tests {
         std::fs::write(&file, "[engnie]\nslots = 2\n").unwrap();
         let error = format!("{:#}", NodeConfig::read(Some(file), toml::Table::new()).unwrap_err());
         assert!(error.contains("engnie") && error.contains("engine"), "{error}");
+    }
+
+    #[test]
+    fn least_prices_are_told_to_the_plan() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("node.toml");
+        std::fs::write(&file, "[services.least_price]\nllm = 200_000\n\"llama3.2:1b\" = 1\n").unwrap();
+        let told = NodeConfig::read(Some(file.clone()), toml::Table::new()).unwrap().services.wishes();
+        let prices: Vec<(&str, i64)> =
+            told.least_price.iter().map(|(name, price)| (name.as_str(), price.0)).collect();
+        assert_eq!(prices, [("llama3.2:1b", 1), ("llm", 200_000)]);
+        std::fs::write(&file, "[services.least_price]\nllm = -1\n").unwrap();
+        let error = format!("{:#}", NodeConfig::read(Some(file), toml::Table::new()).unwrap_err());
+        assert!(error.contains("services.least_price.llm"), "{error}");
     }
 }

@@ -15,6 +15,7 @@ use crate::config::NodeConfig;
 use crate::diagnose;
 use crate::engines::{self, discover};
 use crate::identity::{self, Identity};
+use crate::models;
 
 /// How an enrolment went.
 #[derive(Clone, Debug)]
@@ -51,6 +52,7 @@ pub async fn enrol(
     diagnostics.engines = engines::present(config, &found, !diagnostics.gpus.is_empty()).await;
     diagnostics.engines.extend(engines::docker::present(config).await);
     diagnostics.services = config.services.wishes();
+    diagnostics.files = models::holdings(config);
     let signer = Signer::new(identity.key.clone(), clock.clone());
     let run = data_encoding::HEXLOWER.encode(&cxmpute_runtime::random::bytes::<8>());
     let request = EnrolRequest {

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use cxmpute_runtime::CancellationToken;
-use cxmpute_wire::control::{Desired, ObservedService};
+use cxmpute_wire::control::{Desired, ObservedService, ServiceState};
 use cxmpute_wire::{Code, Generation, ServiceId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::models::Gate;
 use crate::owner::Rest;
 use crate::reconcile::{self, Action};
 use crate::supervise::{Place, Service, Surroundings};
@@ -180,8 +181,13 @@ impl Services {
         let ending = state.ending.iter().filter(|(id, _)| !state.running.contains_key(*id));
         let ending =
             ending.filter_map(|(_, services)| services.last()).filter(|service| !service.has_ended());
-        let services = state.running.values().chain(ending).map(Service::observed);
-        (state.generation, services.collect())
+        let mut services: Vec<ObservedService> =
+            state.running.values().chain(ending).map(Service::observed).collect();
+        if let Some(wait) = self.gate().waits() {
+            let held = services.iter_mut().filter(|service| service.state == ServiceState::Downloading);
+            held.for_each(|service| service.detail = Some(wait.sentence().to_owned()));
+        }
+        (state.generation, services)
     }
 
     /// Requests being worked on.
@@ -274,6 +280,12 @@ impl Services {
     /// Counts bytes of a request or an answer.
     pub fn count_transfer(&self, bytes: usize) {
         self.inner.transferred.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// What lets files of models come, or makes them wait.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        self.inner.around.models.gate()
     }
 
     /// Bytes of requests and answers that were not taken from here yet.

@@ -62,6 +62,10 @@ pub fn why_idle(facts: Facts<'_>) -> Option<Reason> {
             let message = "The day's transfers are used up; the key is owner.caps.daily_transfer_mib.";
             return reason("transfer_used_up", message.into());
         }
+        Some(Cause::NetworkMetered) => {
+            let message = "The network of this machine is metered; the key is owner.rest_on_metered.";
+            return reason("network_metered", message.into());
+        }
         None => {}
     }
     if !facts.connected {
@@ -92,7 +96,11 @@ pub fn why_idle(facts: Facts<'_>) -> Option<Reason> {
     }
     if let Some(service) = in_state(&[ServiceState::Downloading]) {
         let progress = service.progress.as_ref().map(ToString::to_string).unwrap_or_default();
-        return reason("downloading", format!("The files of {} come: {progress}.", service.service_id));
+        let message = match &service.detail {
+            Some(why) => format!("The files of {} are at {progress}: {why}.", service.service_id),
+            None => format!("The files of {} come: {progress}.", service.service_id),
+        };
+        return reason("downloading", message);
     }
     if let Some(service) = in_state(&[ServiceState::Queued, ServiceState::Verifying, ServiceState::Loading]) {
         return reason("loading", format!("{} is starting.", service.service_id));
@@ -184,6 +192,7 @@ mod tests {
             (Cause::OwnerActive, "owner_active"),
             (Cause::PowerOrHeat, "power_or_heat"),
             (Cause::TransferUsedUp, "transfer_used_up"),
+            (Cause::NetworkMetered, "network_metered"),
         ] {
             assert_eq!(why_idle(Facts { resting: Some(cause), ..paused }).unwrap().code, code);
         }

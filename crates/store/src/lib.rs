@@ -10,6 +10,7 @@ mod dialect;
 pub mod enrol;
 mod epochs;
 mod error;
+mod floors;
 pub mod keys;
 mod lane;
 pub mod ledger;

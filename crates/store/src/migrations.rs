@@ -16,6 +16,7 @@ mod m0005_units_by_the_piece;
 mod m0006_demand;
 mod m0007_no_lists;
 mod m0008_allowances;
+mod m0009_memory_floors;
 
 /// One change of the schema.
 pub(crate) struct Migration {
@@ -38,6 +39,7 @@ const MIGRATIONS: &[Migration] = &[
     m0006_demand::MIGRATION,
     m0007_no_lists::MIGRATION,
     m0008_allowances::MIGRATION,
+    m0009_memory_floors::MIGRATION,
 ];
 
 /// The newest schema version this program knows.

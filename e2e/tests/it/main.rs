@@ -7,6 +7,7 @@ mod containers;
 mod house;
 mod llama;
 mod money;
+mod memory;
 mod node;
 mod official;
 mod pictures;

@@ -9,7 +9,7 @@ use cxmpute_market::catalogue::Catalogue;
 use cxmpute_runtime::Clock;
 use cxmpute_runtime::exit::{self, ExitError};
 use cxmpute_store::{Db, ProvisionRow, ProvisionState};
-use cxmpute_wire::{Bytes, ServiceId, Timestamp};
+use cxmpute_wire::{Bytes, MicroCredits, ServiceId, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 
@@ -17,7 +17,7 @@ use super::Output;
 use super::catalogue::{size, wrapped};
 use crate::catalogue;
 use crate::config::Config;
-use crate::fleet::{DEMAND_HOLDS, offer_of};
+use crate::fleet::{DEMAND_HOLDS, floors_since, offer_of};
 
 /// Flags of `admin plan`.
 #[derive(Args)]
@@ -36,7 +36,9 @@ pub async fn run(config: &Config, db: &Db, args: PlanArgs, output: &Output) -> a
     let demand = db.demand(Timestamp(now.0.saturating_sub_unsigned(DEMAND_HOLDS.0))).await?;
     let rows = db.list_provisions(None).await?;
     let online: Vec<&ProvisionRow> = rows.iter().filter(|row| row.state == ProvisionState::Online).collect();
-    let offers: Vec<Offer> = online.iter().map(|row| offer_of(row)).collect();
+    let floors = db.floors(floors_since(now)).await?;
+    let offer = |row: &ProvisionRow| offer_of(row, floors.get(&row.id).cloned().unwrap_or_default());
+    let offers: Vec<Offer> = online.iter().map(|row| offer(row)).collect();
     let Some(name) = args.explain else {
         let plans = plan(&needs, &offers, &demand, downloads, now);
         let lines: Vec<Line<'_>> = online
@@ -56,7 +58,7 @@ pub async fn run(config: &Config, db: &Db, args: PlanArgs, output: &Output) -> a
     let mut board = Board::new(&needs, downloads);
     board.ask(&demand);
     offers.iter().for_each(|offer| board.put(offer));
-    let offer = offer_of(&row);
+    let offer = offer(&row);
     let why = board.explain(&offer, now, true);
     let reasons: Vec<Reason<'_>> = chosen_first(&why, &catalogue);
     let mut head = head(&row, &offer);
@@ -110,15 +112,38 @@ fn head(row: &ProvisionRow, offer: &Offer) -> String {
     let engines: Vec<&str> = offer.engines.iter().map(|(engine, _)| engine.name()).collect();
     let engines =
         if engines.is_empty() { "builtin".to_owned() } else { format!("builtin, {}", engines.join(", ")) };
-    let whole = |bytes: Bytes| size(bytes);
-    format!(
-        "{}  {}  {}\naccelerators {accelerators}; memory {}; free disk {}\nengines {engines}",
-        row.id,
-        row.state.as_str(),
-        row.name,
-        whole(offer.memory),
-        whole(offer.disk_free),
-    )
+    let (id, state, name) = (&row.id, row.state.as_str(), &row.name);
+    let (memory, disk) = (size(offer.memory), size(offer.disk_free));
+    let mut head = format!(
+        "{id}  {state}  {name}\naccelerators {accelerators}; memory {memory}; free disk {disk}\nengines {engines}"
+    );
+    for line in learned(offer) {
+        let _ = write!(head, "\n{line}");
+    }
+    head
+}
+
+/// What the plan knows of this very machine beside what it has, in lines of 80 columns.
+fn learned(offer: &Offer) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !offer.held.is_empty() {
+        let bytes = offer.held.iter().map(|file| file.size.0).sum();
+        lines.push(format!("holds {} model files, {}", offer.held.len(), size(Bytes(bytes))));
+    }
+    let price = |(name, price): &(String, MicroCredits)| format!("{name} {}", price.to_credits());
+    if !offer.least_prices.is_empty() {
+        let list: Vec<String> = offer.least_prices.iter().map(price).collect();
+        lines.extend(wrapped(&format!("least prices {} credits per million units", list.join(", ")), 80));
+    }
+    for floor in &offer.floors {
+        let text = format!(
+            "{} ran out of memory here and is planned with no less than {}",
+            floor.service,
+            size(floor.memory)
+        );
+        lines.extend(wrapped(&text, 80));
+    }
+    lines
 }
 
 /// One service and why.
@@ -173,7 +198,7 @@ fn chosen_first<'a>(why: &'a [(ServiceId, Verdict)], catalogue: &'a Catalogue) -
 mod tests {
     use std::collections::HashMap;
 
-    use cxmpute_market::assign::Gpu;
+    use cxmpute_market::assign::{Floor, Gpu, Held};
     use cxmpute_market::catalogue::Engine;
     use cxmpute_wire::{ProvisionId, UserId};
 
@@ -193,6 +218,9 @@ mod tests {
             engines: vec![(Engine::Ollama, vec!["llama3.2:1b".to_owned()])],
             allow: Vec::new(),
             deny: vec!["all-minilm".to_owned()],
+            least_prices: Vec::new(),
+            held: Vec::new(),
+            floors: Vec::new(),
             running: Vec::new(),
         };
         let board = Board::new(&needs, false);
@@ -216,5 +244,34 @@ mod tests {
             reasons.iter().filter(|reason| reason.why.is_chosen()).map(|reason| reason.service).collect();
         let planned: Vec<&ServiceId> = plans[0].services.iter().map(|planned| &planned.service).collect();
         assert_eq!(chosen, planned, "the reasons are those of the plan");
+    }
+
+    #[test]
+    fn what_was_learned_of_a_machine_is_told_with_its_plan() {
+        let offer = Offer {
+            provision: ProvisionId::from_tail("m"),
+            owner: UserId::from_tail("o"),
+            region: None,
+            gpus: Vec::new(),
+            memory: Bytes(16 << 30),
+            disk_free: Bytes(20 << 30),
+            engines: Vec::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            least_prices: vec![("llm".to_owned(), MicroCredits(200_000))],
+            held: vec![Held { size: Bytes(3 << 30), ..Held::default() }],
+            floors: vec![Floor { service: "llm:cxm-tiny".parse().unwrap(), memory: Bytes(5 << 30) }],
+            running: Vec::new(),
+        };
+        let told = learned(&offer).join("\n");
+        for said in [
+            "holds 1 model files, 3.0 GiB",
+            "least prices llm 0.200000",
+            "llm:cxm-tiny ran out of memory",
+            "5.0 GiB",
+        ] {
+            assert!(told.contains(said), "{said}: {told}");
+        }
+        assert!(told.lines().all(|line| line.chars().count() <= 80), "{told}");
     }
 }

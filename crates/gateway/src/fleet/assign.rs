@@ -3,12 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cxmpute_market::assign::Planned;
+use cxmpute_market::assign::{Floor, Planned};
 use cxmpute_market::catalogue::{Catalogue, Delivery, ModelEntry, ModelFile};
 use cxmpute_store::{DbError, ProvisionRow, ProvisionState};
 use cxmpute_wire::ProvisionId;
 use cxmpute_wire::control::{Desired, DesiredFile, DesiredService, GpuShare, HubModel, Policy};
 
+use super::lessons::floors_since;
 use super::offer::offer_of;
 use super::registry::Fleet;
 use crate::larder::Larder;
@@ -31,7 +32,10 @@ impl Fleet {
             ProvisionState::Enrolled
             | ProvisionState::Online
             | ProvisionState::Offline
-            | ProvisionState::Ended => self.place(&row),
+            | ProvisionState::Ended => {
+                let mut floors = parts.db.floors(floors_since(parts.clock.now())).await?;
+                self.place(&row, floors.remove(&row.id).unwrap_or_default())
+            }
         };
         let text = serde_json::to_string(&services).unwrap_or_else(|_| "[]".to_owned());
         let generation = match text == row.desired {
@@ -42,8 +46,8 @@ impl Fleet {
     }
 
     /// The plan for one provision, beside what all others run.
-    fn place(&self, row: &ProvisionRow) -> Vec<DesiredService> {
-        let mut offer = offer_of(row);
+    fn place(&self, row: &ProvisionRow, floors: Vec<Floor>) -> Vec<DesiredService> {
+        let mut offer = offer_of(row, floors);
         let node = self.attached(&row.id);
         if let Some(free) = node.as_ref().and_then(|node| node.disk_free()) {
             offer.disk_free = free;

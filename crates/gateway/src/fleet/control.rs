@@ -8,6 +8,7 @@ use cxmpute_wire::control::{FromNode, Heartbeat, NodeStatus, OwnerState, Service
 use cxmpute_wire::{Code, Generation};
 use tokio::time::Instant;
 
+use super::lessons::{Lessons, learn};
 use super::node::{Check, Node};
 use super::record::{Remembered, record_observed};
 use super::registry::Fleet;
@@ -85,6 +86,7 @@ async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
     let soft = fleet.parts().tasks.soft();
     let mut told_draining = false;
     let mut stored = Remembered::default();
+    let mut lessons = Lessons::default();
     let mut sent = None;
     let mut plan_due = true;
     let mut last_heartbeat: Option<Heartbeat> = None;
@@ -134,6 +136,15 @@ async fn converse(fleet: &Fleet, node: &Arc<Node>) -> String {
                         return close(node, Code::ProviderLost, "the control stream broke");
                     }
                     stored.owe();
+                    if lessons.due(&heartbeat, Instant::now()) {
+                        let (parts, id) = (fleet.parts(), &node.session.provision_id);
+                        match learn(&parts.db, id, &heartbeat, parts.clock.now()).await {
+                            Ok(more) => plan_due |= more,
+                            Err(error) => {
+                                tracing::warn!(%error, provision = %id, "what ran out of memory was not noted");
+                            }
+                        }
+                    }
                     last_heartbeat = Some(heartbeat);
                 }
                 Ok(FromNode::Draining { reason }) => {

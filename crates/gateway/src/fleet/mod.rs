@@ -5,6 +5,7 @@
 mod assign;
 mod canary;
 mod control;
+mod lessons;
 mod line;
 mod memory;
 mod node;
@@ -17,6 +18,7 @@ mod registry;
 mod seat;
 
 pub use line::{Ticket, Turn, Waiting};
+pub use lessons::floors_since;
 pub use node::{Node, ProvisionSession, slug};
 pub use offer::offer_of;
 pub use plan::DEMAND_HOLDS;

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cxmpute_market::assign::{Board, Demand, Need, Offer, plan};
+use cxmpute_market::assign::{Board, Demand, Floor, Need, Offer, plan};
 use cxmpute_store::{DbError, ProvisionRow, ProvisionState};
 use cxmpute_wire::{Bytes, Millis, ProvisionId, ServiceId, Timestamp};
 
+use super::lessons::floors_since;
 use super::offer::offer_of;
 use super::registry::Fleet;
 
@@ -52,6 +53,7 @@ impl Fleet {
         }
         let demand = db.demand(Timestamp(now.0.saturating_sub_unsigned(DEMAND_HOLDS.0))).await?;
         let rows = db.list_provisions(None).await?;
+        let mut floors = db.floors(floors_since(now)).await?;
         let free: HashMap<ProvisionId, Bytes> = self
             .nodes()
             .into_iter()
@@ -59,7 +61,7 @@ impl Fleet {
             .collect();
         let (needs, downloads) = (self.needs(), parts.downloads);
         let planned = tokio::task::spawn_blocking(move || {
-            let offers = online(&rows, &free);
+            let offers = online(&rows, &free, &mut floors);
             plan_all(&needs, &offers, &demand, downloads, now)
         });
         let Ok((board, moved)) = planned.await else { return Ok(()) };
@@ -73,10 +75,14 @@ impl Fleet {
     }
 }
 
-fn online(rows: &[ProvisionRow], free: &HashMap<ProvisionId, Bytes>) -> Vec<Offer> {
+fn online(
+    rows: &[ProvisionRow],
+    free: &HashMap<ProvisionId, Bytes>,
+    floors: &mut HashMap<ProvisionId, Vec<Floor>>,
+) -> Vec<Offer> {
     let online = rows.iter().filter(|row| row.state == ProvisionState::Online);
     let offer = |row: &ProvisionRow| {
-        let offer = offer_of(row);
+        let offer = offer_of(row, floors.remove(&row.id).unwrap_or_default());
         let disk_free = free.get(&row.id).copied().unwrap_or(offer.disk_free);
         Offer { disk_free, ..offer }
     };

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use cxmpute_wire::{ProvisionId, ServiceId, UserId};
 
+use super::held::Files;
 use super::{Demand, Need, Offer};
 use crate::catalogue::{Engine, EngineSet, servable};
 
@@ -21,6 +22,7 @@ pub struct Board {
     places: HashMap<ServiceId, usize>,
     /// Which needs an engine may mean by a name.
     names: HashMap<String, Vec<usize>>,
+    pub(super) files: Files,
     supply: Vec<u64>,
     owners: HashMap<UserId, HashMap<usize, u64>>,
     regions: HashMap<String, HashMap<usize, u64>>,
@@ -75,6 +77,7 @@ impl Board {
             supply: vec![0; needs.len()],
             places,
             names,
+            files: Files::new(needs),
             owners: HashMap::new(),
             regions: HashMap::new(),
             placed: HashMap::new(),

@@ -1,13 +1,15 @@
 //! Fills one machine.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 
-use cxmpute_wire::{Millis, ServiceId, Timestamp};
+use cxmpute_wire::{MicroCredits, Millis, ServiceId, Timestamp};
 
 use super::board::{Board, Prepared};
 use super::room::{Claim, Lack, Room};
+use super::terms::least_price;
 use super::verdict::{Kind, Verdict};
-use super::{DWELL, NodePlan, Offer, Planned, WORTH_A_SWITCH};
+use super::{DWELL, Need, NodePlan, Offer, Planned, WORTH_A_SWITCH};
 use crate::catalogue::{Engine, EngineSet};
 
 /// Why a need is out of the question for a machine, whatever runs there.
@@ -16,6 +18,7 @@ enum Barred {
     NotOffered,
     Denied,
     OthersAllowed,
+    TooCheap { least: MicroCredits },
     NoEngine,
     NotHeld(Engine),
 }
@@ -25,6 +28,8 @@ struct Filling<'b> {
     board: &'b Board,
     offer: &'b Offer,
     now: Timestamp,
+    /// Needs that were found to be larger on this machine.
+    raised: HashMap<usize, Need>,
     barred: Vec<Option<Barred>>,
     /// What its files add to the disk: nothing where they are.
     disk: Vec<u64>,
@@ -97,6 +102,9 @@ impl<'b> Filling<'b> {
                 disk[n] = 0;
             }
         }
+        for (n, here, whole) in board.files.of(&offer.held) {
+            disk[n] = if whole { 0 } else { disk[n].saturating_sub(here) };
+        }
         for running in offer.running.iter().filter(|running| running.stored) {
             if let Some(n) = board.place_of(&running.service) {
                 disk[n] = 0;
@@ -111,8 +119,13 @@ impl<'b> Filling<'b> {
                 *score /= 2;
             }
         }
+        let raised = offer.floors.iter().filter_map(|floor| {
+            let n = board.place_of(&floor.service)?;
+            Some((n, board.needs[n].need.with_floor(floor.memory)?))
+        });
+        let raised = raised.collect();
         let mut filling =
-            Self { board, offer, now, barred, disk, scores, room, chosen, replaced: Vec::new() };
+            Self { board, offer, now, raised, barred, disk, scores, room, chosen, replaced: Vec::new() };
         filling.keep();
         filling.add();
         if may_switch && filling.switch() {
@@ -121,8 +134,8 @@ impl<'b> Filling<'b> {
         filling
     }
 
-    fn need(&self, n: usize) -> &'b super::Need {
-        &self.board.needs[n].need
+    fn need(&self, n: usize) -> &Need {
+        self.raised.get(&n).unwrap_or(&self.board.needs[n].need)
     }
 
     /// What runs stays where it is; if the machine has become too small for all of it, what is worth most.
@@ -274,6 +287,7 @@ impl<'b> Filling<'b> {
                     others,
                     target: prepared.need.target,
                     demand: prepared.demand,
+                    stored: self.disk[n] == 0 && prepared.need.disk.0 > 0,
                 },
                 How::Instead { out, lost } => {
                     Verdict::Replaces { out: names(out), value: self.board.value(n), lost: *lost }
@@ -284,6 +298,9 @@ impl<'b> Filling<'b> {
             Some(Barred::NotOffered) => return Verdict::NotOffered,
             Some(Barred::Denied) => return Verdict::OwnerDenies,
             Some(Barred::OthersAllowed) => return Verdict::OwnerAllowsOthers,
+            Some(Barred::TooCheap { least }) => {
+                return Verdict::BelowLeastPrice { least, price: prepared.need.price };
+            }
             Some(Barred::NoEngine) => return Verdict::NoEngine { engines: prepared.need.engines.clone() },
             Some(Barred::NotHeld(engine)) => return Verdict::NotHeld { engine },
             None => {}
@@ -301,7 +318,8 @@ impl<'b> Filling<'b> {
             Err(Lack::Accelerator { needs }) => return Verdict::NoAccelerator { needs },
             Err(lack) => {
                 if let Some((kind, needs, has)) = sized(lack) {
-                    return Verdict::TooLarge { kind, needs, has };
+                    let learned = kind == Kind::Memory && self.raised.contains_key(&n);
+                    return Verdict::TooLarge { kind, needs, has, learned };
                 }
             }
             Ok(_) => {}
@@ -329,6 +347,9 @@ fn barred(prepared: &Prepared, offer: &Offer, present: EngineSet, held: EngineSe
     }
     if !offer.allow.is_empty() && !names(&offer.allow, &need.service) {
         return Some(Barred::OthersAllowed);
+    }
+    if let Some(least) = least_price(&offer.least_prices, &need.service).filter(|least| need.price < *least) {
+        return Some(Barred::TooCheap { least });
     }
     let here = present.and(prepared.engines);
     if here.is_empty() {

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use cxmpute_wire::{Bytes, ProvisionId, ServiceId, ServiceKind, UserId};
+use cxmpute_wire::{Bytes, MicroCredits, ProvisionId, ServiceId, ServiceKind, UserId};
 
-use super::{Demand, Gpu, Need, NodePlan, Offer, Planned, Running};
+use super::{Demand, Gpu, Need, NodePlan, Offer, Planned, Running, WantedFile};
 use crate::catalogue::{Delivery, Engine};
 
 /// What a plan is made from.
@@ -73,6 +73,8 @@ fn need(n: u32, dice: &mut Dice) -> Need {
         memory: Bytes(512 * MIB),
         cpu_memory: small.then_some(Bytes(disk.0 + 512 * MIB)),
         disk,
+        files: vec![WantedFile { sha256: format!("{n:064x}"), name: format!("{n}.gguf"), size: disk }],
+        price: MicroCredits(1),
         target: 8,
     }
 }
@@ -93,6 +95,9 @@ fn offer(n: u32, models: u32, dice: &mut Dice) -> Offer {
         engines: vec![(Engine::Ollama, held)],
         allow: Vec::new(),
         deny: Vec::new(),
+        least_prices: Vec::new(),
+        held: Vec::new(),
+        floors: Vec::new(),
         running: Vec::new(),
     }
 }

@@ -23,6 +23,8 @@ fn need(name: &str, memory: u64, disk: u64) -> Need {
         memory: Bytes(memory * GIB),
         cpu_memory: Some(Bytes(memory * GIB)),
         disk: Bytes(disk * GIB),
+        files: Vec::new(),
+        price: MicroCredits(1_000),
         target: 8,
     }
 }
@@ -44,6 +46,9 @@ fn machine(name: &str, memory: u64, disk: u64) -> Offer {
         engines: Vec::new(),
         allow: Vec::new(),
         deny: Vec::new(),
+        least_prices: Vec::new(),
+        held: Vec::new(),
+        floors: Vec::new(),
         running: Vec::new(),
     }
 }
@@ -83,6 +88,10 @@ fn a_machine_that_says_it_has_everything_breaks_no_sum() {
     assert_eq!(names(&again), names(&plan));
 }
 
+fn wanted_file(name: &str, gib: u64) -> WantedFile {
+    WantedFile { sha256: format!("{:0>64}", name.len()), name: name.to_owned(), size: Bytes(gib * GIB) }
+}
+
 /// What the plan left, as the next one finds it.
 fn after(offer: &Offer, plan: &NodePlan, stored: bool, needs: &[Need]) -> Offer {
     let running = plan.services.iter().map(|planned| Running {
@@ -115,6 +124,95 @@ fn the_whole_list_is_walked() {
         [need("llm:a", 2, 1), need("llm:big", 99, 1), need("embeddings:c", 1, 1), need("llm:d", 1, 1)];
     assert_eq!(names(&alone(&needs, &machine("m", 4, 9))), ["llm:a", "embeddings:c", "llm:d"]);
     assert!(alone(&needs, &machine("m", 0, 0)).services.is_empty(), "nothing fits an unknown machine");
+}
+
+#[test]
+fn a_machine_is_given_what_its_disk_holds_already() {
+    let with_file = |name: &str, file: &str| Need { files: vec![wanted_file(file, 6)], ..need(name, 2, 6) };
+    let needs = [with_file("llm:a", "a.gguf"), with_file("llm:b", "bb/b.gguf")];
+    // Room for one of them, and for the files of none.
+    let empty = machine("m", 3, 7);
+    assert_eq!(names(&alone(&needs, &empty)), ["llm:a"]);
+    let by_sum =
+        Held { sha256: Some(needs[1].files[0].sha256.clone()), size: Bytes(6 * GIB), ..Held::default() };
+    let by_name = Held { name: Some("bb/b.gguf".to_owned()), size: Bytes(6 * GIB), ..Held::default() };
+    for held in [by_sum, by_name.clone()] {
+        let filled = Offer { held: vec![held], disk_free: DISK_RESERVE, ..empty.clone() };
+        assert_eq!(names(&alone(&needs, &filled)), ["llm:b"], "it costs no disk, and comes first");
+        let why = explained(&needs, &filled, NOW)["llm:b"].to_string();
+        assert!(why.contains("its files are here"), "{why}");
+    }
+    // Another size is another file, and a file that two needs share is there for both.
+    let other = Offer { held: vec![Held { size: Bytes(5 * GIB), ..by_name.clone() }], ..empty.clone() };
+    assert_eq!(names(&alone(&needs, &other)), ["llm:a"]);
+    let shared = [needs[1].clone(), Need { files: needs[1].files.clone(), ..need("llm:c", 1, 6) }];
+    let both =
+        Offer { held: vec![by_name.clone(), by_name.clone()], disk_free: DISK_RESERVE, ..machine("m", 9, 0) };
+    assert_eq!(names(&alone(&shared, &both)), ["llm:b", "llm:c"]);
+    // Half of the files is half of the room.
+    let half =
+        Need { files: vec![wanted_file("bb/b.gguf", 6), wanted_file("more", 2)], ..need("llm:d", 2, 8) };
+    let some = Offer { held: vec![by_name], ..machine("m", 3, 2) };
+    assert_eq!(names(&alone(std::slice::from_ref(&half), &some)), ["llm:d"]);
+    assert!(alone(&[half], &machine("m", 3, 2)).services.is_empty());
+}
+
+#[test]
+fn nothing_is_asked_of_a_machine_below_its_owner_s_least_price() {
+    let priced = |name: &str, price: i64| Need { price: MicroCredits(price), ..need(name, 1, 0) };
+    let needs = [priced("llm:a", 100_000), priced("llm:b", 300_000), priced("tts:c", 0)];
+    let least = |list: &[(&str, i64)]| Offer {
+        least_prices: list.iter().map(|(name, price)| ((*name).to_owned(), MicroCredits(*price))).collect(),
+        ..machine("m", 9, 9)
+    };
+    for (list, chosen) in [
+        (&[][..], "llm:a llm:b tts:c"),
+        (&[("llm", 100_000)][..], "llm:a llm:b tts:c"),
+        (&[("llm", 200_000)][..], "llm:b tts:c"),
+        (&[("llm", 200_000), ("a", 50_000)][..], "llm:a llm:b tts:c"),
+        (&[("llm:b", 300_001), ("tts", 1)][..], "llm:a"),
+    ] {
+        assert_eq!(names(&alone(&needs, &least(list))).join(" "), chosen, "{list:?}");
+    }
+    let offer = least(&[("llm", 200_000)]);
+    let why = explained(&needs, &offer, NOW);
+    assert_eq!(
+        why["llm:a"].to_string(),
+        "costs 0.100000 credits per million units, less than the owner's services.least_price of 0.200000"
+    );
+    assert_eq!(why["llm:a"].name(), "below_least_price");
+    // What runs ends when its owner changes his mind.
+    let runs = after(&least(&[]), &alone(&needs, &least(&[])), true, &needs);
+    let now = Offer { least_prices: offer.least_prices, ..runs };
+    assert_eq!(names(&alone(&needs, &now)), ["llm:b", "tts:c"]);
+}
+
+/// NR37: what ran out of memory is not planned into the same room again.
+#[test]
+fn a_service_that_ran_out_of_memory_is_planned_with_more_or_not_at_all() {
+    let needs = [need("llm:a", 4, 0), need("llm:b", 1, 0)];
+    let offer = machine("m", 6, 0);
+    let before = alone(&needs, &offer);
+    let claim = before.services[0].claim.memory;
+    assert_eq!((names(&before), claim), (vec!["llm:a", "llm:b"], Bytes(4 * GIB)));
+    let learned = |memory| Offer {
+        floors: vec![Floor { service: "llm:a".parse().unwrap(), memory }],
+        ..after(&offer, &before, true, &needs)
+    };
+    let more = alone(&needs, &learned(raised(claim)));
+    assert_eq!((names(&more), more.services[0].claim.memory), (vec!["llm:a", "llm:b"], Bytes(5 * GIB)));
+    let most = raised(raised(raised(claim)));
+    let never = alone(&needs, &learned(most));
+    assert_eq!(names(&never), ["llm:b"], "it would need {most} of 6 GiB");
+    let why = explained(&needs, &learned(most), NOW)["llm:a"].to_string();
+    assert!(
+        why.starts_with("needs 7.8 GiB of memory, because with less it ran out of memory here;"),
+        "{why}"
+    );
+    let elsewhere = machine("other", 6, 0);
+    assert_eq!(names(&alone(&needs, &elsewhere)), ["llm:a", "llm:b"], "other machines learn nothing from it");
+    let small = Offer { floors: learned(Bytes(1)).floors, ..offer.clone() };
+    assert_eq!(alone(&needs, &small), before, "a floor below the need changes nothing");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use cxmpute_wire::{Bytes, ServiceId};
+use cxmpute_wire::{Bytes, MicroCredits, ServiceId};
 
 use super::{Demand, MOST_SERVICES, WINDOW_MINUTES};
 use crate::catalogue::Engine;
@@ -38,6 +38,8 @@ pub enum Verdict {
         target: u32,
         /// What was asked for.
         demand: Demand,
+        /// Its files are on the disk already.
+        stored: bool,
     },
     /// Chosen: it is worth much more than what ran in its place.
     Replaces {
@@ -54,6 +56,13 @@ pub enum Verdict {
     OwnerDenies,
     /// Not chosen: the owner allows others only.
     OwnerAllowsOthers,
+    /// Not chosen: it costs less than the owner wants to be asked for.
+    BelowLeastPrice {
+        /// The owner's.
+        least: MicroCredits,
+        /// What it costs.
+        price: MicroCredits,
+    },
     /// Not chosen: no engine that can run it is there.
     NoEngine {
         /// Any of these would do.
@@ -77,6 +86,8 @@ pub enum Verdict {
         needs: Bytes,
         /// How much there is.
         has: Bytes,
+        /// It needs more than the catalogue says: it ran out of memory there.
+        learned: bool,
     },
     /// Not chosen: what is worth more took the room.
     NoRoom {
@@ -119,6 +130,7 @@ impl Verdict {
             Self::NotOffered => "not_offered",
             Self::OwnerDenies => "owner_denies",
             Self::OwnerAllowsOthers => "owner_allows_others",
+            Self::BelowLeastPrice { .. } => "below_least_price",
             Self::NoEngine { .. } => "no_engine",
             Self::NotHeld { .. } => "not_held",
             Self::NoAccelerator { .. } => "no_accelerator",
@@ -141,8 +153,9 @@ impl fmt::Display for Verdict {
                 }
                 write!(f, " and stays; {} it", served(*others))
             }
-            Self::Added { value, others, target, demand } => {
-                write!(f, "worth {}: {} it, {target} wanted", Value(*value), served(*others))?;
+            Self::Added { value, others, target, demand, stored } => {
+                let here = if *stored { ", its files are here" } else { "" };
+                write!(f, "worth {}{here}: {} it, {target} wanted", Value(*value), served(*others))?;
                 asked(f, demand)
             }
             Self::Replaces { out, value, lost } => {
@@ -151,6 +164,12 @@ impl fmt::Display for Verdict {
             Self::NotOffered => f.write_str("the catalogue wants none (target = 0)"),
             Self::OwnerDenies => f.write_str("the owner's services.deny names it"),
             Self::OwnerAllowsOthers => f.write_str("the owner's services.allow names only others"),
+            Self::BelowLeastPrice { least, price } => write!(
+                f,
+                "costs {} credits per million units, less than the owner's services.least_price of {}",
+                price.to_credits(),
+                least.to_credits()
+            ),
             Self::NoEngine { engines } => {
                 let names: Vec<&str> = engines.iter().map(|engine| engine.name()).collect();
                 write!(f, "no engine here runs it; one of {} would", names.join(", "))
@@ -161,8 +180,9 @@ impl fmt::Display for Verdict {
             Self::NoAccelerator { needs } => {
                 write!(f, "needs an accelerator with {}; there is none", Size(*needs))
             }
-            Self::TooLarge { kind, needs, has } => {
-                write!(f, "needs {} of {kind}; there are {}", Size(*needs), Size(*has))
+            Self::TooLarge { kind, needs, has, learned } => {
+                let found = if *learned { ", because with less it ran out of memory here" } else { "" };
+                write!(f, "needs {} of {kind}{found}; there are {}", Size(*needs), Size(*has))
             }
             Self::NoRoom { kind, needs, left, value } => write!(
                 f,

@@ -34,6 +34,7 @@ pub fn measure(models_dir: &Path) -> Diagnostics {
         net: NetInfo::default(),
         engines: Vec::new(),
         services: ServiceWishes::default(),
+        files: Vec::new(),
     }
 }
 

@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use url::{Position, Url};
 
 use super::digest::Digest;
+use super::gate::Gate;
 use super::partial::Partial;
 use super::source::{Pass, Source};
 
@@ -56,6 +57,8 @@ pub enum Trouble {
     Absent(String),
     /// What it gives is not the file.
     Wrong(String),
+    /// Nothing may be fetched now; it goes on where it is.
+    Held,
     /// The disk of this machine failed.
     Disk(io::Error),
 }
@@ -91,12 +94,14 @@ impl Client {
         })
     }
 
-    /// Fetches what is missing. The partial file comes back with everything that arrived; `came` is told of each piece.
+    /// Fetches what is missing while `gate` lets it. The partial file comes back with everything that arrived; `came` is told
+    /// of each piece.
     pub async fn fetch(
         &self,
         source: &Source,
         digest: Digest,
         mut partial: Partial,
+        gate: &Gate,
         mut came: impl FnMut(u64),
     ) -> (Option<Partial>, Result<(), Trouble>) {
         let label = source.label();
@@ -113,6 +118,7 @@ impl Client {
                 Ok(None) => (bytes::Bytes::new(), Some(Ok(()))),
                 Err(error) => (bytes::Bytes::new(), Some(Err(error))),
             };
+            let held = !gate.count(bytes.len() as u64);
             // A server that does not know ranges begins at the beginning.
             let skipped = usize::try_from(answer.skip).unwrap_or(usize::MAX).min(bytes.len());
             answer.skip -= skipped as u64;
@@ -125,7 +131,7 @@ impl Client {
             gathered.extend_from_slice(bytes);
             // What a piece holds is written at once: a crash must not cost more than one.
             let most = GATHER_BYTES.min(usize::try_from(partial.left_of_piece()).unwrap_or(GATHER_BYTES));
-            let flush = gathered.len() >= most || end.is_some() || too_much;
+            let flush = gathered.len() >= most || end.is_some() || too_much || held;
             if flush && !gathered.is_empty() {
                 let count = gathered.len() as u64;
                 match write(partial, gathered, label.clone()).await {
@@ -140,6 +146,7 @@ impl Client {
             }
             let complete = partial.at() == partial.size();
             match end {
+                None if held && !complete => return (Some(partial), Err(Trouble::Held)),
                 None => {}
                 Some(Ok(())) if complete => return (Some(partial), Ok(())),
                 Some(Ok(())) => {

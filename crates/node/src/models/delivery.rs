@@ -17,6 +17,7 @@ use url::Url;
 use super::client::Client;
 use super::digest::Digest;
 use super::error::DeliveryError;
+use super::gate::Gate;
 use super::hashes::Hashes;
 use super::meter::Meter;
 use super::partial::Claim;
@@ -24,7 +25,7 @@ use super::room;
 use super::seals::Seals;
 use super::shelf::{BLOBS, Lease, Shelf, View};
 use super::source::Bases;
-use crate::config::NodeConfig;
+use crate::config::{ModelsSection, NodeConfig};
 use crate::diagnose;
 use crate::owner::Caps;
 
@@ -44,6 +45,7 @@ pub(super) struct Inner {
     pub client: Result<Client, String>,
     seals: Result<Seals, String>,
     pub bases: Bases,
+    pub gate: Gate,
     /// Directories of the owner beside the models directory.
     search: Vec<PathBuf>,
     /// Files that are fetched at the same time.
@@ -144,12 +146,8 @@ impl Models {
     #[must_use]
     pub fn new(config: &NodeConfig, signer: Option<Signer>, clock: Clock) -> Self {
         let models = &config.models;
-        let (local, mirrors): (Vec<&String>, Vec<&String>) =
-            models.mirrors.iter().partition(|mirror| mirror.starts_with("file://"));
-        let local = local.into_iter().filter_map(|url| Url::parse(url).ok()?.to_file_path().ok());
-        let search = models.search.iter().cloned().chain(local).collect();
         let bases = Bases {
-            mirrors: mirrors.into_iter().cloned().collect(),
+            mirrors: models.mirrors.iter().filter(|mirror| !is_local(mirror)).cloned().collect(),
             hub: models.hub.clone(),
             api: config.api.url.clone(),
         };
@@ -164,7 +162,8 @@ impl Models {
             hashes: Hashes::open(&config.data_dir),
             client,
             bases,
-            search,
+            search: search_folders(models),
+            gate: Gate::default(),
             slots: Semaphore::new(usize::from(models.parallel.max(1))),
             piece_bytes: models.piece_kb.max(1).saturating_mul(1024),
             margin_bytes: models.margin_mb.saturating_mul(1 << 20),
@@ -281,6 +280,12 @@ impl Models {
         Ok(Placed { folder: view.folder.clone(), _leases: leases, _view: Some(view) })
     }
 
+    /// What lets files come, or makes them wait.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        &self.inner.gate
+    }
+
     /// Takes what an earlier run left: views, lists of blobs that are gone, pieces that nobody wants any more.
     ///
     /// # Errors
@@ -289,6 +294,18 @@ impl Models {
         let kept = i64::try_from(PIECES_KEPT.as_millis()).unwrap_or(i64::MAX);
         self.inner.shelf.tidy(Timestamp(self.inner.clock.now().0.saturating_sub(kept)))
     }
+}
+
+/// A mirror that is a directory of this machine.
+fn is_local(mirror: &str) -> bool {
+    mirror.starts_with("file://")
+}
+
+/// Directories in which files are looked for, beside the models directory.
+pub(super) fn search_folders(models: &ModelsSection) -> Vec<PathBuf> {
+    let local = models.mirrors.iter().filter(|mirror| is_local(mirror));
+    let local = local.filter_map(|url| Url::parse(url).ok()?.to_file_path().ok());
+    models.search.iter().cloned().chain(local).collect()
 }
 
 impl Inner {

@@ -101,6 +101,14 @@ impl Hashes {
         Ok(sha256)
     }
 
+    /// Sums and sizes of files that are still as they were when they were read.
+    #[must_use]
+    pub fn known(&self) -> Vec<(Digest, u64)> {
+        let known = self.known.lock();
+        let still = known.iter().filter(|(path, known)| Mark::of(path).is_ok_and(|mark| mark == known.mark));
+        still.map(|(_, known)| (known.sha256, known.mark.size)).collect()
+    }
+
     /// Notes the sum of a file that was taken elsewhere.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //!
 //! Rooms: [`room`] (does it fit), [`journal`] (what is known of a file that is not complete) and [`source`] (who is asked,
 //! in which order) are pure. [`partial`] holds a file on its way, [`shelf`] the whole ones, [`hashes`] remembers the sums of
-//! the owner's own files, [`mod@format`] looks at what came, [`client`] asks one source, [`delivery`] does all of it for one
+//! the owner's own files, [`mod@format`] looks at what came, [`client`] asks one source, [`gate`] says whether
+//! it may be asked now, [`holdings`] tells what is here, [`delivery`] does all of it for one
 //! service. [`seals`] says whose catalogue is followed.
 
 pub mod client;
@@ -10,7 +11,9 @@ pub mod delivery;
 pub mod digest;
 pub mod error;
 pub mod format;
+pub mod gate;
 pub mod hashes;
+pub mod holdings;
 pub mod journal;
 pub mod meter;
 mod obtain;
@@ -22,3 +25,5 @@ pub mod source;
 
 pub use delivery::{Models, Placed};
 pub use error::DeliveryError;
+pub use gate::{Gate, Wait};
+pub use holdings::holdings;

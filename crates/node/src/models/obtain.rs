@@ -59,7 +59,8 @@ impl Inner {
         let _slot = self.slots.acquire().await.map_err(std::io::Error::other)?;
         let telling = report.clone();
         let resume = move || claim.resume(|_| telling.say(ServiceState::Verifying));
-        let partial = tokio::task::spawn_blocking(resume).await.map_err(std::io::Error::other)??;
+        let resumed = tokio::task::spawn_blocking(resume).await.map_err(std::io::Error::other)?;
+        let partial = resumed.map_err(|error| self.given_up(error, wanted))?;
         report.found(partial.at());
         self.ask_all(wanted, partial, report).await
     }
@@ -80,7 +81,7 @@ impl Inner {
             if partial.digest() == wanted.digest {
                 return self.publish(wanted, partial, &sources, report).await;
             }
-            partial = self.restart(partial, report).await?;
+            partial = self.restart(partial, wanted, report).await?;
         }
         loop {
             // Only where all of them have another file there is none to hope for.
@@ -93,7 +94,7 @@ impl Inner {
                 }
                 let unmixed = self.unmixed.lock().contains(&wanted.digest);
                 if unmixed && partial.sources().iter().any(|label| *label != source.label()) {
-                    partial = self.restart(partial, report).await?;
+                    partial = self.restart(partial, wanted, report).await?;
                 }
                 let (back, ended) = self.ask_one(client, wanted, source, partial, report).await?;
                 partial = back;
@@ -120,7 +121,7 @@ impl Inner {
                 let givers = partial.sources().clone();
                 let why = format!("what it gave has the hash {found}, the catalogue pins {}", wanted.digest);
                 tracing::warn!(file = wanted.file.name, sources = ?givers, why, "what came is deleted");
-                partial = self.restart(partial, report).await?;
+                partial = self.restart(partial, wanted, report).await?;
                 if givers.len() > 1 && self.unmixed.lock().insert(wanted.digest) {
                     // Nobody can tell whose part was wrong; each has to give all of it now.
                     again = true;
@@ -165,9 +166,10 @@ impl Inner {
         );
         report.asks(&label);
         loop {
+            self.gate.opened().await;
             let before = partial.at();
             let came = |bytes| report.came(bytes, &label);
-            let (back, ended) = client.fetch(source, wanted.digest, partial, came).await;
+            let (back, ended) = client.fetch(source, wanted.digest, partial, &self.gate, came).await;
             let Some(back) = back else {
                 let Err(Trouble::Disk(error)) = ended else {
                     return Err(DeliveryError::Disk(std::io::Error::other("a file was lost")));
@@ -180,6 +182,14 @@ impl Inner {
                 Err(Trouble::Disk(error)) => return Err(self.disk_error(error, wanted.size)),
                 Err(Trouble::Absent(why)) => return Ok((partial, bar(ABSENT, why, false))),
                 Err(Trouble::Wrong(why)) => return Ok((partial, bar(WRONG, why, true))),
+                Err(Trouble::Held) => {
+                    tracing::info!(
+                        file = wanted.file.name,
+                        at = partial.at(),
+                        "held: the owner lets nothing come now"
+                    );
+                    continue;
+                }
                 Err(Trouble::Away(why, after)) => (why, after),
             };
             if partial.at() - before >= STALL_BYTES {
@@ -194,10 +204,28 @@ impl Inner {
         }
     }
 
-    async fn restart(&self, partial: Partial, report: &Report) -> Result<Partial, DeliveryError> {
+    async fn restart(
+        &self,
+        partial: Partial,
+        wanted: Wanted<'_>,
+        report: &Report,
+    ) -> Result<Partial, DeliveryError> {
         report.lost(partial.at());
         let begun = tokio::task::spawn_blocking(move || partial.restart()).await;
-        Ok(begun.map_err(std::io::Error::other)??)
+        begun.map_err(std::io::Error::other)?.map_err(|error| self.given_up(error, wanted))
+    }
+
+    /// What a disk that failed before the first byte means. Where it is full, what is there of the file goes.
+    fn given_up(&self, error: std::io::Error, wanted: Wanted<'_>) -> DeliveryError {
+        let error = self.disk_error(error, wanted.size);
+        if matches!(error, DeliveryError::DiskLow { .. }) {
+            let folder = self.shelf.partial_folder();
+            // Where no place can be taken either, taking it has tidied up.
+            if let Ok(Some(claim)) = Claim::take(&folder, wanted.digest, wanted.size, self.piece_bytes) {
+                let _ = claim.discard();
+            }
+        }
+        error
     }
 
     /// Looks at what came and puts it among the blobs.
@@ -218,7 +246,8 @@ impl Inner {
             }
             shelf.publish(partial, digest, now).map(|()| None)
         };
-        let refused = tokio::task::spawn_blocking(publishing).await.map_err(std::io::Error::other)??;
+        let published = tokio::task::spawn_blocking(publishing).await.map_err(std::io::Error::other)?;
+        let refused = published.map_err(|error| self.disk_error(error, wanted.size))?;
         if let Some(why) = refused {
             // These bytes are what the catalogue pins; no other source has better ones.
             let until = self.clock.mono() + WRONG;

@@ -19,7 +19,7 @@ pub struct Caps {
     pub disk_mib: Option<u64>,
     /// Processors that engines leave alone; 1 when absent, none on machines with fewer than four.
     pub reserved_cores: Option<u32>,
-    /// Requests and answers of one day in UTC, in MiB.
+    /// Requests, answers and files that are fetched, of one day in UTC, in MiB.
     pub daily_transfer_mib: Option<u64>,
 }
 
@@ -60,7 +60,13 @@ impl Caps {
     /// Whether a day's transfers are used up.
     #[must_use]
     pub fn is_used_up(&self, transferred: Bytes) -> bool {
-        self.daily_transfer_mib.is_some_and(|cap| transferred >= mebibytes(cap))
+        self.transfer_left(transferred) == Some(Bytes(0))
+    }
+
+    /// What is left of a day's transfers; `None` without a cap.
+    #[must_use]
+    pub fn transfer_left(&self, transferred: Bytes) -> Option<Bytes> {
+        self.daily_transfer_mib.map(|cap| mebibytes(cap).saturating_sub(transferred))
     }
 }
 
@@ -123,6 +129,7 @@ mod tests {
     fn a_day_is_used_up_at_its_cap() {
         let caps = Caps { daily_transfer_mib: Some(2), ..Caps::default() };
         assert!(!caps.is_used_up(Bytes((2 << 20) - 1)) && caps.is_used_up(Bytes(2 << 20)));
+        assert_eq!(caps.transfer_left(Bytes(2 << 19)), Some(Bytes(2 << 19)));
         assert!(!Caps::default().is_used_up(Bytes(u64::MAX)));
     }
 }

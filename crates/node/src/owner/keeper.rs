@@ -6,8 +6,11 @@ use cxmpute_runtime::Clock;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use tokio::sync::watch::Receiver;
+use tokio::task::JoinHandle;
 
+use super::senses::Wanted;
 use super::{LocalTime, OwnerSection, Pause, Senses, Sensors, Transfer, Watch};
+use crate::models::Wait;
 use crate::services::Services;
 
 /// How often clock and slow sensors are looked at; hours are exact to this.
@@ -17,6 +20,8 @@ const LOOK_AT_GPUS: Duration = Duration::from_millis(200);
 
 /// An accelerator may say so long that work goes on which has ended.
 const LINGERS: Duration = Duration::from_secs(2);
+/// How often the desktop is asked, which starts programs.
+const LOOK_AT_DESKTOP: Duration = Duration::from_secs(5);
 
 /// Keeps the services to what the owner wants, for as long as it is polled.
 pub async fn keep(
@@ -30,9 +35,16 @@ pub async fn keep(
     let zone = TimeZone::system();
     let mut watch = Watch::default();
     let mut senses = Senses::default();
+    let wanted = Wanted { idle: section.idle_minutes.is_some(), metered: section.minds_metered() };
+    // Until it is known, a network counts as metered: nothing is fetched on a guess.
+    let mut seated: Seated = (None, wanted.metered);
+    senses.metered = wanted.metered;
+    services.gate().set(wanted.metered.then_some(Wait::Metered), None);
+    let mut asked: Option<JoinHandle<Seated>> = None;
     let watch_gpus = section.gpu_busy_percent > 0 && look(&sensors, Sensors::watch_gpus).await;
     let (mut slow, mut fast) = (tokio::time::interval(LOOK), tokio::time::interval(LOOK_AT_GPUS));
-    for timer in [&mut slow, &mut fast] {
+    let mut desktop = tokio::time::interval(LOOK_AT_DESKTOP);
+    for timer in [&mut slow, &mut fast, &mut desktop] {
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     }
     loop {
@@ -45,11 +57,22 @@ pub async fn keep(
             _ = slow.tick() => {
                 let now = clock.now();
                 let seen = look(&sensors, move |sensors| sensors.look(now)).await;
-                senses = Senses { foreign_gpu: senses.foreign_gpu, ..seen };
-                senses.transferred = transfer.today(services.transferred(), now);
+                senses = Senses { foreign_gpu: senses.foreign_gpu, metered: seated.1, ..seen };
+                senses.idle = [seen.idle, seated.0].into_iter().flatten().min();
                 if let Err(error) = transfer.note() {
                     tracing::warn!(%error, "the day's transfers cannot be noted down");
                 }
+            }
+            // Nothing waits for its answer: a program may hang, and the accelerators go back in half a second.
+            _ = desktop.tick(), if asked.is_none() && (wanted.idle || wanted.metered) => {
+                let (sensors, now) = (sensors.clone(), clock.now());
+                asked = Some(tokio::task::spawn_blocking(move || sensors.desktop(wanted, now)));
+                continue;
+            }
+            told = answer(&mut asked) => {
+                asked = None;
+                seated = told;
+                senses.metered = seated.1;
             }
             _ = fast.tick(), if watch_gpus => {
                 let ours = engines(&services);
@@ -59,11 +82,26 @@ pub async fn keep(
                 senses.foreign_gpu = if services.work_outside(LINGERS) { 0 } else { foreign };
             }
         }
-        let said = *pause.borrow_and_update();
-        let local = local(clock.now().0, &zone);
+        let (said, now) = (*pause.borrow_and_update(), clock.now());
+        let local = local(now.0, &zone);
+        // Work and files go into one count, anew each time: what is left of it is handed out below.
+        transfer.today(services.gate().came(), now);
+        senses.transferred = transfer.today(services.transferred(), now);
         let decision = watch.judge(&section, said, local, clock.mono(), &senses);
+        services.gate().set(decision.wait, section.caps.transfer_left(senses.transferred));
         services.rest(decision.rest);
         services.yield_gpus(decision.yield_gpus);
+    }
+}
+
+/// What the desktop said last: time since somebody used it, and whether its network is metered.
+type Seated = (Option<Duration>, bool);
+
+/// The answer to what was asked; never, where nothing was. May be dropped and asked again.
+async fn answer(asked: &mut Option<JoinHandle<Seated>>) -> Seated {
+    match asked {
+        Some(asked) => asked.await.unwrap_or_default(),
+        None => std::future::pending().await,
     }
 }
 

@@ -2,6 +2,7 @@
 //! and `resume` is remembered over restarts; hours, caps and what is watched stand in the configuration.
 
 mod caps;
+pub mod desktop;
 pub mod hours;
 mod keeper;
 mod processors;
@@ -28,10 +29,15 @@ pub struct OwnerSection {
     pub hours: Hours,
     /// Whether engines are stopped in a rest that the owner did not ask for, so that their memory is free.
     pub free_memory: bool,
-    /// The machine works only when nobody has typed at one of its terminals for so many minutes; not watched when absent.
+    /// The machine works only when nobody has typed at one of its terminals or used a graphical session for so many minutes;
+    /// not watched when absent.
     pub idle_minutes: Option<u32>,
     /// Whether it rests while it runs on a battery.
     pub rest_on_battery: bool,
+    /// Whether it rests while its network is metered.
+    pub rest_on_metered: bool,
+    /// Whether model files come over a metered network, too.
+    pub metered_downloads: bool,
     /// It rests while processor or accelerator are hotter, in degrees Celsius; not watched when absent.
     pub max_celsius: Option<u32>,
     /// Services leave the accelerators when other programs take this much of one, in percent; never when 0.
@@ -42,6 +48,14 @@ pub struct OwnerSection {
     pub caps: Caps,
 }
 
+impl OwnerSection {
+    /// Whether it matters what the network costs.
+    #[must_use]
+    pub const fn minds_metered(&self) -> bool {
+        self.rest_on_metered || !self.metered_downloads
+    }
+}
+
 impl Default for OwnerSection {
     fn default() -> Self {
         Self {
@@ -49,6 +63,8 @@ impl Default for OwnerSection {
             free_memory: false,
             idle_minutes: None,
             rest_on_battery: true,
+            rest_on_metered: false,
+            metered_downloads: false,
             max_celsius: None,
             gpu_busy_percent: 10,
             gpu_quiet_s: 60,
@@ -75,12 +91,14 @@ pub enum Cause {
     PausedByOwner,
     /// It is outside the configured hours.
     OutsideHours,
-    /// Somebody types at the machine.
+    /// Somebody uses the machine.
     OwnerActive,
     /// It runs on its battery, or is too hot.
     PowerOrHeat,
     /// The day's transfers are used up.
     TransferUsedUp,
+    /// The network is metered.
+    NetworkMetered,
 }
 
 /// A rest: its cause, and whether engines are stopped meanwhile.

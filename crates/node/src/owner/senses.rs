@@ -1,4 +1,5 @@
-//! Reads the machine's sensors: power supply, temperatures, terminals and accelerators. What is not there is not sensed.
+//! Reads the machine's sensors: power supply, temperatures, terminals, desktop and accelerators. What is not there is not
+//! sensed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use cxmpute_wire::Timestamp;
 use parking_lot::Mutex;
 
 use super::Senses;
+use super::desktop::Programs;
 use crate::diagnose::gpu;
 
 /// Sensors of processors, by the names that Linux gives their drivers.
@@ -22,6 +24,15 @@ pub enum Sensors {
     Machine,
     /// A script, for tests; no configuration leads here.
     Scripted(Arc<Mutex<Senses>>),
+}
+
+/// What of the desktop matters to the owner's settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whether somebody sits at it.
+    pub idle: bool,
+    /// Whether its network is metered.
+    pub metered: bool,
 }
 
 impl Sensors {
@@ -46,6 +57,21 @@ impl Sensors {
                 Senses { on_battery: on_battery(root), celsius, idle: idle(root, now), ..Senses::default() }
             }
             Self::Scripted(senses) => *senses.lock(),
+        }
+    }
+
+    /// What the desktop tells: time since somebody used a graphical session, and whether the network is metered. What `wanted`
+    /// does not name is not asked. Blocks for some milliseconds, for seconds where a program hangs.
+    #[must_use]
+    pub fn desktop(&self, wanted: Wanted, now: Timestamp) -> (Option<Duration>, bool) {
+        match self {
+            Self::Machine => {
+                let programs = Programs::default();
+                let idle = wanted.idle.then(|| programs.idle(now)).flatten();
+                (idle, wanted.metered && programs.is_metered())
+            }
+            // Its idleness is seen with everything else.
+            Self::Scripted(senses) => (None, wanted.metered && senses.lock().metered),
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use cxmpute_wire::Bytes;
 
 use super::{Cause, LocalTime, OwnerSection, Pause, Rest};
+use crate::models::Wait;
 
 /// A machine that was too hot works again when it is this much cooler, in degrees Celsius.
 const COOLER: u32 = 5;
@@ -16,11 +17,13 @@ pub struct Senses {
     pub on_battery: bool,
     /// The hottest of processor and accelerators, in degrees Celsius.
     pub celsius: Option<u32>,
-    /// Time since somebody typed at it.
+    /// Time since somebody used it.
     pub idle: Option<Duration>,
+    /// Its network is metered.
+    pub metered: bool,
     /// What programs other than ours take of the busiest accelerator, in percent.
     pub foreign_gpu: u32,
-    /// Requests and answers of this day.
+    /// Requests, answers and fetched files of this day.
     pub transferred: Bytes,
 }
 
@@ -31,6 +34,8 @@ pub struct Decision {
     pub rest: Option<Rest>,
     /// The owner uses the accelerators: services on them end at once.
     pub yield_gpus: bool,
+    /// Why no files are fetched.
+    pub wait: Option<Wait>,
 }
 
 /// Remembers what must not flicker.
@@ -68,7 +73,12 @@ impl Watch {
                 .cause(section, local, senses)
                 .map(|cause| Rest { cause, free_memory: section.free_memory }),
         };
-        Decision { rest, yield_gpus: self.gpus_until.is_some() }
+        let wait = if section.caps.is_used_up(senses.transferred) {
+            Some(Wait::TransferUsedUp)
+        } else {
+            (senses.metered && !section.metered_downloads).then_some(Wait::Metered)
+        };
+        Decision { rest, yield_gpus: self.gpus_until.is_some(), wait }
     }
 
     fn cause(&self, section: &OwnerSection, local: LocalTime, senses: &Senses) -> Option<Cause> {
@@ -81,6 +91,9 @@ impl Watch {
         }
         if self.hot || (section.rest_on_battery && senses.on_battery) {
             return Some(Cause::PowerOrHeat);
+        }
+        if section.rest_on_metered && senses.metered {
+            return Some(Cause::NetworkMetered);
         }
         section.caps.is_used_up(senses.transferred).then_some(Cause::TransferUsedUp)
     }
@@ -148,6 +161,25 @@ mod tests {
             ..Senses::default()
         };
         assert_eq!(Watch::default().judge(&unset, None, NOON, Duration::ZERO, &all).rest, None);
+    }
+
+    #[test]
+    fn files_wait_on_a_metered_network_and_for_another_day_and_work_only_as_configured() {
+        let judge = |section: &OwnerSection, metered, mib: u64| {
+            let senses = Senses { metered, transferred: Bytes(mib << 20), ..Senses::default() };
+            let decision = Watch::default().judge(section, None, NOON, Duration::ZERO, &senses);
+            (decision.wait, decision.rest.map(|rest| rest.cause))
+        };
+        let usual = section();
+        assert_eq!(judge(&usual, false, 0), (None, None));
+        assert_eq!(judge(&usual, true, 0), (Some(Wait::Metered), None), "work is small");
+        assert_eq!(judge(&usual, true, 1), (Some(Wait::TransferUsedUp), Some(Cause::TransferUsedUp)));
+        let anyway = OwnerSection { metered_downloads: true, ..section() };
+        assert_eq!(judge(&anyway, true, 0), (None, None));
+        assert!(!anyway.minds_metered() && usual.minds_metered());
+        let rests = OwnerSection { rest_on_metered: true, metered_downloads: true, ..section() };
+        assert_eq!(judge(&rests, true, 0), (None, Some(Cause::NetworkMetered)));
+        assert!(rests.minds_metered());
     }
 
     #[test]

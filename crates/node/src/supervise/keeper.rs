@@ -297,6 +297,11 @@ impl Keeper {
         };
         let mut told = None;
         let fetched = async {
+            // The daemon fetches by itself and stops for nobody, so only the beginning waits.
+            if let Some(wait) = self.around.models.gate().waits() {
+                self.show_progress(wait.sentence().to_owned());
+                self.around.models.gate().opened().await;
+            }
             let docker = docker::daemon::connect(&engine.daemon).await?;
             let tell = |progress: &docker::pull::Progress| {
                 let now = self.around.clock.mono();

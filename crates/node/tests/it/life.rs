@@ -8,8 +8,8 @@ use cxmpute_node::local::{self, Question};
 use cxmpute_node::{agent, identity};
 use cxmpute_runtime::exit::{self, code_of};
 use cxmpute_runtime::{Clock, Secret};
-use cxmpute_wire::Code;
 use cxmpute_wire::control::{ServiceState, ToNode};
+use cxmpute_wire::{Code, MicroCredits};
 
 use crate::gateway::{Gateway, Running, World, config, service, soon};
 
@@ -43,6 +43,26 @@ async fn enrolment_is_signed_idempotent_and_remembered() {
     for entry in everything {
         assert!(!std::fs::read_to_string(entry.path()).unwrap_or_default().contains("grant"), "{entry:?}");
     }
+}
+
+#[tokio::test]
+async fn a_fresh_node_says_which_model_files_it_holds_and_for_how_little_it_works() {
+    let gateway = Gateway::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&gateway, dir.path().to_owned());
+    config.services.least_price.insert("llm".to_owned(), MicroCredits(200_000));
+    let sum = "ab".repeat(32);
+    let blobs = config.models_dir().join("blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    std::fs::write(blobs.join(format!("sha256-{sum}")), "some weights").unwrap();
+    std::fs::write(config.models_dir().join("b.gguf"), "others").unwrap();
+    let identity = identity::load_or_create(dir.path()).unwrap();
+    let grant = Secret::new("grant".to_owned());
+    agent::ensure_enrolled(&config, &identity, Some(&grant), &Clock::system()).await.unwrap();
+    let told = gateway.desk.enrolments.lock()[0]["diagnostics"].clone();
+    let files = serde_json::json!([{"sha256": sum, "size": 12}, {"name": "b.gguf", "size": 6}]);
+    assert_eq!(told["files"], files);
+    assert_eq!(told["services"], serde_json::json!({"least_price": {"llm": 200_000}}));
 }
 
 #[tokio::test]

@@ -11,4 +11,5 @@ mod life;
 mod mirror;
 mod owner;
 mod scrape;
+mod thrift;
 mod work;

@@ -258,3 +258,33 @@ async fn demand_is_replaced_by_each_replica_and_summed_over_all() {
         assert_eq!(db.demand(NOW).await.unwrap().len(), 2);
     }
 }
+
+#[tokio::test]
+async fn memory_that_was_too_little_is_remembered_until_more_is_learned_or_it_is_old() {
+    use cxmpute_market::assign::Floor;
+    use cxmpute_wire::Bytes;
+
+    for fresh in databases().await {
+        let db = &fresh.db;
+        let (one, other) = (ProvisionId::from_tail("one"), ProvisionId::from_tail("other"));
+        let service = |name: &str| name.parse::<cxmpute_wire::ServiceId>().unwrap();
+        let (a, b) = (service("llm:a"), service("llm:b"));
+        let at = |minute: i64| Timestamp(NOW.0 + minute * 60_000);
+        assert!(db.floors(NOW).await.unwrap().is_empty());
+        assert!(db.raise_floor(&one, &a, Bytes(5), NOW, at(1)).await.unwrap());
+        assert!(!db.raise_floor(&one, &a, Bytes(5), NOW, at(2)).await.unwrap(), "told twice: {}", fresh.name);
+        assert!(!db.raise_floor(&one, &a, Bytes(4), NOW, at(2)).await.unwrap());
+        assert!(db.raise_floor(&one, &b, Bytes(7), NOW, at(2)).await.unwrap());
+        assert!(db.raise_floor(&other, &a, Bytes(u64::MAX), NOW, at(2)).await.unwrap());
+        let floor = |service: &cxmpute_wire::ServiceId, memory| Floor { service: service.clone(), memory };
+        let all = db.floors(NOW).await.unwrap();
+        assert_eq!(all[&one], [floor(&a, Bytes(5)), floor(&b, Bytes(7))]);
+        assert_eq!(all[&other], [floor(&a, Bytes(i64::MAX.unsigned_abs()))]);
+        assert_eq!(db.floors(at(2)).await.unwrap()[&one], [floor(&b, Bytes(7))], "the other one is old");
+        assert!(
+            db.raise_floor(&one, &a, Bytes(3), at(2), at(9)).await.unwrap(),
+            "what is old counts for nothing"
+        );
+        assert_eq!(db.floors(at(2)).await.unwrap()[&one][0], floor(&a, Bytes(3)));
+    }
+}

@@ -1,9 +1,11 @@
 //! What a machine is made of, as measured by the node.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Bytes;
+use crate::{Bytes, MicroCredits};
 
 /// Hardware and system of a machine, and what its owner lets it do.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +34,23 @@ pub struct Diagnostics {
     /// What the owner lets it serve.
     #[serde(default)]
     pub services: ServiceWishes,
+    /// Model files that it holds already, the largest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<HeldFile>,
+}
+
+/// A model file on the machine; told by its sum, or by its name below the models directory.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct HeldFile {
+    /// SHA-256, lower-case hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Path below the models directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Size.
+    #[serde(default)]
+    pub size: Bytes,
 }
 
 /// An engine on the machine.
@@ -57,6 +76,9 @@ pub struct ServiceWishes {
     /// Never these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<String>,
+    /// Least prices of the same names, in micro-credits per 10^6 units: what costs less is not asked for here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub least_price: BTreeMap<String, MicroCredits>,
 }
 
 /// Operating system.

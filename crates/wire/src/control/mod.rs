@@ -11,7 +11,8 @@ mod seed_routes;
 pub use container::{ContainerFault, ContainerImage, PLACEHOLDERS, ReadyCheck};
 pub use desired::{Desired, DesiredFile, DesiredService, GpuShare, HubModel, Policy};
 pub use diagnostics::{
-    CpuInfo, Diagnostics, DiskInfo, EnginePresent, GpuInfo, MemoryInfo, NetInfo, OsInfo, ServiceWishes,
+    CpuInfo, Diagnostics, DiskInfo, EnginePresent, GpuInfo, HeldFile, MemoryInfo, NetInfo, OsInfo,
+    ServiceWishes,
 };
 pub use enrol::{EnrolAnswer, EnrolRequest, Location, Software};
 pub use heartbeat::{GpuLoad, Heartbeat, ObservedService, OwnerState, Progress, ServiceState, readable};

@@ -5,6 +5,7 @@ pub mod confine;
 pub mod container;
 mod keeper;
 pub mod log;
+mod oom;
 mod probe;
 pub mod process;
 pub mod restart;

@@ -3,14 +3,17 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use cxmpute_runtime::Tasks;
+use cxmpute_wire::Code;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::process::{self, ChildStdin};
 
-use super::log;
+use super::running::Ending;
+use super::{log, oom};
 use crate::engines::Child;
 use crate::place;
 
@@ -27,6 +30,9 @@ pub struct Process {
     /// What it leaves in the file system.
     socket: Option<PathBuf>,
     room: Option<PathBuf>,
+    /// How often the system had killed for lack of memory when it started.
+    kills: Option<u64>,
+    killed: AtomicBool,
 }
 
 impl Process {
@@ -54,7 +60,15 @@ impl Process {
             tasks.spawn("engine-log", log::write(stderr, log));
         }
         let stdin = child.stdin.take();
-        Ok(Self { child, pid, _stdin: stdin, socket: engine.socket.clone(), room: engine.room.clone() })
+        Ok(Self {
+            child,
+            pid,
+            _stdin: stdin,
+            socket: engine.socket.clone(),
+            room: engine.room.clone(),
+            kills: oom::kills(),
+            killed: AtomicBool::new(false),
+        })
     }
 
     /// Its process id.
@@ -64,8 +78,11 @@ impl Process {
     }
 
     /// Waits for its end; gives how it ended. May be dropped while it waits and asked again.
-    pub async fn ended(&mut self) -> String {
-        self.child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
+    pub async fn ended(&mut self) -> Ending {
+        match self.child.wait().await {
+            Ok(status) => oom::ending(status, self.killed.load(Ordering::Relaxed), self.kills, oom::kills()),
+            Err(error) => Ending { code: Code::EngineFailed, text: error.to_string() },
+        }
     }
 
     /// Asks it to end.
@@ -75,6 +92,7 @@ impl Process {
 
     /// Ends it with its whole group.
     pub fn kill(&self) {
+        self.killed.store(true, Ordering::Relaxed);
         self.signal(Signal::SIGKILL);
     }
 
@@ -179,7 +197,7 @@ mod tests {
         let (dir, tasks) = (tempfile::tempdir().unwrap(), Tasks::new());
         let mut process = shell("env >&2; cat >/dev/null; echo input ended >&2", dir.path(), &tasks);
         process._stdin = None;
-        assert!(process.ended().await.contains('0'));
+        assert!(process.ended().await.text.contains('0'));
         drop(process);
         assert!(tasks.stop(Duration::from_secs(20)).await.is_empty());
         let log = std::fs::read_to_string(dir.path().join("engine.log")).unwrap();

@@ -43,7 +43,7 @@ impl Running {
     /// Waits for its end. May be dropped while it waits and asked again.
     pub async fn ended(&mut self) -> Ending {
         match self {
-            Self::Process(process) => Ending { code: Code::EngineFailed, text: process.ended().await },
+            Self::Process(process) => process.ended().await,
             Self::Container(container) => container.ended().await,
         }
     }

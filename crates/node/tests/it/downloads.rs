@@ -147,6 +147,62 @@ async fn a_full_disk_stops_one_service_and_no_other() {
     end(node, nix::sys::signal::Signal::SIGTERM).await;
 }
 
+/// Room that was promised can be lost: file systems without promises, and whoever digs holes. What the disk says in the middle of
+/// a write counts.
+#[tokio::test]
+async fn a_disk_that_fills_in_the_middle_of_a_write_keeps_nothing_of_the_file() {
+    use nix::fcntl::{FallocateFlags, fallocate};
+
+    let mirror = Mirror::start().await;
+    let content = model(57, 3_000_000);
+    let sum = mirror.put(&content);
+    mirror.play(vec![Play::Slow(10_000, Duration::from_millis(10))], Play::Serve);
+    let mut gateway = Gateway::start().await;
+    let provider = Provider::new(&gateway, &mirror);
+    let models = provider.models();
+    std::fs::create_dir_all(&models).unwrap();
+    let mount = format!("mount -t tmpfs -o size=6m tmpfs '{}' && exec \"$@\"", models.display());
+    let tried = std::process::Command::new("unshare").args(["-m", "sh", "-c", &mount, "sh", "true"]).status();
+    if !tried.is_ok_and(|status| status.success()) {
+        // This system lets nobody mount a disk: nothing can be shown here.
+        return;
+    }
+    let node = provider.start(&["unshare", "-m", "sh", "-c", &mount, "sh"]);
+    let mut tunnel = gateway.tunnel().await;
+    let mut wanted = service("llm:a");
+    wanted.files = vec![pinned("a.gguf", &sum, content.len())];
+    tunnel.publish(vec![wanted]).await;
+    let inside = Path::new("/proc").join(node.id().unwrap().to_string()).join("root");
+    let inside = inside.join(models.strip_prefix("/").unwrap());
+    let partial = inside.join(".cxmpute/partial");
+    let file = partial.join(format!("sha256-{sum}"));
+    soon(async {
+        while std::fs::metadata(&file).map_or(0, |meta| meta.len()) < 500_000 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // The promise is taken back, and somebody else fills the disk to its last byte.
+    let promised = std::fs::File::options().read(true).write(true).open(&file).unwrap();
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&promised, hole, 2_000_000, 1_000_000).unwrap();
+    drop(promised);
+    let filler = inside.join("filler");
+    let full = std::fs::write(&filler, vec![1; 7 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let failed = tunnel.until("llm:a", ServiceState::Failed).await;
+    assert_eq!(failed.code, Some(Code::DiskLow), "{:?}", failed.detail);
+    let count = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
+    assert_eq!((count(&inside.join("blobs")), count(&partial)), (0, 0), "nothing half-written stays");
+    let asked = mirror.asked().len();
+    assert_eq!(asked, 1, "it was in the middle of the file");
+    std::fs::remove_file(filler).unwrap();
+    until_started(&mut tunnel, "llm:a").await;
+    let blob = inside.join("blobs").join(format!("sha256-{sum}"));
+    assert!(std::fs::read(blob).unwrap() == content, "it came whole in the end");
+    end(node, nix::sys::signal::Signal::SIGTERM).await;
+}
+
 #[tokio::test]
 async fn a_model_that_fails_keeps_no_other_from_its_work() {
     let mirror = Mirror::start().await;

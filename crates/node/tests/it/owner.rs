@@ -131,7 +131,7 @@ async fn what_ends_already_leaves_the_accelerators_at_once_too() {
     world.sense(|senses| senses.foreign_gpu = 60);
     let began = tokio::time::Instant::now();
     let (text, error) = read(&mut running).await;
-    assert!(error.is_none() && text.contains("draining"), "{text}");
+    assert!(error.is_none() && text.contains("owner_withdrew"), "{text}");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     world.close().await;
 }

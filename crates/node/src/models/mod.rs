@@ -3,7 +3,7 @@
 //! Rooms: [`room`] (does it fit), [`journal`] (what is known of a file that is not complete) and [`source`] (who is asked,
 //! in which order) are pure. [`partial`] holds a file on its way, [`shelf`] the whole ones, [`hashes`] remembers the sums of
 //! the owner's own files, [`mod@format`] looks at what came, [`client`] asks one source, [`gate`] says whether
-//! it may be asked now, [`holdings`] tells what is here, [`delivery`] does all of it for one
+//! it may be asked now, [`mod@holdings`] tells what is here, [`delivery`] does all of it for one
 //! service. [`seals`] says whose catalogue is followed.
 
 pub mod client;

@@ -2,7 +2,7 @@
 //! by the byte (`NetworkManager`). Both are asked on the system bus by programs that come with systemd; where these or the
 //! services behind them are missing, nothing is sensed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -90,7 +90,7 @@ fn idle(properties: &str, now: Timestamp) -> Option<Duration> {
 }
 
 /// What a program prints, if it ends well and in time.
-fn answer(program: &PathBuf, words: &[&str]) -> Option<String> {
+fn answer(program: &Path, words: &[&str]) -> Option<String> {
     let mut command = Command::new(program);
     command.args(words).env_clear().env("LC_ALL", "C");
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
@@ -113,7 +113,6 @@ fn answer(program: &PathBuf, words: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
 
     use super::*;
 

@@ -17,13 +17,15 @@ pub enum Output {
 }
 
 impl Output {
-    /// One result: `value` for programs, `text` for people.
-    #[expect(clippy::print_stdout, reason = "this is the door to standard output")]
+    /// One result: `value` for programs, `text` for people. A reader that has read enough (`status | head`) hears no more.
     pub fn result(self, value: &impl Serialize, text: &str) {
-        match self {
-            Self::Human => println!("{text}"),
-            Self::Json => println!("{}", serde_json::to_string(value).unwrap_or_else(|_| "null".into())),
-        }
+        let mut out = std::io::stdout().lock();
+        let _ = match self {
+            Self::Human => writeln!(out, "{text}"),
+            Self::Json => {
+                writeln!(out, "{}", serde_json::to_string(value).unwrap_or_else(|_| "null".into()))
+            }
+        };
     }
 }
 

@@ -2,7 +2,7 @@
 //! the owner runs.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use cxmpute_runtime::Tasks;
@@ -36,12 +36,12 @@ struct ModelFile {
 /// Lists them.
 ///
 /// # Errors
-/// The directory cannot be read.
+/// The list of what the node fetched cannot be read.
 pub(super) async fn list(config: &NodeConfig, output: Output) -> Result<()> {
     let folder = config.models_dir();
     let mut files = BTreeMap::new();
     if folder.is_dir() {
-        walk(&folder, &folder, DEPTH, &mut files)?;
+        walk(&folder, &folder, DEPTH, &mut files);
     }
     let running = local::ask(&config.data_dir, Question::Status).await.ok();
     let services: Vec<String> = running
@@ -101,23 +101,26 @@ pub(super) async fn list(config: &NodeConfig, output: Output) -> Result<()> {
     Ok(())
 }
 
-/// Files below a directory, without following links.
-fn walk(root: &Path, folder: &Path, depth: usize, files: &mut BTreeMap<String, u64>) -> Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        let (kind, path): (_, PathBuf) = (entry.file_type()?, entry.path());
+/// Files below a directory, without following links. A folder that cannot be read (`lost+found`) has none.
+fn walk(root: &Path, folder: &Path, depth: usize, files: &mut BTreeMap<String, u64>) {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries.flatten(),
+        Err(error) => return tracing::warn!(%error, folder = %folder.display(), "it cannot be read"),
+    };
+    for entry in entries {
+        let Ok(meta) = entry.metadata() else { continue };
+        let path = entry.path();
         if entry.file_name() == OWN_FOLDER {
             // Pieces, lists and other names of what is listed anyway.
             continue;
         }
-        if kind.is_dir() && depth > 0 {
-            walk(root, &path, depth - 1, files)?;
-        } else if kind.is_file() && files.len() < FILES {
+        if meta.is_dir() && depth > 0 {
+            walk(root, &path, depth - 1, files);
+        } else if meta.is_file() && files.len() < FILES {
             let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
-            files.insert(name, entry.metadata()?.len());
+            files.insert(name, meta.len());
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -132,7 +135,9 @@ mod tests {
         std::fs::write(dir.path().join("b.gguf"), [0; 3]).unwrap();
         std::os::unix::fs::symlink("/etc", dir.path().join("etc")).unwrap();
         let mut files = BTreeMap::new();
-        walk(dir.path(), dir.path(), DEPTH, &mut files).unwrap();
+        walk(dir.path(), dir.path(), DEPTH, &mut files);
+        // One that goes away in this moment, or that nobody may read.
+        walk(dir.path(), &dir.path().join("gone"), DEPTH, &mut files);
         assert_eq!(files, BTreeMap::from([("a/model.gguf".into(), 2048), ("b.gguf".into(), 3)]));
     }
 }

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 
 use super::Surroundings;
 use super::container::Container;
+use super::log;
 use super::probe;
 use super::process::Process;
 use super::running::{Ending, Running};
@@ -442,14 +443,7 @@ impl Keeper {
     }
 
     fn log_path(&self) -> PathBuf {
-        let name: String = self
-            .desired
-            .service_id
-            .as_str()
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-            .collect();
-        self.around.config.logs_dir().join(format!("{name}.log"))
+        self.around.config.logs_dir().join(format!("{}.log", log::name(self.desired.service_id.as_str())))
     }
 
     fn fail(&mut self, code: Code, detail: String) {

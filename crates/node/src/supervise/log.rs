@@ -11,6 +11,25 @@ const LINE_LIMIT_BYTES: usize = 4096;
 /// Most bytes of a line without an end that are held in memory.
 const BUFFER_BYTES: usize = 64 * 1024;
 
+/// The name of a service's log without its ending, of no other service: `llm-llama3.2%3A1b`.
+pub(super) fn name(service: &str) -> String {
+    let plain = |c: &u8| c.is_ascii_alphanumeric() || b".-_".contains(c);
+    let mut name = String::with_capacity(service.len());
+    let mut kind = true;
+    for byte in service.bytes() {
+        match byte {
+            // Kinds have neither, so that the first one is the end of the kind.
+            b':' if kind => {
+                kind = false;
+                name.push('-');
+            }
+            byte if plain(&byte) => name.push(char::from(byte)),
+            byte => name.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    name
+}
+
 /// Copies an engine's output into its log until the output ends. The log of the start before moves to `.previous.log`.
 pub async fn write(output: impl AsyncRead + Unpin, path: PathBuf) {
     let _ = tokio::fs::rename(&path, path.with_extension("previous.log")).await;
@@ -60,6 +79,14 @@ fn keep(block: &[u8], column: &mut usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_service_has_a_log_of_its_own() {
+        let services = ["llm:a", "llm:a.b", "llm:a-b", "llm:a:b", "llm:a/b", "llm:a%3Ab", "tts:a", "scrape"];
+        let names: std::collections::BTreeSet<String> = services.map(name).into();
+        assert_eq!(names.len(), services.len(), "{names:?}");
+        assert!(names.contains("llm-a") && names.iter().all(|name| !name.contains('/')), "{names:?}");
+    }
 
     #[tokio::test]
     async fn a_log_is_capped_and_the_one_before_is_kept() {

@@ -126,6 +126,19 @@ async fn a_node_that_does_not_answer_keeps_its_directory() {
 }
 
 #[tokio::test]
+async fn a_reader_that_has_read_enough_breaks_no_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cxmpute-provider"));
+    command.args(["models", "--data-dir"]).arg(dir.path()).env_remove("CXMPUTE_CONFIG_PATH");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = command.stdout(writer).stderr(std::process::Stdio::piped()).kill_on_drop(true).spawn();
+    let output = soon(child.unwrap().wait_with_output()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("panicked"), "{said}");
+}
+
+#[tokio::test]
 async fn a_gateway_that_counts_from_an_older_plan_is_followed() {
     let mut world = World::start(1, |_, _| Script::saying(&["hi"])).await;
     for _ in 0..5 {

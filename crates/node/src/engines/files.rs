@@ -1,10 +1,11 @@
 //! The files of a planned model.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use cxmpute_wire::control::{DesiredFile, DesiredService};
 
 use super::AdapterError;
+use crate::models::names;
 
 /// The model's own file; all the others are there, too.
 ///
@@ -25,34 +26,7 @@ pub fn model(models: &Path, desired: &DesiredService) -> Result<PathBuf, Adapter
     below(models, file)
 }
 
-/// The path of a planned file; the plan comes from the network, so it may only name files below the model directory.
+/// The path of a planned file.
 pub(super) fn below(models: &Path, file: &DesiredFile) -> Result<PathBuf, AdapterError> {
-    let name = Path::new(&file.name);
-    let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
-    if plain && !file.name.is_empty() {
-        Ok(models.join(name))
-    } else {
-        Err(AdapterError::UnsafePath(file.name.clone()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_plan_cannot_leave_the_model_directory() {
-        let file = |name: &str| DesiredFile {
-            role: "model".into(),
-            name: name.into(),
-            sha256: None,
-            size: None,
-            urls: Vec::new(),
-            hub: None,
-        };
-        for bad in ["../x", "/etc/passwd", "a/../../x", "", "."] {
-            assert!(below(Path::new("/models"), &file(bad)).is_err(), "{bad}");
-        }
-        assert_eq!(below(Path::new("/m"), &file("a/b.gguf")).unwrap(), Path::new("/m/a/b.gguf"));
-    }
+    names::below(models, file).ok_or_else(|| AdapterError::UnsafePath(file.name.clone()))
 }

@@ -1,7 +1,7 @@
 //! The files of one service: found where they are, fetched where they are not, and put together under the names of the plan.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use super::error::DeliveryError;
 use super::gate::Gate;
 use super::hashes::Hashes;
 use super::meter::Meter;
+use super::names;
 use super::partial::Claim;
 use super::room;
 use super::seals::Seals;
@@ -440,16 +441,8 @@ fn pinned(file: &DesiredFile) -> Option<(Digest, u64)> {
     Some((file.sha256.as_deref()?.parse().ok()?, file.size?.0))
 }
 
-/// The path of a planned file; the plan comes from the network, so it may only name files below the model directory.
 fn below(root: &Path, file: &DesiredFile) -> Result<PathBuf, DeliveryError> {
-    let name = Path::new(&file.name);
-    let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
-    let own = name.starts_with(super::shelf::OWN_FOLDER) || name.starts_with(BLOBS);
-    if plain && !own && !file.name.is_empty() {
-        Ok(root.join(name))
-    } else {
-        Err(DeliveryError::UnsafePath(file.name.clone()))
-    }
+    names::below(root, file).ok_or_else(|| DeliveryError::UnsafePath(file.name.clone()))
 }
 
 fn client(config: &NodeConfig, bases: &Bases, signer: Option<Signer>) -> Result<Client, String> {
@@ -464,25 +457,4 @@ fn client(config: &NodeConfig, bases: &Bases, signer: Option<Signer>) -> Result<
         named.map(|base| Url::parse(&plain(base)).map_err(|error| format!("{base}: {error}"))).collect();
     let stall = Duration::from_millis(models.stall_ms.max(1));
     Client::new(&origins?, authorities.as_deref(), signer, token, stall)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_plan_cannot_leave_the_model_directory() {
-        let named = |name: &str| DesiredFile {
-            role: "model".into(),
-            name: name.into(),
-            sha256: None,
-            size: None,
-            urls: Vec::new(),
-            hub: None,
-        };
-        for bad in ["../x", "/etc/passwd", "a/../../x", "", ".", ".cxmpute/fetched.json", "blobs/sha256-0"] {
-            assert!(below(Path::new("/models"), &named(bad)).is_err(), "{bad}");
-        }
-        assert_eq!(below(Path::new("/m"), &named("a/b.gguf")).unwrap(), Path::new("/m/a/b.gguf"));
-    }
 }

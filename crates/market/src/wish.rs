@@ -241,14 +241,19 @@ fn price_cap(cap: &MaxPrice) -> Result<PriceCap, BadWish> {
         reason: "must be an object of prices in credits (prompt and completion per million tokens, request per \
                  request, image per image), as numbers or decimal texts from 0.",
     };
-    let read = |value: &Option<serde_json::Value>, scale: i64| {
-        let text =
-            |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        value.as_ref().map(|value| scaled(&text(value), scale).ok_or(wrong)).transpose()
-    };
-    let [prompt, completion, request] =
-        [&cap.prompt, &cap.completion, &cap.request].map(|value| read(value, MICRO));
-    let image = read(&cap.image, MICRO + MICRO);
+    let read = |text: Option<String>, scale| text.map(|text| scaled(&text, scale).ok_or(wrong)).transpose();
+    let text = |value: Option<&str>, printed: Option<String>| value.map(str::to_owned).or(printed);
+    let prices = [
+        (&cap.prompt, MICRO),
+        (&cap.completion, MICRO),
+        (&cap.request, MICRO),
+        // Said for one, held for a million.
+        (&cap.image, MICRO + MICRO),
+    ];
+    let [prompt, completion, request, image] = prices.map(|(value, scale)| {
+        let said = value.as_ref();
+        read(text(said.and_then(|value| value.as_str()), said.map(ToString::to_string)), scale)
+    });
     Ok(PriceCap { prompt: prompt?, completion: completion?, request: request?, image: image? })
 }
 
@@ -259,7 +264,7 @@ pub fn micro_credits(text: &str) -> Option<MicroCredits> {
     scaled(text, MICRO)
 }
 
-/// 1 credit = 10^6 micro-credits; so many zeros has a price of a million pieces beside that of one, too.
+/// 1 credit = 10^6 micro-credits, and a million has as many zeros.
 const MICRO: i64 = 6;
 
 /// A decimal number with its point so many digits further right, rounded down.

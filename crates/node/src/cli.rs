@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{self, Deps, Node, NodeView};
 use crate::config::NodeConfig;
+use crate::hold::{Hold, Taken};
 use crate::local::{self, Question};
 use crate::output::{self, Output};
 use crate::owner::{self, Pause};

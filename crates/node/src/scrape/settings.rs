@@ -116,7 +116,7 @@ fn interfaces() -> Vec<(IpAddr, Option<IpAddr>)> {
             return Vec::new();
         }
     };
-    let ip = |address: &SockaddrStorage| {
+    let ip = |address: &SockaddrStorage| -> Option<IpAddr> {
         let v4 = address.as_sockaddr_in().map(|found| found.ip().into());
         v4.or_else(|| address.as_sockaddr_in6().map(|found| found.ip().into()))
     };

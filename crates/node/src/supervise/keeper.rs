@@ -45,8 +45,8 @@ fn start_budget(weight_bytes: u64) -> Duration {
 /// Returns when the server of the owner that serves a service has not its model any more.
 async fn other_model(shared: &Shared, around: &Surroundings, desired: &DesiredService) {
     let mut changes = around.finds.changes();
-    let Some(adapter) = shared.view.lock().adapter.clone() else { return std::future::pending().await };
-    let Adapter::External(engine) = &*adapter else { return std::future::pending().await };
+    let adapter = shared.view.lock().adapter.clone();
+    let Some(Adapter::External(engine)) = adapter.as_deref() else { return std::future::pending().await };
     while engine.is_among(&around.finds.list(), desired) {
         if changes.changed().await.is_err() {
             return std::future::pending().await;

@@ -107,7 +107,7 @@ impl Inner {
                     );
                     if bar.wrong && partial.at() == partial.size() {
                         // It would have gone on: what is here is not the file, and leaves no byte to ask others for.
-                        partial = self.restart(partial, report).await?;
+                        partial = self.restart(partial, wanted, report).await?;
                     }
                     wrong &= bar.wrong;
                     whys.push(format!("{}: {}", source.label(), bar.why));

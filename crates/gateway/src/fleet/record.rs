@@ -121,6 +121,7 @@ mod tests {
         assert!(remembered.due(end).is_some_and(|due| due <= end), "the last word is written, too");
         assert!(remembered.take("the last", end));
         assert_eq!(remembered.due(end), None);
+        remembered.text = "the last".to_owned();
         remembered.owe();
         assert!(!remembered.take("the last", end), "what is the same is not written again");
     }

@@ -17,8 +17,8 @@ mod record;
 mod registry;
 mod seat;
 
-pub use line::{Ticket, Turn, Waiting};
 pub use lessons::floors_since;
+pub use line::{Ticket, Turn, Waiting};
 pub use node::{Node, ProvisionSession, slug};
 pub use offer::offer_of;
 pub use plan::DEMAND_HOLDS;

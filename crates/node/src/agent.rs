@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use cxmpute_runtime::confine::Confiner;
 use cxmpute_runtime::exit::{self, ExitError};
-use cxmpute_runtime::once::Sandbox;
 use cxmpute_runtime::{Backoff, CancellationToken, Clock, Secret, Tasks, random};
 use cxmpute_tunnel::{DialConfig, DialError, Roots, Signer, dial};
 use cxmpute_wire::control::NodeStatus;
@@ -22,7 +22,6 @@ use crate::models::{self, Models};
 use crate::owner::{self, Pause};
 use crate::services::Services;
 use crate::session::{End, Session};
-use crate::supervise::confine::Confiner;
 use crate::supervise::{Surroundings, container};
 use crate::{enrol, identity, place};
 
@@ -164,8 +163,7 @@ impl Node {
             changes: Arc::new(watch::Sender::new(0)),
             images: Arc::default(),
             provision: identity.provision_id.clone(),
-            sandbox: Sandbox::probe(),
-            confiner: Confiner::probe(program.clone()),
+            confiner: Confiner::probe(program.clone(), &["engine", "confined"]),
             program,
             finds: finds.clone(),
             cards: deps.cards.clone(),

@@ -150,11 +150,14 @@ pub struct DockerSection {
     pub enabled: bool,
     /// The daemon's socket.
     pub socket: PathBuf,
+    /// The file with the owner's logins at registries, as Docker's command keeps it; `config.json` in `$DOCKER_CONFIG` or in
+    /// `~/.docker` when absent.
+    pub config: Option<PathBuf>,
 }
 
 impl Default for DockerSection {
     fn default() -> Self {
-        Self { enabled: false, socket: "/var/run/docker.sock".into() }
+        Self { enabled: false, socket: "/var/run/docker.sock".into(), config: None }
     }
 }
 
@@ -168,6 +171,9 @@ pub struct EnginesSection {
     pub llama_server: Option<PathBuf>,
     /// Path of `vllm`; the one beside this program or on the path when absent.
     pub vllm: Option<PathBuf>,
+    /// Files and directories that engines may read beside their model and what belongs to the system, such as libraries
+    /// that their programs load from elsewhere.
+    pub readable: Vec<PathBuf>,
     /// Address of the owner's Ray cluster (`HOST:PORT`): vLLM then spreads a model over its machines.
     pub ray_address: Option<String>,
     /// Machines of that cluster over which one model is spread.
@@ -366,11 +372,10 @@ impl NodeConfig {
     /// The engine program: as configured, else beside this program, else on the path.
     #[must_use]
     pub fn engine_program(&self) -> PathBuf {
-        let beside = || std::env::current_exe().ok()?.parent().map(|dir| dir.join("cxmpute-engine"));
         self.engine
             .program
             .clone()
-            .or_else(|| beside().filter(|path| path.exists()))
+            .or_else(|| crate::engines::find_program(None, "cxmpute-engine"))
             .unwrap_or_else(|| PathBuf::from("cxmpute-engine"))
     }
 }

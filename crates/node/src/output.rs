@@ -29,6 +29,12 @@ impl Output {
     }
 }
 
+/// A sentence about what cannot be done, beside the result.
+#[expect(clippy::print_stderr, reason = "the same for standard error")]
+pub fn complain(sentence: &str) {
+    eprintln!("{sentence}");
+}
+
 /// One line of a terminal that is written again and again. It is no result: nothing of it reaches pipes and files.
 #[derive(Debug)]
 pub struct ProgressLine {

@@ -9,6 +9,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod confine;
 pub mod exit;
 pub mod lifecycle;
 pub mod once;

@@ -12,14 +12,14 @@ use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
+use crate::confine::NOBODY;
+
 /// Address space of a tool, in bytes.
-const MEMORY: u64 = 2 * 1024 * 1024 * 1024;
+pub const MEMORY: u64 = 2 * 1024 * 1024 * 1024;
 /// Largest file that it may write, in bytes.
-const FILE: u64 = 64 * 1024 * 1024;
+pub const FILE: u64 = 64 * 1024 * 1024;
 /// Files that it may have open.
 const FILES: u64 = 64;
-/// The user that nobody is.
-const NOBODY: u32 = 65_534;
 /// Most of its complaints that are kept.
 const COMPLAINT_BYTES: u64 = 2 * 1024;
 /// Where the sandbox's own programs are looked for.
@@ -78,24 +78,6 @@ impl Sandbox {
         Self { front }
     }
 
-    /// A file with these bytes that nobody but the program behind this sandbox, and we, can read. It is gone when it is
-    /// dropped.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn lend(&self, bytes: &[u8]) -> std::io::Result<NamedTempFile> {
-        let mut file = tempfile::Builder::new().prefix("cxmpute-").tempfile()?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        if self.becomes_nobody() {
-            nix::unistd::fchown(file.as_file(), Some(Uid::from_raw(NOBODY)), Some(Gid::from_raw(NOBODY)))?;
-        }
-        Ok(file)
-    }
-
-    fn becomes_nobody(&self) -> bool {
-        self.front.iter().any(|word| word == "--reuid")
-    }
-
     /// This program behind it.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
@@ -110,6 +92,19 @@ impl Sandbox {
     pub fn is_offline(&self) -> bool {
         self.front.iter().any(|word| word == "--net")
     }
+}
+
+/// A file with these bytes that nobody but us, and a program that we confine, can read. It is gone when it is dropped.
+///
+/// # Errors
+/// It cannot be written.
+pub fn lend(bytes: &[u8]) -> std::io::Result<NamedTempFile> {
+    let mut file = tempfile::Builder::new().prefix("cxmpute-").tempfile()?;
+    std::io::Write::write_all(&mut file, bytes)?;
+    if Uid::current().is_root() {
+        nix::unistd::fchown(file.as_file(), Some(Uid::from_raw(NOBODY)), Some(Gid::from_raw(NOBODY)))?;
+    }
+    Ok(file)
 }
 
 fn find(program: &str) -> Option<String> {
@@ -330,8 +325,8 @@ mod tests {
         if sandbox.front.iter().any(|word| word == "--no-new-privs") {
             assert!(printed.contains("NoNewPrivs:\t1"), "{printed}");
         }
-        if sandbox.becomes_nobody() {
-            let lent = sandbox.lend(b"mine").unwrap();
+        if sandbox.front.iter().any(|word| word == "--reuid") {
+            let lent = lend(b"mine").unwrap();
             let script = format!("cat {}", lent.path().display());
             assert_eq!(shell(&script, b"", &sandbox, LONG).await.unwrap(), "mine");
             assert!(printed.lines().any(|line| line == NOBODY.to_string()), "{printed}");

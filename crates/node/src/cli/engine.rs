@@ -8,11 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use cxmpute_egress::judge::Nearby;
+use cxmpute_runtime::confine::{self, Terms};
 use cxmpute_runtime::exit::ExitError;
 use cxmpute_runtime::telemetry::LogConfig;
 use cxmpute_runtime::{Clock, Tasks, lifecycle, telemetry};
 
 use crate::config::NodeConfig;
+use crate::output::{self, Output};
 use crate::scrape::browser::Browser;
 use crate::scrape::cage::{self, Inmate};
 use crate::scrape::convert::{self, Converter};
@@ -20,7 +22,6 @@ use crate::scrape::quota::Quota;
 use crate::scrape::server::{Engine as ScrapeEngine, Listener};
 use crate::scrape::settings::ScrapeSection;
 use crate::scrape::work::Scraper;
-use crate::supervise::confine::{self, Terms};
 
 /// Time that running requests get at the end.
 const GRACE: Duration = Duration::from_secs(20);
@@ -98,11 +99,14 @@ pub(super) fn run(engine: Engine) -> Result<()> {
     }
     if let Engine::Confined { terms, check, command } = &engine {
         if *check {
-            return confine::check();
+            let (without, reasons) = confine::check();
+            reasons.iter().for_each(|reason| output::complain(reason));
+            Output::Json.result(&without, "");
+            return Ok(());
         }
         let terms: Terms =
             serde_json::from_str(terms.as_deref().unwrap_or_default()).context("--terms are none")?;
-        return confine::become_engine(&terms, command).map(|never| match never {});
+        return confine::become_program(&terms, command).map(|never| match never {});
     }
     if let Engine::Cage { .. } = &engine {
         cage::enter().map_err(|error| ExitError::new(cage::NO_CAGE, format!("{error:#}")))?;

@@ -2,13 +2,21 @@
 
 use std::path::Path;
 
-use cxmpute_runtime::once::Sandbox;
+use cxmpute_runtime::confine::Sockets;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::control::DesiredService;
 
-use super::{AdapterError, Child, Endpoint, Profile, Ready, Server, Stop, files};
-use crate::config::NodeConfig;
+use super::start::{Finish, Start};
+use super::{AdapterError, Child, Endpoint, Profile, Ready, Stop};
+use crate::supervise::Surroundings;
+
+/// Memory that it may have for itself beside three times the model, in bytes.
+const MEMORY: u64 = 4 << 30;
+/// The same for each slot: the keys and values of one answer are a GiB at most.
+const MEMORY_OF_SLOT: u64 = 2 << 30;
+/// Largest file that it may write, in bytes; it has nothing to write.
+const FILE: u64 = 64 << 20;
 
 /// What it is as a server.
 const PROFILE: Profile = Profile {
@@ -31,52 +39,42 @@ pub const fn knows(kind: ServiceKind) -> bool {
 /// # Errors
 /// A file is missing or lies outside the model directory.
 pub fn engine(
-    config: &NodeConfig,
+    around: &Surroundings,
     folder: Option<&Path>,
     desired: &DesiredService,
 ) -> Result<Child, AdapterError> {
-    let models = folder.map_or_else(|| config.models_dir(), Path::to_owned);
-    let path = files::model(&models, desired)?;
-    let slots = super::slots(desired, config.engine.slots);
-    let socket = crate::place::engine_socket(&config.data_dir);
-    let mut arguments = vec![
-        "--listen".to_owned(),
-        format!("unix:{}", socket.display()),
-        "--slots".into(),
-        slots.to_string(),
-        "--queue".into(),
-        config.engine.queue.to_string(),
-        "--while-stdin-open".into(),
-    ];
-    let weight_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+    let config = &around.config;
+    let mut start = Start::new(around, folder, desired, config.engine_program())?;
+    let socket = start.socket();
+    start.push("--listen", format!("unix:{}", socket.display()));
+    start.push("--slots", start.slots.to_string());
+    start.push("--queue", config.engine.queue.to_string());
+    start.arguments.push("--while-stdin-open".to_owned());
+    let weight_bytes = std::fs::metadata(&start.file).map_or(0, |meta| meta.len());
+    let mut readable = Vec::new();
     if desired.kind == ServiceKind::Embeddings {
-        let dir = path.parent().unwrap_or(&models);
-        arguments.extend(["--embeddings".into(), format!("{}={}", desired.model, dir.display())]);
+        let folder = start.folder();
+        start.push("--embeddings", format!("{}={}", desired.model, folder.display()));
+        readable.push(folder);
     } else {
-        arguments.extend(["--model".into(), format!("{}={}", desired.model, path.display())]);
+        start.push("--model", format!("{}={}", desired.model, start.file.display()));
         if let Some(context) = desired.context_length {
-            arguments.extend(["--context".into(), context.to_string()]);
+            start.push("--context", context.to_string());
         }
         if let Some(pace) = config.engine.pace {
-            arguments.extend(["--pace".into(), pace.to_string()]);
+            start.push("--pace", pace.to_string());
         }
     }
-    let server = Server {
+    let memory = weight_bytes.saturating_mul(3).saturating_add(MEMORY_OF_SLOT * u64::from(start.slots));
+    Ok(start.child(Finish {
         profile: PROFILE,
-        endpoint: Endpoint::Unix(socket.clone()),
-        model: desired.model.clone(),
-        slots,
+        endpoint: Endpoint::Unix(socket),
         queue: config.engine.queue,
         weight_bytes,
-        model_file: None,
-    };
-    Ok(Child {
-        server,
-        program: config.engine_program(),
-        arguments,
-        environment: Vec::new(),
-        socket: Some(socket),
-        room: None,
-        sandbox: Sandbox::default(),
-    })
+        hashes: false,
+        readable,
+        sockets: Sockets::Door,
+        memory: Some(memory.saturating_add(MEMORY)),
+        files: Some(FILE),
+    }))
 }

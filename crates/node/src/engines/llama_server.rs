@@ -2,20 +2,18 @@
 //! sockets gets a port of the loopback and a key that only this node and it know.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use cxmpute_runtime::Secret;
-use cxmpute_runtime::once::Sandbox;
+use cxmpute_runtime::confine::Sockets;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::ServiceKind;
 use cxmpute_wire::control::DesiredService;
 
+use super::start::{Finish, Start};
 use super::told::{VERSION_TIME, told};
-use super::{AdapterError, Child, Endpoint, Profile, Ready, Server, Stop, files};
+use super::{AdapterError, Child, Profile, Ready, Stop};
 use crate::config::NodeConfig;
 use crate::supervise::Surroundings;
-use crate::supervise::confine::Terms;
 
 /// Its name in plans.
 pub const NAME: &str = "llama-server";
@@ -89,54 +87,26 @@ pub async fn engine(
     desired: &DesiredService,
     program: PathBuf,
 ) -> Result<Child, AdapterError> {
-    let models = folder.map_or_else(|| around.config.models_dir(), Path::to_owned);
-    let model_file = files::model(&models, desired)?;
     let knows = Knows::ask(&program).await;
-    let room = crate::place::engine_room(&around.config.data_dir);
-    let slots = super::slots(desired, around.config.engine.slots);
-    let weight_bytes = std::fs::metadata(&model_file).map_or(0, |meta| meta.len());
-    let mut arguments = arguments(desired, &model_file, slots, &knows);
-    let mut environment = vec![
-        ("HOME", Secret::new(room.display().to_string())),
-        ("TMPDIR", Secret::new(room.display().to_string())),
-    ];
-    let gpus: Vec<String> = desired.gpus.iter().map(|gpu| gpu.index.to_string()).collect();
-    // Numbers of cards in the order of the diagnostics.
-    environment.push(("CUDA_DEVICE_ORDER", Secret::new("PCI_BUS_ID".to_owned())));
-    environment.push(("CUDA_VISIBLE_DEVICES", Secret::new(gpus.join(","))));
-    let socket = crate::place::socket_in(&room);
-    let endpoint = if knows.sockets() {
-        arguments.extend(["--host".to_owned(), socket.display().to_string()]);
-        Endpoint::Unix(socket.clone())
-    } else {
-        let (port, key) = super::loopback_door();
-        arguments.extend(["--host".to_owned(), "127.0.0.1".into(), "--port".into(), port.to_string()]);
-        environment.push(("LLAMA_API_KEY", Secret::new(key.clone())));
-        Endpoint::http(&format!("http://127.0.0.1:{port}/v1"), Some(Arc::new(Secret::new(key))))
-    };
-    let beside = if gpus.is_empty() { MEMORY } else { MEMORY_WITH_GPU };
-    let memory =
-        weight_bytes.saturating_add(desired.memory_claim.get()).saturating_mul(2).saturating_add(beside);
-    let terms = Terms {
-        hidden: super::private_places(&around.config),
-        readable: vec![super::folder_of(&program), model_file.clone()],
-        room: room.clone(),
-        network: !knows.sockets(),
-        memory: Some(memory),
-        files: Some(FILE),
-    };
-    let sandbox = around.confiner.as_ref().map_or_else(Sandbox::default, |confiner| confiner.sandbox(&terms));
-    let server = Server {
+    let mut start = Start::new(around, folder, desired, program)?;
+    start.arguments = arguments(desired, &start.file, start.slots, &knows);
+    start.show_cards();
+    let endpoint = start.listen(knows.sockets().then_some("--host"), "LLAMA_API_KEY");
+    let weight_bytes = std::fs::metadata(&start.file).map_or(0, |meta| meta.len());
+    let beside = if desired.gpus.is_empty() { MEMORY } else { MEMORY_WITH_GPU };
+    let memory = weight_bytes.saturating_add(desired.memory_claim.get()).saturating_mul(2);
+    Ok(start.child(Finish {
         profile: PROFILE,
         endpoint,
-        model: desired.model.clone(),
-        slots,
         // What it has no slot for waits in it without a bound; here it is refused, so that another node takes it.
         queue: 0,
         weight_bytes,
-        model_file: Some(model_file),
-    };
-    Ok(Child { server, program, arguments, environment, socket: Some(socket), room: Some(room), sandbox })
+        hashes: true,
+        readable: Vec::new(),
+        sockets: Sockets::Door,
+        memory: Some(memory.saturating_add(beside)),
+        files: Some(FILE),
+    }))
 }
 
 fn arguments(desired: &DesiredService, model: &Path, slots: u16, knows: &Knows) -> Vec<String> {

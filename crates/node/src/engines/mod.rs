@@ -14,6 +14,7 @@ pub mod llama_server;
 pub mod profile;
 pub mod scrape;
 pub mod server;
+mod start;
 mod told;
 pub mod tool;
 pub mod vllm;
@@ -90,7 +91,7 @@ fn order<'a>(planned: &'a [String], preferred: &[String]) -> Vec<&'a str> {
 }
 
 /// Where a program is: as configured, beside this one, or on the path.
-fn find_program(configured: Option<&Path>, name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(configured: Option<&Path>, name: &str) -> Option<PathBuf> {
     if let Some(path) = configured {
         return path.is_file().then(|| path.to_owned());
     }
@@ -109,7 +110,7 @@ fn slots(desired: &DesiredService, most: u16) -> u16 {
     .max(1)
 }
 
-/// Directories in which an engine of others finds nothing: the node's own and its user's.
+/// Directories in which an engine finds nothing: the node's own and its user's.
 fn private_places(config: &NodeConfig) -> Vec<PathBuf> {
     std::iter::once(config.data_dir.clone()).chain(env_var("HOME").map(PathBuf::from)).collect()
 }
@@ -250,10 +251,8 @@ impl Adapter {
                 Err(why) => other = Some(why),
             }
             let child = match name {
-                "builtin" if builtin::knows(desired.kind) => Some(builtin::engine(config, files, desired)?),
-                scrape::NAME if desired.kind == ServiceKind::Scrape => {
-                    Some(scrape::engine(config, desired, &around.program)?)
-                }
+                "builtin" if builtin::knows(desired.kind) => Some(builtin::engine(around, files, desired)?),
+                scrape::NAME if desired.kind == ServiceKind::Scrape => Some(scrape::engine(around, desired)?),
                 llama_server::NAME if llama_server::knows(desired) => match llama_server::find(config) {
                     Some(program) => Some(llama_server::engine(around, files, desired, program).await?),
                     None => None,
@@ -272,7 +271,7 @@ impl Adapter {
         }
         let parallel = std::thread::available_parallelism().map_or(1, usize::from);
         let slots = config.engine.slots.min(u16::try_from(parallel).unwrap_or(u16::MAX));
-        tool::Tool::choose(desired, &around.sandbox, slots).map(Self::Tool).ok_or_else(|| match other {
+        tool::Tool::choose(desired, tool::Walls::of(around), slots).map(Self::Tool).ok_or_else(|| match other {
             Some(why) => AdapterError::OtherModel(why),
             None => AdapterError::NoEngine(desired.service_id.to_string()),
         })

@@ -4,20 +4,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
-use cxmpute_runtime::Secret;
-use cxmpute_runtime::once::Sandbox;
+use cxmpute_runtime::confine::Sockets;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::control::{DesiredService, GpuInfo, GpuShare};
 use cxmpute_wire::{Bytes, ServiceKind};
 use nix::sys::signal::Signal;
 
-use super::{AdapterError, Child, Endpoint, Profile, Ready, Server, Stop, files};
+use super::start::{Finish, Start};
+use super::{AdapterError, Child, Profile, Ready, Stop};
 use crate::config::EnginesSection;
 use crate::supervise::Surroundings;
-use crate::supervise::confine::Terms;
 
 /// Its name in plans.
 pub const NAME: &str = "vllm";
@@ -70,69 +68,40 @@ pub async fn engine(
     program: PathBuf,
     gpus: &[GpuInfo],
 ) -> Result<Child, AdapterError> {
-    let config = &around.config;
-    let models = models.map_or_else(|| config.models_dir(), Path::to_owned);
-    let file = files::model(&models, desired)?;
-    let folder = file.parent().unwrap_or(&file).to_owned();
+    let section = &around.config.engines;
     let share = share(&desired.gpus, gpus)
         .map_err(|why| AdapterError::NoEngine(format!("{}: {why}", desired.service_id)))?;
-    let room = crate::place::engine_room(&config.data_dir);
-    let slots = super::slots(desired, config.engine.slots);
-    let mut arguments = arguments(desired, &folder, share, slots, &config.engines);
-    let indexes: Vec<String> = desired.gpus.iter().map(|gpu| gpu.index.to_string()).collect();
-    let text = |text: &str| Secret::new(text.to_owned());
-    let mut environment = vec![
-        // What it compiles and keeps goes with it.
-        ("HOME", Secret::new(room.display().to_string())),
-        ("TMPDIR", Secret::new(room.display().to_string())),
-        ("CUDA_DEVICE_ORDER", text("PCI_BUS_ID")),
-        ("CUDA_VISIBLE_DEVICES", Secret::new(indexes.join(","))),
-        ("HF_HUB_OFFLINE", text("1")),
-        ("VLLM_NO_USAGE_STATS", text("1")),
-        ("DO_NOT_TRACK", text("1")),
-    ];
-    let network = config.engines.ray_address.is_some();
-    if !network {
-        // Its workers meet on the loopback.
-        environment.push(("VLLM_HOST_IP", text("127.0.0.1")));
-    }
-    if let Some(ray) = &config.engines.ray_address {
-        environment.push(("RAY_ADDRESS", text(ray)));
-    }
-    let socket = crate::place::socket_in(&room);
-    let listens = knows_sockets(&said_version(&program).await);
-    let endpoint = if listens {
-        arguments.extend(["--uds".to_owned(), socket.display().to_string()]);
-        Endpoint::Unix(socket.clone())
-    } else {
-        let (port, key) = super::loopback_door();
-        arguments.extend(["--host".to_owned(), "127.0.0.1".into(), "--port".into(), port.to_string()]);
-        environment.push(("VLLM_API_KEY", Secret::new(key.clone())));
-        Endpoint::http(&format!("http://127.0.0.1:{port}/v1"), Some(Arc::new(Secret::new(key))))
-    };
+    let knows_sockets = knows_sockets(&said_version(&program).await);
     let mut readable = super::environment_of(&program);
+    let mut start = Start::new(around, models, desired, program)?;
+    let folder = start.folder();
+    start.arguments = arguments(desired, &folder, share, start.slots, section);
     readable.push(folder);
-    let terms = Terms {
-        hidden: super::private_places(config),
-        readable,
-        room: room.clone(),
-        network: network || !listens,
-        memory: None,
-        // Its workers share memory through files.
-        files: None,
-    };
-    let sandbox = around.confiner.as_ref().map_or_else(Sandbox::default, |confiner| confiner.sandbox(&terms));
-    let weight_bytes = desired.files.iter().filter_map(|file| file.size).map(Bytes::get).sum();
-    let server = Server {
+    start.show_cards();
+    for (name, value) in [("HF_HUB_OFFLINE", "1"), ("VLLM_NO_USAGE_STATS", "1"), ("DO_NOT_TRACK", "1")] {
+        start.tell(name, value);
+    }
+    match &section.ray_address {
+        Some(ray) => {
+            start.keep_network();
+            start.tell("RAY_ADDRESS", ray);
+        }
+        // Its workers meet on the loopback.
+        None => start.tell("VLLM_HOST_IP", "127.0.0.1"),
+    }
+    let endpoint = start.listen(knows_sockets.then_some("--uds"), "VLLM_API_KEY");
+    Ok(start.child(Finish {
         profile: PROFILE,
         endpoint,
-        model: desired.model.clone(),
-        slots,
         queue: 0,
-        weight_bytes,
-        model_file: Some(file),
-    };
-    Ok(Child { server, program, arguments, environment, socket: Some(socket), room: Some(room), sandbox })
+        weight_bytes: desired.files.iter().filter_map(|file| file.size).map(Bytes::get).sum(),
+        hashes: true,
+        readable,
+        // They look for each other on all interfaces, and share memory through files.
+        sockets: Sockets::Interfaces,
+        memory: None,
+        files: None,
+    }))
 }
 
 async fn said_version(program: &Path) -> String {

@@ -2,22 +2,18 @@
 //! the guard's proxy. `cxmpute-provider engine cage` makes the namespace, opens the door and starts the browser inside.
 
 use std::convert::Infallible;
-use std::ffi::CString;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use anyhow::{Context, Result, bail};
 use cxmpute_runtime::Tasks;
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::set_pdeathsig;
+use cxmpute_runtime::confine::{self, Calls, Sockets, Terms, files, namespaces};
+use nix::sched::CloneFlags;
+use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
-use nix::unistd::{Uid, User, execvp, getppid, setgid, setgroups, setuid};
+use nix::unistd::{Uid, User, getppid, setgid, setgroups, setuid};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::process::Command;
 
@@ -42,26 +38,8 @@ pub struct Inmate {
 /// # Errors
 /// The system allows none to this user.
 pub fn enter() -> Result<()> {
-    leave(CloneFlags::CLONE_NEWNET)?;
-    raise_loopback().context("the loopback of the namespace")
-}
-
-/// Leaves these namespaces for new ones. The process must have one thread only.
-///
-/// # Errors
-/// The system allows none to this user.
-pub fn leave(namespaces: CloneFlags) -> Result<()> {
-    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
-    if uid.is_root() {
-        unshare(namespaces).context("no namespace")?;
-    } else {
-        // A user's own namespace, in which it may have others of its own.
-        unshare(CloneFlags::CLONE_NEWUSER | namespaces).context("no user namespace")?;
-        std::fs::write("/proc/self/setgroups", "deny")?;
-        std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
-        std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
-    }
-    Ok(())
+    namespaces::leave(CloneFlags::CLONE_NEWNET)?;
+    namespaces::raise_loopback().context("the loopback of the namespace")
 }
 
 /// Opens the door and runs the program until it ends; gives its exit code.
@@ -102,10 +80,23 @@ pub fn become_inmate(user: &str, command: &[String]) -> Result<Infallible> {
     if getppid() != keeper {
         bail!("the cage is gone");
     }
-    let command: Vec<CString> =
-        command.iter().map(|part| CString::new(part.as_str())).collect::<Result<_, _>>()?;
-    let program = command.first().context("no program was named")?;
-    execvp(program, &command).with_context(|| format!("{} cannot be started", program.to_string_lossy()))
+    shut_in()?;
+    confine::become_command(command)
+}
+
+/// Leaves the program its own directory to write and the calls that a browser needs, as far as this system can; that it
+/// cannot was said when the node started.
+fn shut_in() -> Result<()> {
+    set_no_new_privs()?;
+    let own = Terms { writable: vec![std::env::current_dir()?], nests: true, ..Terms::default() };
+    if let Err(error) = files::confine(&own, false) {
+        tracing::debug!(%error, "the browser keeps the files of its user");
+    }
+    // It opens internet sockets, for its door is one.
+    if let Err(error) = (Calls { sockets: Sockets::Interfaces, nests: true }).confine() {
+        tracing::debug!(%error, "the browser keeps all calls of the system");
+    }
+    Ok(())
 }
 
 /// As a shell gives it: 128 and the signal for a program that was ended by one.
@@ -144,47 +135,5 @@ pub async fn works(program: &Path) -> bool {
             tracing::warn!(%error, program = %program.display(), "the cage cannot be tried, so no page is rendered");
             false
         }
-    }
-}
-
-/// Sets the loopback of the namespace up: one message of the kernel's routing protocol (rtnetlink(7)).
-///
-/// # Errors
-/// The kernel refuses it.
-pub fn raise_loopback() -> Result<()> {
-    const LENGTH: u32 = 32;
-    const RTM_NEWLINK: u16 = 16;
-    const REQUEST_AND_ACKNOWLEDGE: u16 = 1 | 4;
-    const LOOPBACK_INDEX: i32 = 1;
-    const UP: u32 = 1;
-    let mut message = Vec::with_capacity(32);
-    message.extend(LENGTH.to_ne_bytes());
-    message.extend(RTM_NEWLINK.to_ne_bytes());
-    message.extend(REQUEST_AND_ACKNOWLEDGE.to_ne_bytes());
-    message.extend(1u32.to_ne_bytes()); // sequence
-    message.extend(0u32.to_ne_bytes()); // to the kernel
-    message.extend([0; 4]); // family, padding, type
-    message.extend(LOOPBACK_INDEX.to_ne_bytes());
-    message.extend(UP.to_ne_bytes()); // flags
-    message.extend(UP.to_ne_bytes()); // the flags that change
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        Some(SockProtocol::NetlinkRoute),
-    )?;
-    sendto(socket.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-    let mut answer = [0; 64];
-    let size = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    // An acknowledgement is an error message with the number 0 behind its header of 16 bytes.
-    match answer
-        .get(16..20)
-        .filter(|_| size >= 20)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map(i32::from_ne_bytes)
-    {
-        Some(0) => Ok(()),
-        Some(number) => Err(io::Error::from_raw_os_error(-number).into()),
-        None => bail!("the kernel gave no answer"),
     }
 }

@@ -6,6 +6,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use cxmpute_runtime::confine::{Calls, Terms, files};
+use nix::sys::prctl::set_no_new_privs;
 use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -119,6 +121,11 @@ pub fn serve() -> Result<()> {
     setrlimit(Resource::RLIMIT_AS, MEMORY_BYTES, MEMORY_BYTES)?;
     // Dying of a hostile page is no accident worth a file.
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    // It reads and writes what it holds already. Where the system cannot take the rest away, that was said when the node
+    // started.
+    let _ = set_no_new_privs();
+    let _ = files::confine(&Terms::default(), false);
+    let _ = Calls::default().confine();
     let mut told = String::new();
     std::io::stdin().lock().read_to_string(&mut told)?;
     let (order, html) = told.split_once('\n').context("no order")?;

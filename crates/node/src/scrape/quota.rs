@@ -42,7 +42,7 @@ pub struct Quota {
 /// Where the count of a data directory lies.
 #[must_use]
 pub fn file(data_dir: &Path) -> PathBuf {
-    data_dir.join("scrape-count.json")
+    data_dir.join("scrape").join("count.json")
 }
 
 /// The count of a data directory, for its owner to see; none if nothing was ever counted.
@@ -100,7 +100,7 @@ mod tests {
     fn a_day_has_its_limit_and_the_next_day_begins_at_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::mock();
-        let open = || Quota::open(file(dir.path()), 5, clock.clone());
+        let open = || Quota::open(dir.path().join("count.json"), 5, clock.clone());
         assert_eq!((open().take(3), open().take(3), open().take(1)), (3, 2, 0));
         assert_eq!(open().today(), (5, 5));
         clock.as_mock().unwrap().advance(Duration::from_hours(24));

@@ -311,7 +311,8 @@ impl Keeper {
                     self.show_progress(progress.sentence(&engine.image.image));
                 }
             };
-            docker::pull::fetch(&docker, &engine.image, &self.around.config.data_dir, tell).await
+            let (logins, data_dir) = (engine.logins.as_deref(), &self.around.config.data_dir);
+            docker::pull::fetch(&docker, &engine.image, logins, data_dir, tell).await
         };
         let fetched = fetched.await;
         self.shared.view.lock().progress = None;

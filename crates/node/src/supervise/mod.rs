@@ -1,7 +1,6 @@
 //! Keeping engines running: the rules are pure ([`state`], [`restart`]), the process is in [`process`], its output in
 //! [`log`]; `keeper` carries the rules out for one service, [`service`] is what the others see of it.
 
-pub mod confine;
 pub mod container;
 mod keeper;
 pub mod log;

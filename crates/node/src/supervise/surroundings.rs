@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cxmpute_runtime::once::Sandbox;
+use cxmpute_runtime::confine::Confiner;
 use cxmpute_runtime::{Clock, Tasks};
 use cxmpute_wire::ProvisionId;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::confine::Confiner;
 use crate::config::NodeConfig;
 use crate::diagnose::gpu::Cards;
 use crate::engines::discover::Finds;
@@ -38,9 +37,7 @@ pub struct Surroundings {
     pub cards: Cards,
     /// `cxmpute-provider`, which is an engine, too.
     pub program: PathBuf,
-    /// What is taken away from programs that run once for a request.
-    pub sandbox: Sandbox,
-    /// What confines the servers of others, where the system lets it.
+    /// What confines engines.
     pub confiner: Option<Confiner>,
     /// Brings the files of models.
     pub models: Models,

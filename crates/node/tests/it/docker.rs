@@ -6,6 +6,7 @@ pub mod ground;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use base64::Engine as _;
 use bollard::models::{ContainerCreateBody, HostConfig};
 use bollard::query_parameters::{CreateContainerOptions, RemoveContainerOptionsBuilder};
 use bytes::Bytes;
@@ -42,7 +43,7 @@ fn planned(image: &str, says: &str) -> DesiredService {
 fn allow(ground: &Ground, models: &Path) -> impl FnOnce(&mut NodeConfig) {
     let (socket, models) = (ground.socket.clone(), models.to_owned());
     move |config| {
-        config.docker = DockerSection { enabled: true, socket };
+        config.docker = DockerSection { enabled: true, socket, ..DockerSection::default() };
         config.models.dir = Some(models);
     }
 }
@@ -315,6 +316,43 @@ async fn what_cannot_run_says_why_and_leaves_nothing() {
     ground.open_registry().await;
     tunnel.until("llm:a", ServiceState::Ready).await;
 
+    tunnel.publish(Vec::new()).await;
+    soon(async { while !tunnel.heartbeat().await.services.is_empty() {} }).await;
+    ground.is_clean().await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_image_behind_a_login_is_pulled_with_the_owners() {
+    let Some(mut ground) = Ground::start().await else { return };
+    let image = ground.push("llm/guarded", 1, "").await;
+    ground.guard_registry().await;
+    let (mut gateway, models, own) = (Gateway::start().await, models(), tempfile::tempdir().unwrap());
+    let logins = own.path().join("config.json");
+    let write = |registry: &str, pair: &str| {
+        let auth = base64::engine::general_purpose::STANDARD.encode(pair);
+        std::fs::write(&logins, json!({"auths": {registry: {"auth": auth}}}).to_string()).unwrap();
+    };
+    let node = Running::start(&gateway, None, |config| {
+        allow(&ground, models.path())(config);
+        config.docker.config = Some(logins.clone());
+    });
+    let mut tunnel = gateway.tunnel().await;
+    let mut refused = async |registry: &str, pair: &str| {
+        write(registry, pair);
+        let (code, said) = failed(&mut tunnel, planned(&image, "x")).await;
+        assert_eq!(code, Code::EngineFailed);
+        assert!(said.contains(&format!("docker login {}", ground.registry)), "{said}");
+        assert!(!said.contains("sesame"), "{said}");
+        tunnel.publish(Vec::new()).await;
+        soon(async { while !tunnel.heartbeat().await.services.is_empty() {} }).await;
+    };
+    refused(&ground.registry, "owner:wrong sesame").await;
+    refused("127.0.0.1:1", ground::LOGIN).await;
+    write(&ground.registry, ground::LOGIN);
+    tunnel.publish(vec![planned(&image, "Behind the door.")]).await;
+    tunnel.until("llm:a", ServiceState::Ready).await;
+    assert_eq!(say(&tunnel, "x").await, ("Behind the door.".to_owned(), None));
     tunnel.publish(Vec::new()).await;
     soon(async { while !tunnel.heartbeat().await.services.is_empty() {} }).await;
     ground.is_clean().await;

@@ -26,7 +26,10 @@ use crate::gateway::{Gateway, Running, file, read, service, soon};
 pub fn program(dir: &Path, script: &str) -> std::path::PathBuf {
     let path = dir.join("engine");
     std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Engines run as nobody where the node is root.
+    for path in [dir, &path] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
     path
 }
 

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cxmpute_runtime::confine::{Confiner, Terms};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -84,7 +85,13 @@ impl Engine {
     async fn start_in(settings: &Value, browsers: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("e.sock");
-        let child = Command::new(env!("CARGO_BIN_EXE_cxmpute-provider"))
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_cxmpute-provider"));
+        let confiner = Confiner::probe(program.clone(), &["engine", "confined"]).unwrap();
+        let section = serde_json::from_value(settings.clone()).unwrap();
+        let terms = cxmpute_node::engines::scrape::terms(&section, &program, &dir.path().join("count.json"));
+        let terms = Terms { writable: vec![dir.path().to_owned(), browsers.to_owned()], ..terms };
+        let mut command = confiner.sandbox(&terms).command(&program).into_std();
+        let child = command
             .args(["engine", "scrape", "--while-stdin-open", "--settings", &settings.to_string()])
             .args([Path::new("--socket"), &socket, Path::new("--count"), &dir.path().join("count.json")])
             .env("TMPDIR", browsers)

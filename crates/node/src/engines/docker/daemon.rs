@@ -20,7 +20,8 @@ pub enum DockerError {
     Away(String),
     /// The registry wants a login.
     #[error(
-        "the registry does not let this machine have {image} ({said}); log in and fetch it by hand: docker pull {image}"
+        "the registry does not let this machine have {image} ({said}); log in as the user of this node: docker login {registry}",
+        registry = super::login::registry(image)
     )]
     LoginNeeded {
         /// The image.
@@ -174,10 +175,10 @@ mod tests {
                 "manifest for r/i@sha256:0 not found: manifest unknown: manifest unknown",
                 "the registry has no r/i",
             ),
-            ("Head \"http://r/v2/i/manifests/x\": no basic auth credentials", "docker pull r/i@sha256:0"),
+            ("Head \"http://r/v2/i/manifests/x\": no basic auth credentials", "docker login r"),
             (
                 "pull access denied for r/i, repository does not exist or may require 'docker login'",
-                "docker pull",
+                "docker login r",
             ),
             ("manifest verification failed for digest sha256:0", "another digest"),
             ("filesystem layer verification failed for digest sha256:0", "another digest"),

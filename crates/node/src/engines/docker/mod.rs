@@ -4,6 +4,7 @@
 pub mod body;
 pub mod daemon;
 pub mod kept;
+pub mod login;
 pub mod pull;
 
 use std::path::{Path, PathBuf};
@@ -45,6 +46,8 @@ pub struct DockerEngine {
     pub image: ContainerImage,
     /// Where the daemon listens.
     pub daemon: PathBuf,
+    /// The file of the owner's logins at registries.
+    pub logins: Option<PathBuf>,
     /// The directory with the only way in; the container makes its socket there.
     pub door: PathBuf,
     /// The model directory, where the model has files.
@@ -120,6 +123,7 @@ pub fn engine(
         },
         image: image.clone(),
         daemon: config.docker.socket.clone(),
+        logins: login::file(config.docker.config.as_deref()),
         door,
         models: mounted.then_some(models),
         model_file: desired.files.iter().find(|file| file.role == "model").map(|file| file.name.clone()),

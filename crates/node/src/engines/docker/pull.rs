@@ -13,7 +13,7 @@ use cxmpute_wire::control::ContainerImage;
 use futures_util::{Stream, StreamExt as _};
 
 use super::daemon::explain;
-use super::{DockerError, kept};
+use super::{DockerError, kept, login};
 
 /// A pull that says nothing for so long does not go on any more. Large layers are unpacked in silence.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -64,13 +64,14 @@ impl Progress {
     }
 }
 
-/// Makes sure that an image is there; gives its id. What is pulled is noted in the data directory; `progress` hears of every step of a pull.
+/// Makes sure that an image is there, with the owner's login where the registry has one; gives its id. What is pulled is noted in the data directory; `progress` hears of every step of a pull.
 ///
 /// # Errors
 /// It cannot be had, is not what its digest says, or declares volumes.
 pub async fn fetch(
     docker: &Docker,
     image: &ContainerImage,
+    logins: Option<&Path>,
     data_dir: &Path,
     progress: impl FnMut(&Progress),
 ) -> Result<String, DockerError> {
@@ -79,8 +80,12 @@ pub async fn fetch(
         Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
             kept::note(data_dir, &image.image)
                 .map_err(|error| DockerError::Refused(format!("{}: {error}", data_dir.display())))?;
+            let login = match logins {
+                Some(file) => login::find(file, &image.image).await,
+                None => None,
+            };
             let wanted = CreateImageOptionsBuilder::default().from_image(&image.image).build();
-            let lines = docker.create_image(Some(wanted), None, None);
+            let lines = docker.create_image(Some(wanted), None, login);
             follow(&image.image, lines, SILENCE, progress).await?;
             docker.inspect_image(&image.image).await.map_err(|error| explain(&image.image, &error))?
         }

@@ -30,7 +30,7 @@ pub(super) async fn speak(tool: &Tool, body: &[u8]) -> Result<Bytes, Failed> {
     }
     let rate = format!("{rate:.0}");
     let arguments = words(&["-b", "1", "-v", voice, "-s", &rate, "--stdin", "--stdout"]);
-    let printed = tool.run(&arguments, &[], request.input.as_bytes(), OUTPUT).await?;
+    let printed = tool.run(&arguments, &[], request.input.as_bytes(), &[], OUTPUT).await?;
     let broken = |complaint: String| OnceError::Ended { status: "no speech".to_owned(), complaint };
     // The header that espeak-ng writes into a pipe does not know the length.
     let wave = Wave::read(&printed).map_err(|error| broken(error.to_string()))?;

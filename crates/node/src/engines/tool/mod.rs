@@ -13,10 +13,13 @@ use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::control::DesiredService;
 use cxmpute_wire::{Code, RequestId, ServiceKind};
 use http::StatusCode;
+use tempfile::NamedTempFile;
 
 use super::EngineError;
 use super::told::{VERSION_TIME, told};
-use cxmpute_runtime::once::{Once, OnceError, Sandbox};
+use crate::supervise::Surroundings;
+use cxmpute_runtime::confine::{Confiner, Terms};
+use cxmpute_runtime::once::{FILE, MEMORY, Once, OnceError, Sandbox};
 
 /// Longest that one run may take; the gateway's own deadline is usually shorter.
 const TIME: Duration = Duration::from_secs(120);
@@ -90,12 +93,47 @@ impl Program {
     }
 }
 
+/// What a run has around it.
+#[derive(Clone, Debug)]
+pub struct Walls {
+    confiner: Option<Confiner>,
+    /// Directories in which it finds nothing.
+    hidden: Vec<PathBuf>,
+    /// What the programs of the system take away where nothing of ours can.
+    otherwise: Sandbox,
+}
+
+impl Walls {
+    /// Those of a node.
+    #[must_use]
+    pub fn of(around: &Surroundings) -> Self {
+        Self::new(around.confiner.clone(), super::private_places(&around.config))
+    }
+
+    fn new(confiner: Option<Confiner>, hidden: Vec<PathBuf>) -> Self {
+        let otherwise = if confiner.is_none() { Sandbox::probe() } else { Sandbox::default() };
+        Self { confiner, hidden, otherwise }
+    }
+
+    /// The sandbox of one run that may read these files.
+    fn sandbox(&self, lent: &[&NamedTempFile]) -> Sandbox {
+        let Some(confiner) = &self.confiner else { return self.otherwise.clone() };
+        confiner.sandbox(&Terms {
+            hidden: self.hidden.clone(),
+            readable: lent.iter().map(|file| file.path().to_owned()).collect(),
+            address_space: Some(MEMORY),
+            files: Some(FILE),
+            ..Terms::default()
+        })
+    }
+}
+
 /// A program that serves one service.
 #[derive(Clone, Debug)]
 pub struct Tool {
     program: Program,
     path: PathBuf,
-    sandbox: Sandbox,
+    walls: Walls,
     /// Catalogue id of the model.
     model: String,
     /// Runs at a time.
@@ -129,20 +167,14 @@ impl From<OnceError> for Failed {
 impl Tool {
     /// The first engine of the plan that is a program of this machine.
     #[must_use]
-    pub fn choose(desired: &DesiredService, sandbox: &Sandbox, slots: u16) -> Option<Self> {
+    pub fn choose(desired: &DesiredService, walls: Walls, slots: u16) -> Option<Self> {
         let program = desired
             .engines
             .iter()
             .find_map(|engine| Program::ALL.into_iter().find(|program| program.name() == engine))
             .filter(|program| program.kind() == desired.kind)?;
         let path = program.find()?;
-        Some(Self {
-            program,
-            path,
-            sandbox: sandbox.clone(),
-            model: desired.model.clone(),
-            slots: slots.max(1),
-        })
+        Some(Self { program, path, walls, model: desired.model.clone(), slots: slots.max(1) })
     }
 
     /// Its name in reports.
@@ -171,7 +203,7 @@ impl Tool {
             output_limit: VERSION_BYTES,
             time: VERSION_TIME,
         };
-        match once.run(&self.sandbox).await {
+        match once.run(&self.walls.sandbox(&[])).await {
             // Some programs of this kind know no way to end well without work; that they start is enough.
             Ok(_) | Err(OnceError::Ended { .. }) => Ok(()),
             Err(error) => Err(EngineError::Unreachable(error.to_string())),
@@ -207,16 +239,17 @@ impl Tool {
         Ok(Made { status, body: Some(body) })
     }
 
-    /// One run with this input; gives what was printed.
+    /// One run with this input and these files; gives what was printed.
     async fn run(
         &self,
         arguments: &[String],
         environment: &[(&str, &str)],
         input: &[u8],
+        lent: &[&NamedTempFile],
         output_limit: usize,
     ) -> Result<Vec<u8>, OnceError> {
         let once = Once { program: &self.path, arguments, environment, input, output_limit, time: TIME };
-        once.run(&self.sandbox).await
+        once.run(&self.walls.sandbox(lent)).await
     }
 }
 

@@ -8,7 +8,7 @@ use cxmpute_wire::wave::Wave;
 use tempfile::NamedTempFile;
 
 use super::{Failed, Tool, words};
-use cxmpute_runtime::once::OnceError;
+use cxmpute_runtime::once::{self, OnceError};
 
 /// What it has to be given: its acoustic model was made of such sound.
 const RATE: u32 = 16_000;
@@ -33,7 +33,7 @@ pub(super) async fn listen(tool: &Tool, request: &RequestId, body: &[u8]) -> Res
         return Err(Failed::Request("the sound must be one channel at 16,000 samples per second"));
     }
     let lend = |bytes: &[u8]| {
-        tool.sandbox.lend(bytes).map_err(|error| OnceError::Start { program: "a file for it".into(), error })
+        once::lend(bytes).map_err(|error| OnceError::Start { program: "a file for it".into(), error })
     };
     let sound = lend(&wave.pack())?;
     let grammar = if tool.model() == DIGITS { Some(lend(GRAMMAR.as_bytes())?) } else { None };
@@ -45,7 +45,8 @@ pub(super) async fn listen(tool: &Tool, request: &RequestId, body: &[u8]) -> Res
         arguments.extend(words(&["-remove_noise", "no", "-wip", "0.0005", "-silprob", "0.5", "-jsgf"]));
         arguments.push(path(grammar));
     }
-    let printed = tool.run(&arguments, &[], b"", OUTPUT).await?;
+    let lent: Vec<&NamedTempFile> = [&sound].into_iter().chain(&grammar).collect();
+    let printed = tool.run(&arguments, &[], b"", &lent, OUTPUT).await?;
     let mut keep: Box<dyn Fn(f64, f64) -> bool + Send> = Box::new(|_, _| true);
     if grammar.is_some() {
         let loudness = Loudness::of(&wave);

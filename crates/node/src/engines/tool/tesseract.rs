@@ -28,7 +28,7 @@ pub(super) async fn read(tool: &Tool, body: &[u8]) -> Result<Bytes, Failed> {
     }
     // Whole pages, as they are laid out.
     arguments.extend(words(&["--psm", "3", "tsv"]));
-    let printed = tool.run(&arguments, &[("OMP_THREAD_LIMIT", "1")], &picture, OUTPUT).await?;
+    let printed = tool.run(&arguments, &[("OMP_THREAD_LIMIT", "1")], &picture, &[], OUTPUT).await?;
     let text = understand(&String::from_utf8_lossy(&printed));
     Ok(serde_json::to_vec(&text).unwrap_or_default().into())
 }

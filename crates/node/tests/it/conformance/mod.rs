@@ -1,11 +1,15 @@
-//! One list of promises for every engine (node.md section 7): each row of [`rows`] goes through all of it. A row says what
+//! One list of promises for every engine (node.md section 7): each row of [`rows`], [`tools`] and [`found`] goes through all of it. A row says what
 //! the engine needs and how it is asked; what it must do stands here, once.
 
 pub mod owner;
 pub mod programs;
-mod rows;
 
-use std::path::{Path, PathBuf};
+mod found;
+mod rows;
+mod tools;
+mod walls;
+
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::gateway::{Gateway, Running, Tunnel, soon};
+pub use walls::Walls;
 
 /// Longest between the stop and the end of an engine: the grace of the contract, and the time to notice.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
@@ -31,7 +36,7 @@ pub type StandIn = Box<dyn Fn(&mut NodeConfig, &Path)>;
 /// One engine of the suite.
 pub struct Row {
     /// Its name in reports.
-    pub engine: &'static str,
+    pub engine: String,
     /// What the plan says.
     pub service: DesiredService,
     /// Sets the node up for it.
@@ -72,8 +77,8 @@ pub enum Life {
         /// Sets the node up with one that fails to start, saying [`REASON`], and with one that starts only once the
         /// file `go` is in the folder. Absent for this program itself, which no other can stand in for.
         stand_ins: Option<(StandIn, StandIn)>,
-        /// Whether it may see no network and no files of its owner.
-        confined: bool,
+        /// What it may not see and do.
+        walls: Walls,
     },
     /// A program that runs once for a request; its file's name.
     Tool(&'static str),
@@ -235,11 +240,9 @@ pub async fn conforms(row: Row) {
     stage.cancels().await;
     stage.refuses_what_it_has_no_room_for(ready.pid).await;
     match &row.life {
-        Life::Server { confined, .. } => {
+        Life::Server { walls, .. } => {
             let pid = ready.pid.unwrap();
-            if *confined {
-                is_confined(pid, &stage.node.config.data_dir);
-            }
+            walls.hold(pid, &stage.node.config.data_dir);
             signal(pid, Signal::SIGKILL);
             let again = comes_back(&mut stage, pid).await;
             stage.works().await;
@@ -316,21 +319,6 @@ async fn loads_until_it_answers(row: &Row, waiting: &dyn Fn(&mut NodeConfig, &Pa
     assert_eq!(ready.pid, Some(pid));
     stage.works().await;
     stage.ends(Some(pid)).await;
-}
-
-/// Nothing of the network, of its owner or of root is left to the process.
-fn is_confined(pid: u32, data_dir: &Path) {
-    let network = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
-    let others: Vec<&str> = network.lines().skip(2).filter(|line| !line.trim().starts_with("lo:")).collect();
-    assert_eq!(others, Vec::<&str>::new());
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
-    assert!(!status.contains("Uid:\t0\t"), "{status}");
-    let seen = PathBuf::from(format!("/proc/{pid}/root{}", data_dir.display()));
-    // Not there at all in a container.
-    let names: Vec<_> =
-        std::fs::read_dir(seen).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
-    assert!(names.iter().all(|name| name == "run" || name == "models"), "{names:?}");
 }
 
 /// Everything that a stream brings, and in how many parts.

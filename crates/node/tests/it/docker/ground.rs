@@ -19,12 +19,18 @@ const LONG: Duration = Duration::from_secs(60);
 /// The suite of the whole house builds it, too.
 const ENGINE: &str = include_str!("../../container/engine.rs");
 
+/// What the registry wants once it is guarded, and what it knows of it.
+pub const LOGIN: &str = "owner:open sesame";
+const USERS: &str = "owner:$2b$05$cxmputecxmputecxmputeuK89BvV/jpx1qlCJA/ITK/AnKUHYPStW\n";
+
 pub struct Ground {
     pub docker: Docker,
     pub socket: PathBuf,
     /// `127.0.0.1:PORT`.
     pub registry: String,
     registry_process: Option<Program>,
+    /// Whether the registry wants the login.
+    guarded: bool,
     // Ends before the folder goes.
     _daemon: Program,
     _traces: Traces,
@@ -112,8 +118,16 @@ impl Ground {
         let docker = docker.unwrap_or_else(|| panic!("{}", std::fs::read_to_string(&log).unwrap()));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let registry = format!("127.0.0.1:{port}");
-        let mut ground =
-            Self { docker, socket, registry, registry_process: None, _daemon: daemon, _traces: traces, dir };
+        let mut ground = Self {
+            docker,
+            socket,
+            registry,
+            registry_process: None,
+            guarded: false,
+            _daemon: daemon,
+            _traces: traces,
+            dir,
+        };
         ground.open_registry().await;
         ground.build_engine();
         Some(ground)
@@ -122,8 +136,15 @@ impl Ground {
     /// Starts the registry, again at the same address and with what it held.
     pub async fn open_registry(&mut self) {
         let config = self.dir.path().join("registry.yml");
+        let guard = if self.guarded {
+            let users = self.dir.path().join("users");
+            std::fs::write(&users, USERS).unwrap();
+            format!("auth: {{htpasswd: {{realm: tests, path: {}}}}}\n", users.display())
+        } else {
+            String::new()
+        };
         let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {}}}\n",
+            "{guard}version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {}}}\n",
             self.registry_folder().display(),
             self.registry
         );
@@ -138,6 +159,13 @@ impl Ground {
         self.registry_process = Some(Program(process));
         let address = self.registry.clone();
         within(LONG, || async { TcpStream::connect(&address).ok() }).await.expect("the registry listens");
+    }
+
+    /// Starts the registry again, so that it gives nothing without [`LOGIN`].
+    pub async fn guard_registry(&mut self) {
+        self.close_registry();
+        self.guarded = true;
+        self.open_registry().await;
     }
 
     /// Ends the registry; what it holds stays.

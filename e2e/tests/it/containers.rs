@@ -11,7 +11,7 @@ use std::time::Duration;
 use cxmpute_e2e::client::Client;
 use cxmpute_e2e::ground::{alone, until};
 use cxmpute_e2e::house::House;
-use cxmpute_e2e::process;
+use cxmpute_e2e::process::{self, Program};
 use serde_json::{Value, json};
 
 use ground::Ground;
@@ -49,7 +49,39 @@ struct Scene {
     client: Client,
 }
 
+/// What makes a node run the model in a container.
+fn settings(socket: &str) -> Vec<(&str, &str)> {
+    vec![
+        ("CXMPUTE_DOCKER_ENABLED", "true"),
+        ("CXMPUTE_DOCKER_SOCKET", socket),
+        ("CXMPUTE_SERVICES_ALLOW", "llm:boxed:1b"),
+    ]
+}
+
 impl Scene {
+    /// A gateway with this catalogue, a user with credits, and a node that serves the image.
+    async fn open(
+        folder: &Path,
+        catalogue: &Path,
+        image: &str,
+        settings: &[(&str, &str)],
+    ) -> (Self, Program) {
+        let mut house = House::plan(folder, None).unwrap();
+        house.set("CXMPUTE_CATALOGUE_FILES", &catalogue.display().to_string());
+        let shown = house.command(&["catalogue", "show", MODEL]).unwrap();
+        assert_eq!(shown["container"]["image"], image);
+        house.start_gateway().await.unwrap();
+        let user = house.create_user("user@example.org").unwrap();
+        house.grant_credits(&user, 10_000_000).unwrap();
+        let key = house.create_key(&user).unwrap();
+        let owner = house.create_user("owner@example.org").unwrap();
+        let grant = house.enrol_grant(&owner).unwrap();
+        let node = house.start_node("node", Some(&grant), house.address, settings).unwrap();
+        house.routable(MODEL, 1).await.unwrap();
+        let client = Client::with_key(house.address, &key);
+        (Self { house, client }, node)
+    }
+
     /// The text of one streamed answer, and its bill.
     async fn answer(&self) -> Option<(String, Value)> {
         let body = json!({"model": MODEL, "stream": true, "max_tokens": 64,
@@ -88,26 +120,9 @@ async fn an_operators_image_is_planned_pulled_asked_paid_replaced_and_removed() 
     let folder = tempfile::tempdir().unwrap();
     let catalogue = folder.path().join("own.toml");
     write_catalogue(&catalogue, &first, "I live in a box.");
-    let mut house = House::plan(folder.path(), None).unwrap();
-    house.set("CXMPUTE_CATALOGUE_FILES", &catalogue.display().to_string());
-    let shown = house.command(&["catalogue", "show", MODEL]).unwrap();
-    assert_eq!(shown["container"]["image"], first.as_str());
-    house.start_gateway().await.unwrap();
-    let user = house.create_user("user@example.org").unwrap();
-    house.grant_credits(&user, 10_000_000).unwrap();
-    let key = house.create_key(&user).unwrap();
-    let owner = house.create_user("owner@example.org").unwrap();
-    let grant = house.enrol_grant(&owner).unwrap();
     let socket = docker.socket.display().to_string();
-    let settings = [
-        ("CXMPUTE_DOCKER_ENABLED", "true"),
-        ("CXMPUTE_DOCKER_SOCKET", socket.as_str()),
-        ("CXMPUTE_SERVICES_ALLOW", "llm:boxed:1b"),
-    ];
-    let mut node = house.start_node("node", Some(&grant), house.address, &settings).unwrap();
-    house.routable(MODEL, 1).await.unwrap();
-    let client = Client::with_key(house.address, &key);
-    let mut scene = Scene { house, client };
+    let settings = settings(&socket);
+    let (mut scene, mut node) = Scene::open(folder.path(), &catalogue, &first, &settings).await;
 
     let bill = scene.says("I live in a box.").await;
     // 14 characters asked and 16 answered, at 50 micro-credits each.
@@ -138,4 +153,43 @@ async fn an_operators_image_is_planned_pulled_asked_paid_replaced_and_removed() 
     assert_eq!(docker.containers().await, Vec::<String>::new());
     let left: Vec<_> = std::fs::read_dir(folder.path().join("node/run")).unwrap().flatten().collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// The owner's login lies with a helper of Docker's, a program on the node's path; the registry gives nothing without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_behind_a_login_is_pulled_with_what_the_owners_helper_knows() {
+    let _alone = alone().unwrap();
+    let Some(mut docker) = Ground::start().await else { return };
+    let image = docker.push("llm/guarded", 1, "").await;
+    docker.guard_registry().await;
+    let folder = tempfile::tempdir().unwrap();
+    let catalogue = folder.path().join("own.toml");
+    write_catalogue(&catalogue, &image, "I live behind a door.");
+    let (user, password) = ground::LOGIN.split_once(':').unwrap();
+    let helper = folder.path().join("docker-credential-tests");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = get ] && [ \"$(cat)\" = {registry} ] || exit 1\n\
+         echo '{{\"ServerURL\": \"{registry}\", \"Username\": \"{user}\", \"Secret\": \"{password}\"}}'\n",
+        registry = docker.registry
+    );
+    std::fs::write(&helper, script).unwrap();
+    std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let logins = folder.path().join("config.json");
+    let configured = json!({"credHelpers": {docker.registry.as_str(): "tests"}});
+    std::fs::write(&logins, configured.to_string()).unwrap();
+    let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.path().display());
+    let (socket, logins) = (docker.socket.display().to_string(), logins.display().to_string());
+    let mut settings = settings(&socket);
+    settings.extend([
+        ("CXMPUTE_DOCKER_CONFIG", logins.as_str()),
+        ("PATH", path.as_str()),
+        ("CXMPUTE_LOG_LEVEL", "trace"),
+    ]);
+    let (scene, node) = Scene::open(folder.path(), &catalogue, &image, &settings).await;
+    scene.says("I live behind a door.").await;
+    let data = folder.path().join("node").display().to_string();
+    process::run("cxmpute-provider", &["stop", "--json", "--data-dir", &data], &[]).unwrap();
+    let log = node.logged();
+    assert!(log.contains("TRACE"), "the log has not everything");
+    assert!(!log.contains(password), "the password is in the log");
 }

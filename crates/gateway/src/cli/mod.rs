@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use cxmpute_runtime::confine;
 use cxmpute_runtime::exit::{self, ExitError};
 use cxmpute_runtime::telemetry;
 use toml::{Table, Value};
@@ -63,6 +64,19 @@ enum Command {
     /// Models, services and prices.
     #[command(subcommand)]
     Catalogue(catalogue::CatalogueCommand),
+    /// Takes away what a program of others does not need, and becomes it.
+    #[command(hide = true)]
+    Confined {
+        /// What is taken away and what is left, as JSON.
+        #[arg(long, value_name = "JSON", required_unless_present = "check")]
+        terms: Option<String>,
+        /// Only say what this system cannot take away.
+        #[arg(long)]
+        check: bool,
+        /// The program and its arguments.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
 }
 
 /// Flags of `serve`.
@@ -98,6 +112,17 @@ impl Cli {
         );
         set(&mut flags, "store", "url", self.shared.database.clone());
         match self.command {
+            Command::Confined { check: true, .. } => {
+                let (without, reasons) = confine::check();
+                for reason in reasons {
+                    complain(&anyhow::Error::msg(reason));
+                }
+                Output::new(true).show(&without, "")
+            }
+            Command::Confined { terms, command, .. } => {
+                let terms = serde_json::from_str(terms.as_deref().unwrap_or_default())?;
+                confine::become_program(&terms, &command).map(|never| match never {})
+            }
             Command::Serve(args) => {
                 args.flags(&mut flags);
                 let config = Config::load(self.shared.config, flags)?;

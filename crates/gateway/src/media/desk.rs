@@ -54,7 +54,7 @@ impl Desk {
         let policy = Policy { allowed: config.media.allow.clone(), own, ..Policy::default() };
         let bounds = Limits { decoded_bytes: limits::IMAGE_BYTES, ..Limits::default() };
         let places = std::thread::available_parallelism().map_or(1, usize::from);
-        let ffmpeg = Ffmpeg::find(config.media.ffmpeg.as_deref());
+        let ffmpeg = Ffmpeg::find(config.media.ffmpeg.as_deref(), &config.store.data_dir);
         Self {
             packer: Packer::new(ffmpeg.clone()),
             ffmpeg,

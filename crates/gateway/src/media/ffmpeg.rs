@@ -1,11 +1,12 @@
-//! ffmpeg, where the operator has it: for what no library in safe Rust knows. It runs once for a piece of work, as nobody,
-//! without network, in bounded memory and time, and it is told what it is given: it never guesses a format, and reads and
+//! ffmpeg, where the operator has it: for what no library in safe Rust knows. It runs once for a piece of work, confined like
+//! an engine of a node, in bounded memory and time, and it is told what it is given: it never guesses a format, and reads and
 //! writes nothing but its two pipes.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cxmpute_runtime::once::{Once, OnceError, Sandbox};
+use cxmpute_runtime::confine::{Confiner, Terms};
+use cxmpute_runtime::once::{FILE, MEMORY, Once, OnceError, Sandbox};
 
 /// Longest that it may run.
 const TIME: Duration = Duration::from_secs(60);
@@ -20,15 +21,15 @@ pub struct Ffmpeg {
 }
 
 impl Ffmpeg {
-    /// Looks for it: where the configuration says, else in the usual places.
+    /// Looks for it: where the configuration says, else in the usual places. `data_dir` is out of its sight.
     #[must_use]
-    pub fn find(configured: Option<&Path>) -> Option<Self> {
+    pub fn find(configured: Option<&Path>, data_dir: &Path) -> Option<Self> {
         let program = match configured {
             Some(path) if path.as_os_str().is_empty() => None,
             Some(path) => Some(path.to_owned()),
             None => PLACES.iter().map(PathBuf::from).find(|path| path.is_file()),
         };
-        program.map(|program| Self { program, sandbox: Sandbox::probe() })
+        program.map(|program| Self { sandbox: sandbox(&program, data_dir), program })
     }
 
     /// Turns `input`, in the format `from`, into what `to` says, at most `limit` bytes of it. Nothing of a request is an
@@ -58,4 +59,22 @@ impl Ffmpeg {
         };
         once.run(&self.sandbox).await
     }
+}
+
+/// What is around it: what the gateway's own program takes away, or, where this is another program (a test), what those of
+/// the system do.
+fn sandbox(program: &Path, data_dir: &Path) -> Sandbox {
+    let own =
+        std::env::current_exe().ok().filter(|own| own.file_name().is_some_and(|name| name == "cxmpute"));
+    let Some(confiner) = own.and_then(|own| Confiner::probe(own, &["confined"])) else {
+        return Sandbox::probe();
+    };
+    let folder = program.parent().filter(|folder| folder.is_absolute());
+    confiner.sandbox(&Terms {
+        hidden: std::path::absolute(data_dir).into_iter().collect(),
+        readable: folder.map(Path::to_owned).into_iter().collect(),
+        address_space: Some(MEMORY),
+        files: Some(FILE),
+        ..Terms::default()
+    })
 }

@@ -113,7 +113,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_ffmpeg_packs_is_as_long_as_what_it_was_given() {
-        let packer = Packer::new(Ffmpeg::find(None));
+        let packer = Packer::new(Ffmpeg::find(None, "/nonexistent".as_ref()));
         if !packer.makes(AudioFormat::Mp3) {
             crate::media::skipped("ffmpeg is not installed");
             return;

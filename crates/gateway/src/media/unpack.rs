@@ -60,7 +60,9 @@ mod tests {
 
     #[tokio::test]
     async fn opus_is_as_long_as_it_was_and_nothing_longer_is_taken() {
-        let Some(ffmpeg) = Ffmpeg::find(None) else { return skipped("ffmpeg is not installed") };
+        let Some(ffmpeg) = Ffmpeg::find(None, "/nonexistent".as_ref()) else {
+            return skipped("ffmpeg is not installed");
+        };
         let ogg = Packer::new(Some(ffmpeg.clone())).pack(wave().into(), AudioFormat::Opus).await.unwrap();
         let to = ["-c:a", "libopus", "-f", "webm"];
         let webm = ffmpeg.turn("wav", &wave(), &to, 1 << 20).await.unwrap();
@@ -83,7 +85,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_looks_like_something_else_is_not_even_tried() {
-        let Some(ffmpeg) = Ffmpeg::find(None) else { return skipped("ffmpeg is not installed") };
+        let Some(ffmpeg) = Ffmpeg::find(None, "/nonexistent".as_ref()) else {
+            return skipped("ffmpeg is not installed");
+        };
         // A playlist would make ffmpeg open other files.
         for file in [&b"#EXTM3U\nfile:///etc/passwd\n"[..], b"ffconcat version 1.0\nfile /etc/passwd\n", b""]
         {

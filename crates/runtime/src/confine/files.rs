@@ -67,6 +67,8 @@ pub fn confine(terms: &Terms, alone: bool) -> Result<Held> {
     // What it may write it may not start.
     let own: BitFlags<AccessFs> = all & !BitFlags::from(AccessFs::Execute);
     let devices = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev;
+    // The users of a namespace are written there by whoever makes it.
+    let nests = terms.nests.then(|| Path::new("/proc"));
     let shared = Path::new(SHARED);
     let temporary = TEMPORARY.iter().map(Path::new).filter(|_| alone);
     let room = terms.room.iter().chain(&terms.writable).map(PathBuf::as_path);
@@ -78,6 +80,7 @@ pub fn confine(terms: &Terms, alone: bool) -> Result<Held> {
         .add_rules(path_beneath_rules(readable.iter().chain(&terms.readable), read))?
         .add_rules(path_beneath_rules(room.chain(temporary).chain([shared]), own))?
         .add_rules(path_beneath_rules(["/dev"], devices))?
+        .add_rules(path_beneath_rules(nests, AccessFs::ReadFile | AccessFs::WriteFile))?
         .restrict_self()
         .context("Landlock")?;
     Ok(match status.ruleset {
@@ -122,8 +125,9 @@ mod tests {
         };
         assert_eq!(parts("a/b"), [root.join("a/c"), root.join("d")]);
         assert_eq!(parts("none"), [root.join("a"), root.join("d")]);
-        assert_eq!(without(root.clone(), &[PathBuf::from("/elsewhere")]), [root.clone()]);
-        assert_eq!(without(root.join("a"), &[root.clone()]), Vec::<PathBuf>::new());
+        let elsewhere = [PathBuf::from("/elsewhere")];
+        assert_eq!(without(root.clone(), &elsewhere), std::slice::from_ref(&root));
+        assert_eq!(without(root.join("a"), std::slice::from_ref(&root)), Vec::<PathBuf>::new());
         assert_eq!(without(root.join("d"), &[root.join("a")]), [root.join("d")]);
     }
 

@@ -74,7 +74,8 @@ pub fn hide(terms: &Terms) -> Result<()> {
         if let Some(parent) = parent {
             DirBuilder::new().recursive(true).mode(0o755).create(parent).with_context(what)?;
         }
-        if !folder {
+        // What a directory that was shown already has in it may be written no more.
+        if !folder && !path.exists() {
             OpenOptions::new().create(true).append(true).open(&path).with_context(what)?;
         }
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());

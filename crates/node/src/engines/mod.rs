@@ -271,7 +271,8 @@ impl Adapter {
         }
         let parallel = std::thread::available_parallelism().map_or(1, usize::from);
         let slots = config.engine.slots.min(u16::try_from(parallel).unwrap_or(u16::MAX));
-        tool::Tool::choose(desired, tool::Walls::of(around), slots).map(Self::Tool).ok_or_else(|| match other {
+        tool::Tool::choose(desired, tool::Walls::of(around), slots).map(Self::Tool).ok_or_else(|| match other
+        {
             Some(why) => AdapterError::OtherModel(why),
             None => AdapterError::NoEngine(desired.service_id.to_string()),
         })

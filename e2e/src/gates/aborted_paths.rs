@@ -8,6 +8,7 @@ use cxmpute_wire::MicroCredits;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::leaving::{LIMIT, Leave, RELEASED_WITHIN, Spans, heard, judge_books};
 use crate::client::Conversation;
 use crate::ground::until;
 use crate::paths::{Path, settled};
@@ -16,13 +17,6 @@ use crate::stand_in::{Mood, Note, StandIn, Step};
 use crate::verdict::Verdict;
 use crate::ways::{Answer, Way};
 use crate::world::{Account, World};
-
-/// Deadlines are asserted at four times their value.
-const CANCELLED_WITHIN: Duration = Duration::from_millis(4 * 250);
-const RELEASED_WITHIN: Duration = Duration::from_secs(4);
-
-/// `max_tokens` of the requests, far above what is sent.
-const LIMIT: u64 = 64;
 
 /// Tokens sent before a client leaves in the middle, and of whole answers.
 const MIDDLE: u64 = 7;
@@ -54,16 +48,6 @@ enum Point {
 
 const POINTS: [Point; 5] =
     [Point::BeforeAccept, Point::BeforeContent, Point::InTheMiddle, Point::AtTheEnd, Point::AfterTheEnd];
-
-/// How it leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leave {
-    Reset,
-    Close,
-    HalfClose,
-    /// It stays, and reads nothing.
-    Stall,
-}
 
 /// The gate.
 ///
@@ -97,17 +81,9 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
             );
         }
     }
-    verdict.measured("cancel at the node", Duration::from_millis(250), spans.cancelled);
-    verdict.measured("hold released", Duration::from_secs(1), spans.released);
+    spans.report(&mut verdict);
     world.finish(&mut verdict).await?;
     Ok(verdict)
-}
-
-/// What is measured, for the report.
-#[derive(Default)]
-struct Spans {
-    cancelled: Vec<Duration>,
-    released: Vec<Duration>,
 }
 
 struct Case<'a> {
@@ -130,39 +106,16 @@ impl Case<'_> {
         let mut got = Answer::default();
         let note = self.reach(way, point, place, &mut conversation, &mut got).await?;
         let left = Instant::now();
-        let mut kept = None;
-        match leave {
-            Leave::Reset => conversation.reset()?,
-            Leave::Close => drop(conversation),
-            Leave::HalfClose => {
-                conversation.half_close().await?;
-                kept = Some(conversation);
-            }
-            Leave::Stall => kept = Some(conversation),
-        }
+        let kept = leave.carry_out(conversation).await?;
         // A stalled reader is cut by the write stall, after it filled what lies between.
         let grace = if leave == Leave::Stall { Duration::from_secs(20) } else { Duration::ZERO };
         let mut over = left;
         if !matches!(point, Point::AtTheEnd | Point::AfterTheEnd) {
-            over = self.cancelled(place, grace).await?;
-            let after = over.saturating_duration_since(left);
-            self.verdict.check(
-                "the node is cancelled within 250 ms (4 x)",
-                after <= CANCELLED_WITHIN + grace,
-                format!("{what}: {after:?}"),
-            );
-            if leave != Leave::Stall {
-                spans.cancelled.push(after);
-            }
+            let at = (self.node, place);
+            over = spans.cancelled(self.verdict, at, (left, grace), &what).await?;
         }
-        let row = settled(&self.account.client, &note.request_id, RELEASED_WITHIN * 3).await;
-        self.verdict.check(
-            "the hold is released within 1 s (4 x)",
-            row.is_ok() && over.elapsed() <= RELEASED_WITHIN,
-            format!("{what}: {:?}, {row:?}", over.elapsed()),
-        );
-        spans.released.push(over.elapsed());
-        let Ok(row) = row else { return Ok(()) };
+        let of = (self.account, note.request_id.as_str());
+        let Some(row) = spans.released(self.verdict, of, over, &what).await else { return Ok(()) };
         if let Some(mut conversation) = kept {
             got.read_rest(&mut conversation).await;
         }
@@ -202,13 +155,6 @@ impl Case<'_> {
             settled(&self.account.client, &note.request_id, RELEASED_WITHIN).await?;
         }
         Ok(note)
-    }
-
-    async fn cancelled(&self, place: usize, grace: Duration) -> Result<Instant> {
-        until("the node to be cancelled", CANCELLED_WITHIN + grace + Duration::from_secs(10), async || {
-            Ok(self.node.notes().get(place).and_then(|note| note.cancelled))
-        })
-        .await
     }
 
     /// Holds the bill against the abort table.
@@ -256,18 +202,8 @@ impl Case<'_> {
             (wanted..=wanted + slack).contains(&cost),
             format!("{what}: {row}, wanted {wanted} for {got:?}"),
         );
-        self.verdict.check(
-            "the provider gets its share of what was paid",
-            money.reward_of(&note.request_id).await? == self.world.share(cost)?,
-            format!("{what}: cost {cost}"),
-        );
-        self.verdict.check(
-            "a request is charged at most once",
-            money.settlements_of(&note.request_id).await? == usize::from(cost > 0)
-                && money.charge_of(&note.request_id).await? == cost,
-            format!("{what}: {cost}"),
-        );
-        Ok(())
+        let paid = (cost, self.world.share(cost)?);
+        judge_books(self.verdict, money, &note.request_id, paid, &what).await
     }
 
     /// A good request of the same kind works, to its end and at its price.
@@ -287,15 +223,6 @@ impl Case<'_> {
         self.verdict.check("the next good request works", right, format!("{}: {got:?}, {row}", way.name));
         Ok(())
     }
-}
-
-/// Waits until the gateway has heard all that the node has said so far: a tunnel keeps the order, so what it said before the
-/// answer to a later request is there when that is.
-pub(super) async fn heard(account: &Account) -> Result<()> {
-    let body = Path::ChatWhole.body("say 1", LIMIT);
-    let got = Path::ChatWhole.ask(&account.client, &body).await?;
-    anyhow::ensure!(got.complete, "{got:?}");
-    Ok(())
 }
 
 /// What the node plays.

@@ -9,7 +9,7 @@ use cxmpute_wire::MicroCredits;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::aborted_paths::heard;
+use super::leaving::{Leave, RELEASED_WITHIN, Spans, heard, judge_books};
 use crate::ground::until;
 use crate::paths::settled;
 use crate::services::Service;
@@ -17,10 +17,6 @@ use crate::settings::Setting;
 use crate::stand_in::{Mood, Note, Script, StandIn, Step};
 use crate::verdict::Verdict;
 use crate::world::{Account, World};
-
-/// Deadlines are asserted at four times their value.
-const CANCELLED_WITHIN: Duration = Duration::from_millis(4 * 250);
-const RELEASED_WITHIN: Duration = Duration::from_secs(4);
 
 /// When the client leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +43,6 @@ const POINTS: [Point; 6] = [
     Point::AfterAFault,
     Point::AfterTheEnd,
 ];
-
-/// How it leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leave {
-    Reset,
-    Close,
-    HalfClose,
-}
 
 const LEAVES: [Leave; 3] = [Leave::Close, Leave::Reset, Leave::HalfClose];
 
@@ -88,17 +76,9 @@ pub async fn gate(setting: Setting) -> Result<Verdict> {
             );
         }
     }
-    verdict.measured("cancel at the node", Duration::from_millis(250), spans.cancelled);
-    verdict.measured("hold released", Duration::from_secs(1), spans.released);
+    spans.report(&mut verdict);
     world.finish(&mut verdict).await?;
     Ok(verdict)
-}
-
-/// What is measured, for the report.
-#[derive(Default)]
-struct Spans {
-    cancelled: Vec<Duration>,
-    released: Vec<Duration>,
 }
 
 struct Case<'a> {
@@ -116,44 +96,21 @@ impl Case<'_> {
         self.node.set_mood(if point == Point::BeforeAccept { Mood::Blackhole } else { Mood::Willing });
         let place = self.node.notes().len();
         let request = service.request();
-        let mut conversation =
-            self.account.client.send_payload("POST", service.url(), Some(&request)).await?;
+        let conversation = self.account.client.send_payload("POST", service.url(), Some(&request)).await?;
         let note = self.reach(service, point, place).await?;
         let left = Instant::now();
-        let mut kept = None;
-        match leave {
-            Leave::Reset => conversation.reset()?,
-            Leave::Close => drop(conversation),
-            Leave::HalfClose => {
-                conversation.half_close().await?;
-                kept = Some(conversation);
-            }
-        }
+        let kept = leave.carry_out(conversation).await?;
         let mut over = left;
         if matches!(point, Point::BeforeAccept | Point::BeforeAnswer | Point::InTheMiddle) {
-            over = until("the node to be cancelled", Duration::from_secs(10), async || {
-                Ok(self.node.notes().get(place).and_then(|note| note.cancelled))
-            })
-            .await?;
-            let after = over.saturating_duration_since(left);
-            self.verdict.check(
-                "the node is cancelled within 250 ms (4 x)",
-                after <= CANCELLED_WITHIN,
-                format!("{what}: {after:?}"),
-            );
-            spans.cancelled.push(after);
+            let at = (self.node, place);
+            over = spans.cancelled(self.verdict, at, (left, Duration::ZERO), &what).await?;
         }
-        let row = settled(&self.account.client, &note.request_id, RELEASED_WITHIN * 3).await;
-        self.verdict.check(
-            "the hold is released within 1 s (4 x)",
-            row.is_ok() && over.elapsed() <= RELEASED_WITHIN,
-            format!("{what}: {:?}, {row:?}", over.elapsed()),
-        );
-        spans.released.push(over.elapsed());
+        let of = (self.account, note.request_id.as_str());
+        let row = spans.released(self.verdict, of, over, &what).await;
         drop(kept);
         self.node.set_mood(Mood::Willing);
         self.node.forget(service.script());
-        let Ok(row) = row else { return Ok(()) };
+        let Some(row) = row else { return Ok(()) };
         self.judge(service, point, &what, &note, &row).await
     }
 
@@ -212,18 +169,8 @@ impl Case<'_> {
         };
         let cost = self.world.cost_of(row)?;
         self.verdict.check(service.rule(), cost == wanted, format!("{what}: {row}, wanted {wanted}"));
-        self.verdict.check(
-            "the provider gets its share of what was paid",
-            money.reward_of(&note.request_id).await? == money.share(service.model(), cost)?,
-            format!("{what}: cost {cost}"),
-        );
-        self.verdict.check(
-            "a request is charged at most once",
-            money.settlements_of(&note.request_id).await? == usize::from(cost > 0)
-                && money.charge_of(&note.request_id).await? == cost,
-            format!("{what}: {cost}"),
-        );
-        Ok(())
+        let paid = (cost, money.share(service.model(), cost)?);
+        judge_books(self.verdict, money, &note.request_id, paid, what).await
     }
 
     /// A good request of the same kind works, to its end and at its price.

@@ -17,11 +17,16 @@ struct Scene {
     house: House,
     node: Program,
     key: String,
+    owner: String,
     folder: tempfile::TempDir,
 }
 
 async fn scene() -> Scene {
-    let folder = tempfile::tempdir().unwrap();
+    scene_in(tempfile::tempdir().unwrap(), &[]).await
+}
+
+/// The same in a folder that is there, with more settings of the node.
+async fn scene_in(folder: tempfile::TempDir, extra: &[(&str, &str)]) -> Scene {
     let mut house = House::plan(folder.path(), None).unwrap();
     house.start_gateway().await.unwrap();
     let user = house.create_user("user@example.org").unwrap();
@@ -29,9 +34,9 @@ async fn scene() -> Scene {
     let key = house.create_key(&user).unwrap();
     let owner = house.create_user("owner@example.org").unwrap();
     let grant = house.enrol_grant(&owner).unwrap();
-    let node = house.start_node("node", Some(&grant), house.address, &[]).unwrap();
+    let node = house.start_node("node", Some(&grant), house.address, extra).unwrap();
     house.routable(CHAT_MODEL, 1).await.unwrap();
-    Scene { house, node, key, folder }
+    Scene { house, node, key, owner, folder }
 }
 
 impl Scene {
@@ -182,13 +187,6 @@ fn bad_starts_end_with_a_sentence_and_a_documented_code() {
 async fn a_node_without_files_fetches_them_and_is_paid() {
     let _alone = alone().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let mut house = House::plan(folder.path(), None).unwrap();
-    house.start_gateway().await.unwrap();
-    let user = house.create_user("user@example.org").unwrap();
-    house.grant_credits(&user, 10_000_000).unwrap();
-    let key = house.create_key(&user).unwrap();
-    let owner = house.create_user("owner@example.org").unwrap();
-    let grant = house.enrol_grant(&owner).unwrap();
     // Where a node keeps them when nobody says: the command that lists them is not told either.
     let models = folder.path().join("node/models");
     let models = models.display().to_string();
@@ -199,22 +197,17 @@ async fn a_node_without_files_fetches_them_and_is_paid() {
         ("CXMPUTE_MODELS_MARGIN_MB", "16"),
         ("CXMPUTE_SERVICES_ALLOW", service.as_str()),
     ];
-    let node = house.start_node("node", Some(&grant), house.address, &extra).unwrap();
-    house.routable(CHAT_MODEL, 1).await.unwrap();
-    let client = Client::with_key(house.address, &key);
-    let body = json!({"model": CHAT_MODEL, "messages": [{"role": "user", "content": "What is 3 plus 4?"}]});
-    let reply = client.call("POST", "/v1/chat/completions", Some(&body)).await.unwrap();
-    assert_eq!(reply.status, 200);
-    let listed: Value = serde_json::from_str(&ask(&folder.path().join("node"), "models").unwrap()).unwrap();
+    let scene = scene_in(folder, &extra).await;
+    assert_eq!(scene.answer().await, 200);
+    let listed: Value = serde_json::from_str(&ask(&scene.dir(), "models").unwrap()).unwrap();
     let files = listed["files"].as_array().unwrap();
     assert!(files.len() == 1 && files[0]["fetched"] == true, "{listed}");
     assert!(files[0]["name"].as_str().unwrap().starts_with("blobs/sha256-"), "{listed}");
     // A stranger gets nothing of it.
     let path = format!("/api/v1/{}", files[0]["name"].as_str().unwrap().replace("sha256-", ""));
-    let reply = Client::anonymous(house.address).call("GET", &path, None).await.unwrap();
+    let reply = Client::anonymous(scene.house.address).call("GET", &path, None).await.unwrap();
     assert_eq!(reply.status, 401);
-    let earned = house.command(&["admin", "credits", "show", &owner]).unwrap();
+    let earned = scene.house.command(&["admin", "credits", "show", &scene.owner]).unwrap();
     assert!(earned["provider_pending_micro"].as_i64().unwrap() > 0, "{earned}");
-    house.check_ledger().unwrap();
-    drop(node);
+    scene.house.check_ledger().unwrap();
 }

@@ -8,6 +8,7 @@ mod check;
 mod post;
 mod recover;
 mod resolve;
+mod rows;
 
 use std::sync::Arc;
 

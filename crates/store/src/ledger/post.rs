@@ -3,7 +3,8 @@
 use cxmpute_market::ledger::{Account, AccountKind, Postings};
 use cxmpute_wire::{MicroCredits, RequestId, Timestamp, UserId};
 
-use super::book::{bounds, lines};
+use super::book::bounds;
+use super::rows::lines;
 use crate::db::{Db, Tx, on, read};
 use crate::error::DbError;
 use crate::lane::{Lane, values};

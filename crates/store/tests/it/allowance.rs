@@ -55,17 +55,12 @@ const fn taken(amount: i64) -> LedgerReply {
     LedgerReply::Taken { amount: MicroCredits(amount) }
 }
 
-async fn balance(market: &Market) -> (i64, i64) {
-    let balance = market.db.balance(&market.payer).await.unwrap();
-    (balance.available.0, balance.held.0)
-}
-
 #[tokio::test]
 async fn requests_are_charged_to_an_allowance_and_the_rest_goes_back() {
     for fresh in databases().await {
         let market = Market::new(&fresh.db, 100_000).await;
         assert_eq!(market.one(take(&market, "al_1", 3000, 100)).await, taken(3000), "{}", fresh.name);
-        assert_eq!(balance(&market).await, (100_000, 0), "what is taken beforehand is shown as available");
+        assert_eq!(market.balance().await, (100_000, 0), "what is taken beforehand is shown as available");
         market.assert_clean(0, fresh.name).await;
         let ends = [("a", End::Finished, 70), ("b", End::Finished, 30), ("c", End::Refused, 50)];
         let ops: Vec<_> = ends
@@ -80,14 +75,14 @@ async fn requests_are_charged_to_an_allowance_and_the_rest_goes_back() {
             other => panic!("{other:?}"),
         });
         assert_eq!(costs.collect::<Vec<_>>(), [(70, 930), (30, 970), (0, 1000)]);
-        assert_eq!(balance(&market).await, (99_900, 0));
+        assert_eq!(market.balance().await, (99_900, 0));
         assert_eq!(fresh.db.earnings(&market.provider).await.unwrap().pending.0, 90);
         let row = fresh.db.generation(&RequestId::from_tail("a"), &market.payer).await.unwrap().unwrap();
         assert_eq!((row.cost.0, row.end), (70, Some(End::Finished)));
         market.assert_clean(0, fresh.name).await;
         assert_eq!(market.one(give_back(&market, "al_1")).await, LedgerReply::Done);
         assert_eq!(market.one(give_back(&market, "al_1")).await, LedgerReply::NotHeld, "once");
-        assert_eq!(balance(&market).await, (99_900, 0));
+        assert_eq!(market.balance().await, (99_900, 0));
         let late = charge(&market, "al_1", market.end("d", 1000, End::Finished, chat(1, 0)), false);
         assert_eq!(market.one(late).await, LedgerReply::NotHeld, "nothing is charged to what was given back");
         assert_eq!(fresh.db.check_ledger().await.unwrap().allowances, 0);
@@ -99,7 +94,7 @@ async fn requests_are_charged_to_an_allowance_and_the_rest_goes_back() {
         assert_eq!(refund(5, "one").await, Posted::Entered);
         assert_eq!(refund(66, "two").await, Posted::Refused);
         assert_eq!(refund(5, "three").await, Posted::Entered);
-        assert_eq!(balance(&market).await, (99_910, 0));
+        assert_eq!(market.balance().await, (99_910, 0));
         market.assert_clean(0, fresh.name).await;
     }
 }
@@ -186,7 +181,7 @@ async fn a_request_that_lasts_gets_a_hold_like_any_other() {
         let ops = [note, extend, graduate(&market, "al_1", "a", 1000)];
         let replies = fresh.db.apply(&ops).await.unwrap();
         assert_eq!(replies, [LedgerReply::Done; 3], "{}", fresh.name);
-        assert_eq!(balance(&market).await, (98_500, 1500));
+        assert_eq!(market.balance().await, (98_500, 1500));
         market.assert_clean(1, fresh.name).await;
         assert_eq!(
             market.one(graduate(&market, "al_1", "b", 2001)).await,
@@ -196,7 +191,7 @@ async fn a_request_that_lasts_gets_a_hold_like_any_other() {
         let settled = market.resolve(market.end("a", 1500, End::Finished, chat(100, 0))).await;
         assert_eq!((settled.cost.0, settled.refund.0), (100, 1400));
         market.one(give_back(&market, "al_1")).await;
-        assert_eq!(balance(&market).await, (99_900, 0));
+        assert_eq!(market.balance().await, (99_900, 0));
         market.assert_clean(0, fresh.name).await;
     }
 }
@@ -215,7 +210,7 @@ async fn a_charge_is_entered_once_whatever_is_repeated() {
             LedgerReply::AlreadyResolved(first)
         );
         assert!(fresh.db.apply(&[charge(&market, "al_1", end(), false)]).await.is_err(), "refused whole");
-        assert_eq!(balance(&market).await, (99_900, 0), "{}", fresh.name);
+        assert_eq!(market.balance().await, (99_900, 0), "{}", fresh.name);
         market.assert_clean(0, fresh.name).await;
     }
 }
@@ -238,7 +233,7 @@ async fn what_a_dead_replica_had_goes_back_and_is_fenced() {
         let market = Market { db: db.clone(), payer, key, provider, replica };
         let recovery = db.recover(&market.replica, NOW).await.unwrap();
         assert_eq!(recovery.voided, [RequestId::from_tail("b")], "{}", fresh.name);
-        assert_eq!(balance(&market).await, (99_900, 0));
+        assert_eq!(market.balance().await, (99_900, 0));
         let mut late = allowance(&market, "al_1");
         late.epoch = old;
         let end = Arc::new(market.end("c", 1000, End::Finished, chat(100, 0)));

@@ -14,14 +14,12 @@ async fn the_table_of_postings_is_reproduced() {
     for fresh in databases().await {
         let market = Market::new(&fresh.db, 10_000_000).await;
         assert_eq!(market.one(market.hold("a", 3000)).await, LedgerReply::Done);
-        let balance = fresh.db.balance(&market.payer).await.unwrap();
-        assert_eq!((balance.available.0, balance.held.0), (9_997_000, 3000));
+        assert_eq!(market.balance().await, (9_997_000, 3000));
         market.assert_clean(1, fresh.name).await;
         let settled = market.resolve(market.end("a", 3000, End::Finished, chat(2410, 0))).await;
         assert_eq!((settled.cost.0, settled.refund.0), (2410, 590));
         assert_eq!((settled.provider_reward.0, settled.platform_fee.0), (2169, 241));
-        let balance = fresh.db.balance(&market.payer).await.unwrap();
-        assert_eq!((balance.available.0, balance.held.0), (9_997_590, 0));
+        assert_eq!(market.balance().await, (9_997_590, 0));
         assert_eq!(fresh.db.earnings(&market.provider).await.unwrap().pending.0, 2169);
         let row = fresh.db.generation(&RequestId::from_tail("a"), &market.payer).await.unwrap().unwrap();
         assert_eq!((row.cost.0, row.end, row.title.as_deref()), (2410, Some(End::Finished), Some("title")));
@@ -190,8 +188,7 @@ async fn a_moved_hold_keeps_its_money_and_is_settled_at_the_new_price() {
         let to = LedgerOp::Move(Box::new(move_to_dear(&market, "a")));
         assert_eq!(market.one(to.clone()).await, LedgerReply::Done, "{}", fresh.name);
         assert_eq!(market.one(to.clone()).await, LedgerReply::Done, "the same move changes nothing");
-        let balance = db.balance(&market.payer).await.unwrap();
-        assert_eq!((balance.available.0, balance.held.0), (7000, 3000), "no money moves");
+        assert_eq!(market.balance().await, (7000, 3000), "no money moves");
         market.assert_clean(1, fresh.name).await;
         let row = db.generation(&RequestId::from_tail("a"), &market.payer).await.unwrap().unwrap();
         assert_eq!((row.model.as_str(), row.price), ("dear-model", ("dear".to_owned(), 3)));

@@ -125,6 +125,12 @@ impl Market {
         Self { db: db.clone(), payer, key, provider, replica }
     }
 
+    /// What the payer has available and held.
+    pub async fn balance(&self) -> (i64, i64) {
+        let balance = self.db.balance(&self.payer).await.unwrap();
+        (balance.available.0, balance.held.0)
+    }
+
     pub fn hold(&self, request: &str, amount: i64) -> LedgerOp {
         LedgerOp::Admit(self.admitted(request, amount))
     }

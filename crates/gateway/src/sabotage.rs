@@ -6,6 +6,8 @@
 pub enum Sabotage {
     /// L1: the balance is read, then debited, without a guard between the two.
     CheckThenDebit,
+    /// L1: an allowance that is recalled for another replica is kept.
+    KeepAllowances,
     /// L4: a stream is metered only when it ends well.
     MeterAtStreamEnd,
     /// L6: a failed attempt is billed beside the one that succeeded.
@@ -58,6 +60,7 @@ impl Sabotage {
     /// Every variant.
     pub const ALL: &'static [Self] = &[
         Self::CheckThenDebit,
+        Self::KeepAllowances,
         Self::MeterAtStreamEnd,
         Self::BillEveryAttempt,
         Self::DoneBeforeCommit,
@@ -88,6 +91,7 @@ impl Sabotage {
     pub const fn name(self) -> &'static str {
         match self {
             Self::CheckThenDebit => "check_then_debit",
+            Self::KeepAllowances => "keep_allowances",
             Self::MeterAtStreamEnd => "meter_at_stream_end",
             Self::BillEveryAttempt => "bill_every_attempt",
             Self::DoneBeforeCommit => "done_before_commit",

@@ -47,6 +47,8 @@ async fn p1_rogue_streams_cost_bounded_memory() {
     memory::gate(Setting::clean(), None).await.unwrap().must_hold();
 }
 
+gate!(l1_money_taken_beforehand_is_there_for_everybody, allowances::gate);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_the_balance_is_never_overspent_on_postgres() {
     let _alone = alone().unwrap();

@@ -1,7 +1,6 @@
 //! The gates, clean and against their known-bad variants, and what concerns the house as a whole.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
-mod allowances;
 mod clean;
 mod containers;
 mod house;

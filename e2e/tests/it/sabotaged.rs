@@ -18,6 +18,7 @@ macro_rules! caught {
 }
 
 caught!(l1_catches_check_then_debit, overspend, "check_then_debit");
+caught!(l1_catches_an_allowance_that_is_kept, allowances, "keep_allowances");
 caught!(l4_catches_metering_at_the_end, aborted, "meter_at_stream_end");
 caught!(faults_catch_a_bill_for_what_broke_off, faults, "bill_undelivered");
 caught!(gr7_catches_answers_nobody_looks_at, lies, "unchecked_shape");

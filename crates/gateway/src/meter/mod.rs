@@ -69,6 +69,19 @@ impl MeterConfig {
         }
         self.busy
     }
+
+    /// Whether allowances that others need are given back.
+    #[cfg_attr(
+        not(feature = "sabotage"),
+        expect(clippy::unused_self, reason = "only the known-bad one does not")
+    )]
+    fn gives_back(&self) -> bool {
+        #[cfg(feature = "sabotage")]
+        if self.sabotage == Some(Sabotage::KeepAllowances) {
+            return false;
+        }
+        true
+    }
 }
 
 /// Holds and settlements of this process. Cloning shares it.
@@ -153,7 +166,9 @@ impl Meter {
         let writer = settle::Writer::new(db.clone(), parts, config.batch, queue, tasks);
         tasks.spawn_critical("meter-writer", writer.run());
         lease::start(&db, &clock, &replica, (&gauges, &allowances), asked, tasks);
-        lease::keep_allowances(&db, &replica, &allowances, tasks);
+        if config.gives_back() {
+            lease::keep_allowances(&db, &replica, &allowances, tasks);
+        }
         let inner = Inner {
             replica_name: replica.id.as_str().into(),
             db,

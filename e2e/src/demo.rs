@@ -2,6 +2,7 @@
 
 mod bill;
 mod commands;
+mod services;
 mod show;
 
 use std::path::{Path, PathBuf};
@@ -187,6 +188,7 @@ async fn stand_up(demo: &Demo, folder: &Path, show: &Show) -> Result<Standing> {
     let answer = ask(&client, show).await?;
     let bill = bill::check(&client, &house, &answer).await?;
     show.line(&bill.text());
+    services::ask(&client, &services, &site, show).await?;
     let ledger = house.check_ledger()?;
     show.line(&format!("ledger     explained {}, open holds {}", ledger["explained"], ledger["open_holds"]));
     show.line("dashboard  not built yet (see README); figures: GET /api/v1/credits and /api/v1/generation");

@@ -7,7 +7,7 @@ use cxmpute_wire::MicroCredits;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::aborted_paths::heard;
+use super::leaving::heard;
 use crate::client::{Conversation, Event, content};
 use crate::ground::until;
 use crate::settings::Setting;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::aborted_paths::heard;
+use super::leaving::heard;
 use crate::client::{Client, Event, content};
 use crate::ground::until;
 use crate::paths::{Got, Path, settled};

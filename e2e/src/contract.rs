@@ -303,8 +303,14 @@ impl Contract {
 }
 
 /// Named events after which nothing follows.
-const LAST_EVENTS: [&str; 5] =
-    ["message_stop", "error", "response.completed", "response.incomplete", "response.failed"];
+const LAST_EVENTS: [&str; 6] = [
+    "message_stop",
+    "error",
+    "response.completed",
+    "response.incomplete",
+    "response.failed",
+    "speech.audio.done",
+];
 
 /// How to judge the body of an answer.
 #[derive(Clone, Debug)]

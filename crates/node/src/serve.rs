@@ -142,45 +142,59 @@ async fn relay(
         let chunk = tokio::select! {
             // First, because its engine is being ended: what that does to the answer is no fault of the node (NR48).
             biased;
-            () = place.withdrawn() => return report(responder, path, Code::OwnerWithdrew, WITHDRAWN).await,
+            () = place.withdrawn() => {
+                return give_up(responder, (path, sent), Code::OwnerWithdrew, WITHDRAWN).await;
+            }
             chunk = reply.chunk() => chunk,
             // Dropping the reply hangs up on the engine, which stops generating.
             () = responder.cancelled() => return,
             () = &mut late => {
-                return report(responder, path, Code::DeadlineExceeded, "the time for this request is over").await;
+                return give_up(responder, (path, sent), Code::DeadlineExceeded, "the time for this request is over").await;
             }
         };
         let (bytes, ended) = match (chunk, &mut gate) {
             (Some(Err(error)), _) => {
-                return report(responder, path, Code::EngineFailed, broken_text(&error)).await;
+                return give_up(responder, (path, sent), Code::EngineFailed, broken_text(&error)).await;
             }
             (Some(Ok(bytes)), None) => (bytes, false),
             (None, None) => (Bytes::new(), true),
             (Some(Ok(bytes)), Some(gate)) => match gate.push(bytes) {
                 Ok(events) => (events, gate.is_done()),
                 Err(_) => {
-                    return report(responder, path, Code::EngineFailed, "the engine sent no events").await;
+                    return give_up(responder, (path, sent), Code::EngineFailed, "the engine sent no events")
+                        .await;
                 }
             },
             (None, Some(gate)) => match gate.end() {
                 Some(events) => (events, true),
                 None => {
-                    return report(responder, path, Code::EngineFailed, "the engine broke off").await;
+                    return give_up(responder, (path, sent), Code::EngineFailed, "the engine broke off")
+                        .await;
                 }
             },
         };
         services.count_transfer(bytes.len());
-        sent = sent.saturating_add(bytes.len() as u64);
-        if sent > limit {
-            return report(responder, path, Code::EngineFailed, "the engine's answer is too long").await;
+        let more = bytes.len() as u64;
+        if sent.saturating_add(more) > limit {
+            return give_up(responder, (path, sent), Code::EngineFailed, "the engine's answer is too long")
+                .await;
         }
         if responder.send(bytes).await.is_err() {
             return;
         }
+        sent += more;
         if ended {
             place.succeeded(clock);
             return responder.finish();
         }
+    }
+}
+
+/// Ends an answer that will not be complete. Behind the first part of a body that is no stream of events there is no place for a
+/// word: such a stream is reset, and nobody takes it for whole.
+async fn give_up(responder: WorkResponder, (path, sent): (WorkPath, u64), code: Code, message: &str) {
+    if sent == 0 || path.is_stream() {
+        report(responder, path, code, message).await;
     }
 }
 

@@ -1,18 +1,21 @@
 //! A program that runs once for one request: no shell, an empty environment, no network and no rights where the system
 //! lets us take them away, its own process group, bounded memory, time and output. Whatever happens, nothing of it stays.
 
+mod running;
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Gid, Pid, Uid};
 use tempfile::NamedTempFile;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use crate::confine::NOBODY;
+
+pub use running::Running;
 
 /// Address space of a tool, in bytes.
 pub const MEMORY: u64 = 2 * 1024 * 1024 * 1024;
@@ -20,8 +23,6 @@ pub const MEMORY: u64 = 2 * 1024 * 1024 * 1024;
 pub const FILE: u64 = 64 * 1024 * 1024;
 /// Files that it may have open.
 const FILES: u64 = 64;
-/// Most of its complaints that are kept.
-const COMPLAINT_BYTES: u64 = 2 * 1024;
 /// Where the sandbox's own programs are looked for.
 const PLACES: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
 
@@ -197,51 +198,28 @@ impl Once<'_> {
     /// # Errors
     /// It gave nothing that counts.
     pub async fn run(&self, sandbox: &Sandbox) -> Result<Vec<u8>, OnceError> {
+        let mut running = self.start(sandbox)?;
+        running.close();
+        let mut printed = Vec::new();
+        while let Some(piece) = running.chunk().await {
+            printed.extend_from_slice(&piece?);
+        }
+        Ok(printed)
+    }
+
+    /// Starts it with its input; more may be given, until [`Running::close`] says that this was all.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&self, sandbox: &Sandbox) -> Result<Running, OnceError> {
         let mut command = sandbox.command(self.program);
         command.args(self.arguments).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent");
         command.envs(self.environment.iter().copied()).process_group(0).kill_on_drop(true).current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let start = |error| OnceError::Start { program: self.program.to_owned(), error };
-        let mut child = command.spawn().map_err(start)?;
-        let _group = Group::of(&child);
-        let (input, output, complaints) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let feed = async {
-            if let Some(mut input) = input {
-                // A program that has read enough closes its end.
-                let _ = input.write_all(self.input).await;
-                let _ = input.shutdown().await;
-            }
-        };
-        let read = async {
-            let mut printed = BytesMut::new();
-            if let Some(mut output) = output {
-                while output.read_buf(&mut printed).await.is_ok_and(|read| read > 0) {
-                    if printed.len() > self.output_limit {
-                        return Err(OnceError::TooLong(self.output_limit));
-                    }
-                }
-            }
-            Ok(Vec::from(printed))
-        };
-        let listen = async {
-            let mut said = Vec::new();
-            if let Some(complaints) = complaints {
-                let mut complaints = complaints;
-                let _ = (&mut complaints).take(COMPLAINT_BYTES).read_to_end(&mut said).await;
-                let _ = tokio::io::copy(&mut complaints, &mut tokio::io::sink()).await;
-            }
-            String::from_utf8_lossy(&said).trim().to_owned()
-        };
-        let whole = async {
-            let ((), printed, complaint) = tokio::join!(feed, read, listen);
-            let printed = printed?;
-            match child.wait().await {
-                Ok(status) if status.success() => Ok(printed),
-                Ok(status) => Err(OnceError::Ended { status: status.to_string(), complaint }),
-                Err(error) => Err(OnceError::Ended { status: error.to_string(), complaint }),
-            }
-        };
-        tokio::time::timeout(self.time, whole).await.unwrap_or(Err(OnceError::Late(self.time)))
+        let mut running = Running::new(command.spawn().map_err(start)?, self.output_limit, self.time);
+        running.give(Bytes::copy_from_slice(self.input));
+        Ok(running)
     }
 }
 
@@ -288,6 +266,44 @@ mod tests {
             time: LONG,
         };
         assert!(matches!(nothing.run(&none).await, Err(OnceError::Start { .. })));
+    }
+
+    /// Each piece comes while the program runs, and the next one is made only when more was given.
+    #[tokio::test]
+    async fn what_is_given_piece_by_piece_comes_back_piece_by_piece() {
+        let arguments = ["-c".to_owned(), "while read line; do echo \"<$line>\"; done; echo end".to_owned()];
+        let once = Once {
+            program: Path::new("/bin/sh"),
+            arguments: &arguments,
+            environment: &[],
+            input: b"one\n",
+            output_limit: 10_000,
+            time: LONG,
+        };
+        let mut running = once.start(&Sandbox::default()).unwrap();
+        assert_eq!(running.chunk().await.unwrap().unwrap(), "<one>\n");
+        // Asking and giving up loses nothing.
+        assert!(tokio::time::timeout(Duration::from_millis(50), running.chunk()).await.is_err());
+        running.give("two\n".into());
+        assert_eq!((running.chunk().await.unwrap().unwrap(), running.unread()), ("<two>\n".into(), 0));
+        running.close();
+        assert_eq!(running.chunk().await.unwrap().unwrap(), "end\n");
+        assert!(running.chunk().await.is_none() && running.chunk().await.is_none());
+        // Much in both directions at once is no deadlock.
+        let arguments = ["-c".to_owned(), "cat; cat /dev/zero | head -c 1 >&2; exit 7".to_owned()];
+        let input = vec![b'x'; 1 << 20];
+        let once = Once { arguments: &arguments, input: &input, output_limit: 2 << 20, ..once };
+        let mut running = once.start(&Sandbox::default()).unwrap();
+        running.close();
+        let mut count = 0;
+        let failed = loop {
+            match running.chunk().await.unwrap() {
+                Ok(piece) => count += piece.len(),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(count == 1 << 20 && failed.contains('7'), "{count} {failed}");
+        assert!(running.chunk().await.is_none());
     }
 
     #[tokio::test]

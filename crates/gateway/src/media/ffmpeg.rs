@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cxmpute_runtime::confine::{Confiner, Terms};
-use cxmpute_runtime::once::{FILE, MEMORY, Once, OnceError, Sandbox};
+use cxmpute_runtime::once::{FILE, MEMORY, Once, OnceError, Running, Sandbox};
 
 /// Longest that it may run.
 const TIME: Duration = Duration::from_secs(60);
@@ -44,20 +44,37 @@ impl Ffmpeg {
         to: &[&str],
         limit: usize,
     ) -> Result<Vec<u8>, OnceError> {
-        let quiet = ["-hide_banner", "-loglevel", "error", "-nostdin", "-threads", "1"];
-        let given = ["-protocol_whitelist", "pipe", "-f", from, "-i", "pipe:0"];
-        let wanted = ["-map", "0:a:0", "-map_metadata", "-1"];
-        let line = quiet.iter().chain(&given).chain(&wanted).chain(to).chain(&["pipe:1"]);
-        let arguments: Vec<String> = line.map(|&word| word.to_owned()).collect();
-        let once = Once {
-            program: &self.program,
-            arguments: &arguments,
-            environment: &[],
-            input,
-            output_limit: limit,
-            time: TIME,
-        };
-        once.run(&self.sandbox).await
+        let arguments = line(&["-f", from], to);
+        self.once(&arguments, input, limit, TIME).run(&self.sandbox).await
+    }
+
+    /// The same with bare samples that are given piece by piece, and a result that is taken as it comes.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn begin(
+        &self,
+        (rate, channels): (u32, u16),
+        to: &[&str],
+        limit: usize,
+        time: Duration,
+    ) -> Result<Running, OnceError> {
+        let (rate, channels) = (rate.to_string(), channels.to_string());
+        // It knows what comes and looks at nothing first, and what it has made it does not keep.
+        let given =
+            ["-probesize", "32", "-analyzeduration", "0", "-f", "s16le", "-ar", &rate, "-ac", &channels];
+        let to: Vec<&str> = to.iter().copied().chain(["-flush_packets", "1"]).collect();
+        self.once(&line(&given, &to), b"", limit, time).start(&self.sandbox)
+    }
+
+    fn once<'a>(
+        &'a self,
+        arguments: &'a [String],
+        input: &'a [u8],
+        limit: usize,
+        time: Duration,
+    ) -> Once<'a> {
+        Once { program: &self.program, arguments, environment: &[], input, output_limit: limit, time }
     }
 }
 
@@ -77,4 +94,13 @@ fn sandbox(program: &Path, data_dir: &Path) -> Sandbox {
         files: Some(FILE),
         ..Terms::default()
     })
+}
+
+/// Its arguments.
+fn line(given: &[&str], wanted: &[&str]) -> Vec<String> {
+    let quiet =
+        ["-hide_banner", "-loglevel", "error", "-nostdin", "-threads", "1", "-protocol_whitelist", "pipe"];
+    let between = ["-i", "pipe:0", "-map", "0:a:0", "-map_metadata", "-1"];
+    let all = quiet.iter().chain(given).chain(&between).chain(wanted).chain(&["pipe:1"]);
+    all.map(|&word| word.to_owned()).collect()
 }

@@ -2,12 +2,16 @@
 //! is made by ffmpeg, where the operator has it, from samples that were checked before, in a process without network and
 //! rights.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use cxmpute_runtime::once::OnceError;
 use cxmpute_wire::openai::AudioFormat;
 use cxmpute_wire::wave::Wave;
 
-use super::{Ffmpeg, resample};
+use super::packing::Form;
+use super::sound::Converter;
+use super::{Ffmpeg, Packing, resample};
 
 /// Samples per second of [`AudioFormat::Pcm`], as OpenAI has it.
 const PCM_RATE: u32 = 24_000;
@@ -70,20 +74,48 @@ impl Packer {
             AudioFormat::Mp3 | AudioFormat::Opus | AudioFormat::Aac | AudioFormat::Flac => {}
         }
         let Some(ffmpeg) = &self.ffmpeg else { return Err(PackError::NoEncoder(format)) };
-        let codec: &[&str] = match format {
-            AudioFormat::Mp3 => &["-c:a", "libmp3lame", "-b:a", "96k", "-f", "mp3"],
-            AudioFormat::Opus => &["-c:a", "libopus", "-b:a", "48k", "-f", "ogg"],
-            AudioFormat::Aac => &["-c:a", "aac", "-b:a", "96k", "-f", "adts"],
-            _ => &["-c:a", "flac", "-f", "flac"],
+        Ok(ffmpeg.turn("wav", &wave, codec(format), OUTPUT).await?.into())
+    }
+
+    /// Begins to pack samples of this rate and so many channels that are still to come, for so long at most.
+    ///
+    /// # Errors
+    /// The encoder cannot be started, or there is none.
+    pub fn begin(
+        &self,
+        format: AudioFormat,
+        rate: u32,
+        channels: u16,
+        time: Duration,
+    ) -> Result<Packing, PackError> {
+        let form = match (format, &self.ffmpeg) {
+            (AudioFormat::Wav, _) => Form::Wave,
+            (AudioFormat::Pcm, _) => {
+                let converter = Converter::new(rate, PCM_RATE).map_err(|_| PackError::Rate)?;
+                Form::Samples(Some(Box::new(converter)))
+            }
+            (_, None) => return Err(PackError::NoEncoder(format)),
+            (_, Some(ffmpeg)) => {
+                Form::Encoder(Box::new(ffmpeg.begin((rate, channels), codec(format), OUTPUT, time)?))
+            }
         };
-        Ok(ffmpeg.turn("wav", &wave, codec, OUTPUT).await?.into())
+        Ok(Packing::new(form, rate, channels))
+    }
+}
+
+/// What the encoder is told to make.
+const fn codec(format: AudioFormat) -> &'static [&'static str] {
+    match format {
+        // No frame in front that would say how long the sound is.
+        AudioFormat::Mp3 => &["-c:a", "libmp3lame", "-b:a", "96k", "-write_xing", "0", "-f", "mp3"],
+        AudioFormat::Opus => &["-c:a", "libopus", "-b:a", "48k", "-page_duration", "100000", "-f", "ogg"],
+        AudioFormat::Aac => &["-c:a", "aac", "-b:a", "96k", "-f", "adts"],
+        _ => &["-c:a", "flac", "-f", "flac"],
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::media::Sound;
 

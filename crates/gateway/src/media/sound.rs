@@ -131,18 +131,13 @@ impl Sound {
 /// # Errors
 /// The rate is none that sound has.
 pub fn resample(wave: &Wave<'_>, rate: u32) -> Result<Vec<u8>, SoundError> {
-    let channels = usize::from(wave.channels);
     let mut converter = Converter::new(wave.rate, rate)?;
-    converter.take(wave.samples.chunks_exact(2 * channels).map(|frame| {
-        let sum: f32 =
-            frame.chunks_exact(2).map(|s| f32::from(i16::from_le_bytes([s[0], s[1]])) / 32_768.0).sum();
-        sum / channels as f32
-    }))?;
+    converter.take_frames(wave.samples, wave.channels)?;
     converter.finish()
 }
 
 /// Turns one channel into another rate, piece by piece.
-struct Converter {
+pub(super) struct Converter {
     rate: u32,
     target: u32,
     /// None where both rates are the same.
@@ -153,10 +148,21 @@ struct Converter {
     /// Samples of the filter's own delay that are still to be left out.
     delay: usize,
     out: Vec<u8>,
+    /// Bytes that were taken out before.
+    drained: usize,
+}
+
+impl std::fmt::Debug for Converter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Converter")
+            .field("rate", &self.rate)
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Converter {
-    fn new(rate: u32, target: u32) -> Result<Self, SoundError> {
+    pub(super) fn new(rate: u32, target: u32) -> Result<Self, SoundError> {
         if !RATES.contains(&rate) {
             return Err(SoundError::Unknown);
         }
@@ -167,7 +173,23 @@ impl Converter {
             Some(filter.map_err(|_| SoundError::Unknown)?)
         };
         let delay = filter.as_ref().map_or(0, |filter| filter.output_delay());
-        Ok(Self { rate, target, filter, pending: Vec::new(), taken: 0, delay, out: Vec::new() })
+        Ok(Self { rate, target, filter, pending: Vec::new(), taken: 0, delay, out: Vec::new(), drained: 0 })
+    }
+
+    /// Takes 16-bit samples, the channels by turns.
+    pub(super) fn take_frames(&mut self, samples: &[u8], channels: u16) -> Result<(), SoundError> {
+        let channels = usize::from(channels);
+        self.take(samples.chunks_exact(2 * channels).map(|frame| {
+            let sum: f32 =
+                frame.chunks_exact(2).map(|s| f32::from(i16::from_le_bytes([s[0], s[1]])) / 32_768.0).sum();
+            sum / channels as f32
+        }))
+    }
+
+    /// What is ready of the samples.
+    pub(super) fn drain(&mut self) -> Vec<u8> {
+        self.drained += self.out.len();
+        std::mem::take(&mut self.out)
     }
 
     fn length(&self) -> Duration {
@@ -202,10 +224,10 @@ impl Converter {
         Ok(())
     }
 
-    /// The samples, exactly as many as the length is worth.
-    fn finish(mut self) -> Result<Vec<u8>, SoundError> {
+    /// The rest of the samples, in all exactly as many as the length is worth.
+    pub(super) fn finish(mut self) -> Result<Vec<u8>, SoundError> {
         let frames = (self.taken * u64::from(self.target)).div_ceil(u64::from(self.rate));
-        let bytes = usize::try_from(frames * 2).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(frames * 2).unwrap_or(usize::MAX).saturating_sub(self.drained);
         while self.out.len() < bytes {
             // Silence pushes out what the filter still holds.
             self.pending.resize(self.pending.len() + CHUNK, 0.0);

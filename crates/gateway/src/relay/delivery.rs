@@ -63,10 +63,10 @@ pub enum Undelivered {
     Stalled,
 }
 
-/// Makes both ends. `rhythm` is the silence after which a comment is sent; `write_stall` the time a reader may stand
+/// Makes both ends. `rhythm` is the silence after which a comment is sent, where comments may be; `write_stall` the time a reader may stand
 /// still while something waits for it. A reader that takes something now and then is waited for until `end`.
 #[must_use]
-pub fn delivery(rhythm: Duration, write_stall: Duration, end: Instant) -> (Outlet, DeliveryBody) {
+pub fn delivery(rhythm: Option<Duration>, write_stall: Duration, end: Instant) -> (Outlet, DeliveryBody) {
     let (sender, receiver) = mpsc::channel(CHANNEL);
     let account = Arc::new(Account::default());
     let outlet = Outlet::new(Some(sender), account.clone(), write_stall, end);
@@ -175,6 +175,11 @@ impl Outlet {
         self.account.withheld.store(true, Ordering::Release);
     }
 
+    /// Breaks the connection: what was sent is not the whole, and there is no place for words about it.
+    pub fn cut(&self) {
+        self.account.cut.store(true, Ordering::Release);
+    }
+
     /// Bytes of the billed text of a choice that were handed to the client's socket.
     #[must_use]
     pub fn handed(&self, choice: usize) -> usize {
@@ -202,17 +207,22 @@ impl Drop for Presence {
 pub struct DeliveryBody {
     chunks: mpsc::Receiver<Chunk>,
     presence: Presence,
-    rhythm: Duration,
+    rhythm: Option<Duration>,
     silence: Option<Pin<Box<Sleep>>>,
     last: Instant,
 }
 
-/// The connection is cut because its reader stood still.
+/// The connection is cut because its reader stood still, or because the answer broke off.
 #[derive(Debug, thiserror::Error)]
-#[error("the reader stood still for too long")]
+#[error("the reader stood still for too long, or the answer broke off")]
 pub struct ReaderStalled;
 
 impl DeliveryBody {
+    /// The answer does not come this way: it is whole, or there is none.
+    pub fn dismiss(mut self) {
+        self.presence.over = true;
+    }
+
     fn is_withheld(&self, chunk: &Chunk) -> bool {
         chunk.mark.is_some() && self.presence.account.withheld.load(Ordering::Acquire)
     }
@@ -257,7 +267,7 @@ impl Body for DeliveryBody {
             }
         }
         // One timer for the whole stream, pushed on only when it fires.
-        let rhythm = body.rhythm;
+        let Some(rhythm) = body.rhythm else { return Poll::Pending };
         let last = body.last;
         let silence = body.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(last + rhythm)));
         while silence.as_mut().poll(cx).is_ready() {
@@ -303,7 +313,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_chunk_counts_when_the_server_takes_it_and_not_before() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
+        let (mut outlet, mut body) = delivery(Some(RHYTHM), STALL, Instant::now() + DAY);
         for upto in 1..=3 {
             outlet.send(chunk(upto * 10)).await.unwrap();
         }
@@ -317,7 +327,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_withheld_is_neither_handed_out_nor_counted() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
+        let (mut outlet, mut body) = delivery(Some(RHYTHM), STALL, Instant::now() + DAY);
         for upto in 1..=3 {
             outlet.send(chunk(upto)).await.unwrap();
         }
@@ -331,7 +341,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_dropped_body_is_a_client_that_left() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
+        let (mut outlet, mut body) = delivery(Some(RHYTHM), STALL, Instant::now() + DAY);
         outlet.send(chunk(7)).await.unwrap();
         outlet.send(chunk(9)).await.unwrap();
         body.frame().await.unwrap().unwrap();
@@ -344,7 +354,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_read_to_its_end_is_no_loss() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
+        let (mut outlet, mut body) = delivery(Some(RHYTHM), STALL, Instant::now() + DAY);
         let gone = outlet.gone();
         outlet.send(chunk(1)).await.unwrap();
         drop(outlet);
@@ -356,7 +366,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_stands_still_is_cut_after_the_write_stall() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
+        let (mut outlet, mut body) = delivery(Some(RHYTHM), STALL, Instant::now() + DAY);
         let began = Instant::now();
         let mut sent = 0;
         let end = loop {
@@ -373,7 +383,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_takes_a_piece_now_and_then_is_not_waited_for_past_the_end() {
         let (began, minute) = (Instant::now(), Duration::from_secs(60));
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL, began + minute);
+        let (mut outlet, mut body) = delivery(Some(RHYTHM), STALL, began + minute);
         let reading = async {
             while let Some(Ok(_)) = body.frame().await {
                 tokio::time::sleep(STALL - RHYTHM).await;
@@ -393,7 +403,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_filled_with_comments_in_its_rhythm() {
-        let (mut outlet, mut body) = delivery(RHYTHM, STALL, Instant::now() + DAY);
+        let (mut outlet, mut body) = delivery(Some(RHYTHM), STALL, Instant::now() + DAY);
         let began = Instant::now();
         for round in 1..=3 {
             let frame = body.frame().await.unwrap().unwrap();

@@ -3,6 +3,7 @@
 //! the same for all of them.
 
 mod carry;
+mod live;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -13,7 +14,6 @@ use bytes::Bytes;
 use cxmpute_market::catalogue::ModelEntry;
 use cxmpute_market::price::Units;
 use cxmpute_market::wish::Wishes;
-use cxmpute_runtime::CancellationToken;
 use cxmpute_store::Settled;
 use cxmpute_tunnel::WorkPath;
 use cxmpute_wire::{Code, RequestId, UserId};
@@ -21,7 +21,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::admission::{price_of, refusal};
-use super::respond::{lost_task, whole};
+use super::delivery::{Undelivered, delivery};
+use super::respond::{LAST_WORDS, live, lost_task, whole};
 use super::retry::Fault;
 use super::run::Head;
 use super::select::Seeker;
@@ -32,6 +33,7 @@ use crate::meter::{Admission, AdmitError, Hold};
 use crate::room::Share;
 use crate::trace::{Key, Phase, Watch};
 use carry::Carry;
+pub use live::{Incoming, Live, Outflow};
 
 /// One kind of work with one body each way.
 pub trait Errand: Debug + Send + Sync + Sized + 'static {
@@ -80,6 +82,22 @@ pub trait Errand: Debug + Send + Sync + Sized + 'static {
     /// threads.
     fn read(&self, app: &App, body: Vec<u8>) -> impl Future<Output = Result<Self::Answer, Misread>> + Send;
 
+    /// How the answer is handed on while a node makes it; `None` where it leaves as a whole, settled.
+    fn live(&self) -> Option<Live> {
+        None
+    }
+
+    /// Takes what a node sends. A live answer goes out from here, each part checked before it leaves; what is still to be said at
+    /// its end is for [`Self::print`].
+    fn receive(
+        &self,
+        app: &App,
+        node: &mut Incoming<'_>,
+        _out: &mut Outflow,
+    ) -> impl Future<Output = Result<Self::Answer, Misread>> + Send {
+        async { self.read(app, node.whole().await?).await }
+    }
+
     /// What is paid for a good answer, of what was counted.
     fn delivered(&self, exact: Units, _answer: &Self::Answer) -> Units {
         exact
@@ -107,6 +125,14 @@ pub enum Misread {
     Node(Fault),
     /// We failed; no node is to blame.
     Ours(ApiError),
+    /// The client left, or stopped reading.
+    Client(Undelivered),
+}
+
+impl From<Undelivered> for Misread {
+    fn from(undelivered: Undelivered) -> Self {
+        Self::Client(undelivered)
+    }
 }
 
 impl From<Fault> for Misread {
@@ -117,7 +143,7 @@ impl From<Fault> for Misread {
 
 /// The failure that a node reports as the body, where it reports one. An answer begins otherwise: no good answer has a
 /// field `error` at its top.
-pub(super) fn failure(body: &[u8]) -> Option<Fault> {
+pub(in crate::relay) fn failure(body: &[u8]) -> Option<Fault> {
     #[derive(serde::Deserialize)]
     struct Report {
         error: NodeError,
@@ -231,21 +257,29 @@ pub async fn run_errand<E: Errand>(
     let (units, hold) = watched_admission(&app, &caller, &job).await?;
     let body = job.errand.node_body(&job.ticket)?;
     let (head, told) = oneshot::channel();
-    let gone = CancellationToken::new();
+    let handed_on = job.errand.live();
+    let rhythm = handed_on.and_then(|live| live.failure).map(|_| app.config.relay.headers_held());
+    let write_stall = Duration::from_millis(app.config.server.write_stall_ms);
     let total = Instant::now() + job.ticket.total;
-    let (user, permit): (UserId, _) = (caller.user_id, caller.permit);
-    let carry = Carry::new(app.clone(), user, permit, job.clone(), body, head, gone.clone(), total);
-    app.tasks.spawn("errand", Box::pin(carry.run(hold, units)));
     // Dropped with this future when the client leaves.
-    let presence = gone.drop_guard();
-    let told = told.await;
-    let _ = presence.disarm();
-    match told {
-        Ok(Head::Whole(printed, meta)) => {
-            Ok(whole(&app, job.ticket.request_id.as_str(), job.ticket.arrived, printed, &meta))
+    let (outlet, delivered) = delivery(rhythm, write_stall, total + LAST_WORDS);
+    let (user, permit): (UserId, _) = (caller.user_id, caller.permit);
+    let carry = Carry::new(app.clone(), user, permit, job.clone(), body, outlet.gone(), total);
+    let out = Outflow::new(handed_on, head, outlet);
+    app.tasks.spawn("errand", Box::pin(carry.run(hold, units, out)));
+    let (id, arrived) = (job.ticket.request_id.as_str(), job.ticket.arrived);
+    match (told.await, handed_on) {
+        (Ok(Head::Stream(meta)), Some(way)) => {
+            Ok(live(&app, id, arrived, delivered, way.content_type, &meta))
         }
-        Ok(Head::Failed(error)) => Err(error),
-        Ok(Head::Stream(_)) | Err(_) => Err(lost_task()),
+        (told, _) => {
+            delivered.dismiss();
+            match told {
+                Ok(Head::Whole(printed, meta)) => Ok(whole(&app, id, arrived, printed, &meta)),
+                Ok(Head::Failed(error)) => Err(error),
+                Ok(Head::Stream(_)) | Err(_) => Err(lost_task()),
+            }
+        }
     }
 }
 
@@ -289,7 +323,7 @@ async fn admit<E: Errand>(app: &App, caller: &Caller, job: &Arc<Job<E>>) -> ApiR
                 service: ticket.model.service.clone(),
                 price: ticket.model.price.clone(),
                 amount: price_of(&ticket.model.price, &units)?,
-                streamed: false,
+                streamed: job.errand.live().is_some(),
                 title: ticket.title.clone(),
                 referer: ticket.referer.clone(),
                 created_at: app.clock.now(),

@@ -33,7 +33,10 @@ const X_PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms")
 const X_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Every request ends so long after its deadline at the latest (GR section 11); until then a client may take its last event.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// The type of a stream of events.
+pub(super) const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 /// Answers one request for text.
 ///
@@ -52,7 +55,7 @@ pub async fn run_llm(app: Arc<App>, caller: Caller, job: Job) -> ApiResult<Respo
     let total = Instant::now() + job.timeout.map_or(relay.total(), |wanted| wanted.min(relay.total()));
     let (outlet, client) = if job.streamed() {
         let write_stall = Duration::from_millis(app.config.server.write_stall_ms);
-        let (outlet, body) = delivery(relay.headers_held(), write_stall, total + LAST_WORDS);
+        let (outlet, body) = delivery(Some(relay.headers_held()), write_stall, total + LAST_WORDS);
         (outlet, Client::Reads(body))
     } else {
         let (outlet, presence) = attendance();
@@ -162,12 +165,7 @@ async fn answer_stream(
         Some(Head::Failed(error)) => return Err(error),
         Some(Head::Whole(..)) | None => return Err(lost_task()),
     };
-    let mut response = Response::new(Body::new(body));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    headers.insert(X_BUFFERING, HeaderValue::from_static("no"));
-    describe(headers, app, &job.answer_id(), job.arrived, &meta);
-    Ok(response)
+    Ok(live(app, &job.answer_id(), job.arrived, body, EVENTS, &meta))
 }
 
 async fn answer_whole(
@@ -191,6 +189,23 @@ pub(super) fn whole(app: &App, id: &str, arrived: Duration, printed: Printed, me
     let mut response = Response::new(Body::from(printed.bytes));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(printed.content_type));
+    describe(headers, app, id, arrived, meta);
+    response
+}
+
+/// An answer that is handed on while it is made.
+pub(super) fn live(
+    app: &App,
+    id: &str,
+    arrived: Duration,
+    body: DeliveryBody,
+    content_type: &'static str,
+    meta: &Meta,
+) -> Response {
+    let mut response = Response::new(Body::new(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(X_BUFFERING, HeaderValue::from_static("no"));
     describe(headers, app, id, arrived, meta);
     response
 }

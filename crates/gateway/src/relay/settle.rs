@@ -297,7 +297,7 @@ pub(super) fn store_error(error: MeterError) -> ApiError {
     ApiError::store_unavailable(error)
 }
 
-fn in_stream_text(code: Code) -> &'static str {
+pub(super) fn in_stream_text(code: Code) -> &'static str {
     match code {
         Code::ProviderStalled => "The node stopped sending; this answer is incomplete and costs nothing.",
         Code::ProviderProtocolError => {

@@ -1,16 +1,24 @@
-//! Speech as an errand: a text to a node, a waveform back, checked and packed as the client asked.
+//! Speech as an errand: a text to a node, a waveform back, checked and packed as the client asked; as a whole, or while it is made.
 
+mod ear;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use cxmpute_market::price::Units;
 use cxmpute_store::Settled;
 use cxmpute_tunnel::WorkPath;
-use cxmpute_wire::openai::AudioFormat;
+use cxmpute_wire::openai::{AudioFormat, SpeechEvent, StreamFormat};
 use cxmpute_wire::wave::Wave;
 
-use super::errand::{Errand, Misread, Printed, Ticket, failure};
+use super::errand::{Errand, Incoming, Live, Misread, Outflow, Printed, Ticket, failure};
+use super::respond::EVENTS;
 use super::retry::Fault;
+use super::usage::speech_usage;
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
+use crate::media::{PackError, Packing};
+use ear::Ear;
 
 /// Longest that one character is said at speed 1, in milliseconds: three times what slow voices take.
 const CHARACTER_MS: f64 = 250.0;
@@ -32,12 +40,40 @@ pub struct Speech {
     pub speed: f64,
     /// How the answer is packed.
     pub format: AudioFormat,
+    /// How it is handed on while it is made; `None` as a whole.
+    pub live: Option<StreamFormat>,
 }
 
 impl Speech {
     fn longest_ms(&self) -> f64 {
         self.text.chars().count() as f64 * CHARACTER_MS / self.speed + EXTRA_MS
     }
+
+    /// Whether there is something to say.
+    fn says(&self) -> bool {
+        self.text.chars().any(char::is_alphanumeric)
+    }
+
+    /// A part of a live answer.
+    fn part(&self, audio: &Bytes) -> Bytes {
+        match self.live {
+            Some(StreamFormat::Sse) => event(&SpeechEvent::Delta { audio: STANDARD.encode(audio) }),
+            Some(StreamFormat::Audio) | None => audio.clone(),
+        }
+    }
+}
+
+/// What was packed next. Waits for ever while nothing is being packed.
+async fn next(packing: &mut Option<Packing>) -> Option<Result<Bytes, PackError>> {
+    match packing {
+        Some(packing) => packing.made().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn event(event: &SpeechEvent) -> Bytes {
+    let data = serde_json::to_string(event).unwrap_or_default();
+    format!("event: {}\ndata: {data}\n\n", event.name()).into()
 }
 
 impl Errand for Speech {
@@ -73,6 +109,57 @@ impl Errand for Speech {
         bytes.min(MOST)
     }
 
+    fn live(&self) -> Option<Live> {
+        Some(match self.live? {
+            StreamFormat::Audio => Live { content_type: self.format.content_type(), failure: None },
+            StreamFormat::Sse => {
+                Live { content_type: EVENTS, failure: Some(|error| event(&SpeechEvent::Failed(error))) }
+            }
+        })
+    }
+
+    async fn receive(&self, app: &App, node: &mut Incoming<'_>, out: &mut Outflow) -> Result<Bytes, Misread> {
+        if self.live.is_none() {
+            return self.read(app, node.whole().await?).await;
+        }
+        let ours = |error: PackError| Misread::Ours(ApiError::internal(error));
+        let mut ear = Ear::new(self.longest_ms(), self.says());
+        let mut packing: Option<Packing> = None;
+        let mut ended = false;
+        loop {
+            let room = !ended && packing.as_ref().is_none_or(|packing| !packing.is_full());
+            tokio::select! {
+                made = next(&mut packing) => match made {
+                    Some(part) => out.send(self.part(&part.map_err(ours)?)).await?,
+                    None => return Ok(Bytes::new()),
+                },
+                chunk = node.chunk(), if room => match chunk? {
+                    Some(chunk) => {
+                        let Some(samples) = ear.hear(&chunk)? else { continue };
+                        let packing = match (&mut packing, ear.format()) {
+                            (Some(packing), _) => packing,
+                            (none, Some((rate, channels))) => {
+                                let packer = &app.media.packer;
+                                let time = app.config.relay.speech_total();
+                                none.insert(packer.begin(self.format, rate, channels, time).map_err(ours)?)
+                            }
+                            (_, None) => continue,
+                        };
+                        packing.give(samples).map_err(ours)?;
+                    }
+                    None => {
+                        ear.finish()?;
+                        ended = true;
+                        match &mut packing {
+                            Some(packing) => packing.close().map_err(ours)?,
+                            None => return Err(Fault::Empty.into()),
+                        }
+                    }
+                },
+            }
+        }
+    }
+
     async fn read(&self, app: &App, body: Vec<u8>) -> Result<Bytes, Misread> {
         if let Some(fault) = failure(&body) {
             return Err(fault.into());
@@ -83,8 +170,7 @@ impl Errand for Speech {
         }
         let wave = Wave::read(&body).map_err(|_| Fault::Protocol)?;
         // Silence for a text with something to say in it is no speech.
-        let says = self.text.chars().any(char::is_alphanumeric);
-        if wave.samples.is_empty() || (says && wave.is_silent()) {
+        if wave.samples.is_empty() || (self.says() && wave.is_silent()) {
             return Err(Fault::Empty.into());
         }
         if wave.millis() as f64 > self.longest_ms() {
@@ -99,7 +185,13 @@ impl Errand for Speech {
         self.bound()
     }
 
-    fn print(&self, _ticket: &Ticket, answer: Bytes, _units: &Units, _settled: &Settled) -> Printed {
-        Printed { bytes: answer, content_type: self.format.content_type() }
+    fn print(&self, ticket: &Ticket, answer: Bytes, units: &Units, settled: &Settled) -> Printed {
+        let bytes = match self.live {
+            Some(StreamFormat::Sse) => {
+                event(&SpeechEvent::Done { usage: speech_usage(units, &ticket.model.price, settled) })
+            }
+            Some(StreamFormat::Audio) | None => answer,
+        };
+        Printed { bytes, content_type: self.format.content_type() }
     }
 }

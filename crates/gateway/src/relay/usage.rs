@@ -2,7 +2,7 @@
 
 use cxmpute_market::price::{PriceRow, Units, parts, print_exactly};
 use cxmpute_store::Settled;
-use cxmpute_wire::openai::{CostDetails, DurationUsage, Usage};
+use cxmpute_wire::openai::{CostDetails, DurationUsage, SpeechUsage, Usage};
 use cxmpute_wire::sight::PieceUsage;
 use cxmpute_wire::{Code, MicroCredits};
 
@@ -32,6 +32,18 @@ pub(super) fn usage(units: &Units, price: &PriceRow, settled: &Settled, exhauste
         source: Some("counted".to_owned()),
         code: exhausted.then(|| Code::CreditsExhausted.as_str().to_owned()),
         ..Usage::new(prompt.0, units.completion.0)
+    }
+}
+
+/// The usage of a text that was said. Tokens are not counted there.
+pub(super) fn speech_usage(units: &Units, price: &PriceRow, settled: &Settled) -> SpeechUsage {
+    SpeechUsage {
+        input_tokens: 0,
+        output_tokens: 0,
+        total_tokens: 0,
+        characters: units.characters,
+        cost: settled.cost.to_credits(),
+        cost_details: cost_details(price, units, settled.cost),
     }
 }
 

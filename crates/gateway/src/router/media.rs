@@ -1,7 +1,7 @@
 //! Words and shapes of the routes for speech, sound, pictures and pages, and for the order of documents.
 
 use cxmpute_wire::openai::{
-    ImageList, ImageRequest, RerankRequest, RerankResponse, SeedImageRequest, SpeechRequest,
+    ImageList, ImageRequest, RerankRequest, RerankResponse, SeedImageRequest, SpeechEvent, SpeechRequest,
     TranscriptFormat, Transcription, TtsRequest, VerboseTranscription,
 };
 use cxmpute_wire::scrape::{ScrapeRequest, ScrapeResponse};
@@ -61,7 +61,9 @@ pub(super) const SPEECH: Operation = Operation {
     group: Group::Inference,
     summary: "Say a text",
     detail: "Says a text in a voice of the model. Paid per character. The answer is packed as `response_format` says: wav \
-             and pcm always, mp3 (the default), opus, aac and flac where the gateway has an encoder.",
+             and pcm always, mp3 (the default), opus, aac and flac where the gateway has an encoder. It is sent while it is made; a \
+             wav, whose header says how long it is, only where `stream_format` is given. What breaks off costs nothing: the \
+             connection is cut, a stream of events (`sse`) ends in `error`.",
     parameters: HEADERS,
     request: Some(Payload::of::<SpeechRequest>(
         r#"{"model":"tts-1","input":"Good morning.","voice":"alloy","response_format":"wav"}"#,
@@ -73,6 +75,14 @@ pub(super) const SPEECH: Operation = Operation {
         bytes("audio/flac"),
         bytes("audio/wav"),
         bytes("audio/pcm"),
+        Answer {
+            status: 200,
+            detail: "The speech as events, with `stream_format: sse`.",
+            content: Content::Named(Payload::of::<SpeechEvent>(
+                r#"{"type":"speech.audio.delta","audio":"UklGRv////9XQVZF"}"#,
+            )),
+            headers: WORK_HEADERS,
+        },
     ],
     errors: &[KEY, UNREAD, BODY, WORK],
     refusals: Refusals::Envelope,

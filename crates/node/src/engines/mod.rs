@@ -429,7 +429,7 @@ impl Reply {
     pub async fn chunk(&mut self) -> Option<Result<Bytes, EngineError>> {
         match self {
             Self::Http(reply) => reply.chunk().await,
-            Self::Made(made) => made.body.take().map(Ok),
+            Self::Made(made) => made.chunk().await,
             Self::Fake(play) => play.chunk().await,
         }
     }

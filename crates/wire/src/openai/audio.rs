@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CostDetails, ProviderPreferences};
+use super::{CostDetails, ErrorEnvelope, ProviderPreferences};
 
 /// `POST /audio/speech`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -23,7 +23,8 @@ pub struct SpeechRequest {
     /// How to say it; models that cannot be told so refuse it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instructions: Option<String>,
-    /// `audio`: the sound as the body. Events are not offered.
+    /// `audio`: the sound as the body; `sse`: as events. Without it a wav is sent when its length is known, everything else while
+    /// it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_format: Option<StreamFormat>,
     /// What the caller wants of the nodes; stays in the gateway.
@@ -108,6 +109,56 @@ pub enum StreamFormat {
     Audio,
     /// As server-sent events.
     Sse,
+}
+
+/// An event of speech that is sent while it is made, as OpenAI has them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type")]
+pub enum SpeechEvent {
+    /// A part of the sound.
+    #[serde(rename = "speech.audio.delta")]
+    Delta {
+        /// Base64 of the next bytes of the file.
+        audio: String,
+    },
+    /// The sound is complete and paid.
+    #[serde(rename = "speech.audio.done")]
+    Done {
+        /// What it cost.
+        usage: SpeechUsage,
+    },
+    /// The sound broke off, and costs nothing.
+    #[serde(rename = "error")]
+    Failed(ErrorEnvelope),
+}
+
+impl SpeechEvent {
+    /// Its type.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Delta { .. } => "speech.audio.delta",
+            Self::Done { .. } => "speech.audio.done",
+            Self::Failed(_) => "error",
+        }
+    }
+}
+
+/// What was counted of a text that was said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SpeechUsage {
+    /// 0: tokens are not counted here.
+    pub input_tokens: u64,
+    /// 0.
+    pub output_tokens: u64,
+    /// 0.
+    pub total_tokens: u64,
+    /// Characters that are charged.
+    pub characters: u64,
+    /// What it cost, in credits.
+    pub cost: String,
+    /// What `cost` is made of.
+    pub cost_details: CostDetails,
 }
 
 /// `POST /tts`: the first seed's form of speech.

@@ -22,8 +22,8 @@ mod tool_choice;
 mod usage;
 
 pub use audio::{
-    AudioFormat, DurationUsage, Heard, HeardSegment, Segment, SpeechRequest, StreamFormat, TranscriptFormat,
-    Transcription, TtsRequest, VerboseTranscription, Voice, Word,
+    AudioFormat, DurationUsage, Heard, HeardSegment, Segment, SpeechEvent, SpeechRequest, SpeechUsage,
+    StreamFormat, TranscriptFormat, Transcription, TtsRequest, VerboseTranscription, Voice, Word,
 };
 pub use chat::{ChatRequest, JsonSchemaFormat, ResponseFormat};
 pub use chat_answer::{

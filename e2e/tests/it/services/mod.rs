@@ -3,6 +3,7 @@
 
 mod cost;
 mod drawing;
+mod live;
 mod page;
 mod picture;
 mod sound;

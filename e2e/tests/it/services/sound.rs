@@ -33,7 +33,12 @@ async fn a_wrong_request_for_speech_names_its_field() {
                 INVALID,
                 "response_format",
             ),
-            at("events", |body| body["stream_format"] = json!("sse"), UNSUPPORTED, "stream_format"),
+            at(
+                "a stream of nothing known",
+                |body| body["stream_format"] = json!("x"),
+                INVALID,
+                "stream_format",
+            ),
             at("instructions", |body| body["instructions"] = json!("shout"), UNSUPPORTED, "instructions"),
             (
                 "an unknown model",

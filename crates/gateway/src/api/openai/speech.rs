@@ -33,10 +33,6 @@ pub async fn create_speech(
     let mut manners = manners?;
     manners.ignore(ignored)?;
     let model = resolve_service(&app, Some(&request.model), ServiceKind::Tts, |_| true)?;
-    if request.stream_format == Some(StreamFormat::Sse) {
-        let message = "Speech is sent as audio; leave stream_format out or set it to audio.";
-        return Err(ApiError::unsupported_parameter("stream_format", message));
-    }
     if request.instructions.as_ref().is_some_and(|words| !words.is_empty()) {
         return Err(ApiError::unsupported_parameter(
             "instructions",
@@ -48,6 +44,7 @@ pub async fn create_speech(
         voice: voice(&model, request.voice.as_str())?,
         speed: speed(request.speed)?,
         format: packable(&app, format)?,
+        live: live(format, request.stream_format),
         text: sayable(request.input, "input")?,
     };
     let wishes = wishes(&app, &request.model, request.provider.as_ref())?;
@@ -73,6 +70,7 @@ pub async fn create_tts(
         voice: voice(&model, name)?,
         speed: speed(request.speed)?,
         format: AudioFormat::Wav,
+        live: None,
         text: sayable(request.text, "text")?,
     };
     let asked = request.model.unwrap_or_else(|| model.id.clone());
@@ -99,6 +97,15 @@ fn speed(wanted: Option<f64>) -> ApiResult<f64> {
     match wanted.unwrap_or(1.0) {
         speed if SPEEDS.contains(&speed) => Ok(speed),
         _ => refuse("speed", format!("speed must be {} to {}.", SPEEDS.start(), SPEEDS.end())),
+    }
+}
+
+/// How speech is handed on. The header of a waveform says how long the sound is, so a wav waits for its end unless the client
+/// asks for it earlier.
+fn live(format: AudioFormat, wanted: Option<StreamFormat>) -> Option<StreamFormat> {
+    match (format, wanted) {
+        (AudioFormat::Wav, None) => None,
+        (_, wanted) => Some(wanted.unwrap_or(StreamFormat::Audio)),
     }
 }
 

@@ -11,15 +11,15 @@ use cxmpute_runtime::{CancellationToken, random};
 use cxmpute_store::AttemptRecord;
 use cxmpute_tunnel::{OpenError, WorkHead};
 use cxmpute_wire::{Code, Millis, UserId};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::super::delivery::Undelivered;
 use super::super::forward;
 use super::super::retry::{Fault, Next, Trail};
 use super::super::run::{Head, Meta, end_attempt};
 use super::super::select::{NoSeat, Seeker, Until, find_seat};
-use super::super::settle::{count_aside, exhausted_error, late_error, settle, store_error};
-use super::{Errand, Job, Misread};
+use super::super::settle::{count_aside, exhausted_error, in_stream_text, late_error, settle, store_error};
+use super::{Errand, Incoming, Job, Misread, Outflow};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::fleet::{RunningRequest, Seat};
@@ -35,7 +35,6 @@ pub(super) struct Carry<E> {
     permit: Option<Arc<Permit>>,
     job: Arc<Job<E>>,
     body: Bytes,
-    head: oneshot::Sender<Head>,
     gone: CancellationToken,
     total: Instant,
     trail: Trail,
@@ -49,7 +48,7 @@ pub(super) struct Carry<E> {
 
 enum Stop {
     Fault(Fault),
-    Gone,
+    Client(Undelivered),
     Deadline,
     Draining,
     Internal(ApiError),
@@ -57,20 +56,18 @@ enum Stop {
 
 enum Ended<A> {
     Finished(Seat, A, Share),
-    /// The client left, or the deadline that it set passed, of which it is told.
-    Abandoned(Option<ApiError>),
+    /// The client left or stopped reading, or the deadline that it set passed, of which it is told.
+    Abandoned(Undelivered, Option<ApiError>),
     Failed(End, ApiError),
 }
 
 impl<E: Errand> Carry<E> {
-    #[expect(clippy::too_many_arguments, reason = "the parts of one request meet here")]
     pub(super) fn new(
         app: Arc<App>,
         user: UserId,
         permit: Option<Arc<Permit>>,
         job: Arc<Job<E>>,
         body: Bytes,
-        head: oneshot::Sender<Head>,
         gone: CancellationToken,
         total: Instant,
     ) -> Self {
@@ -81,7 +78,6 @@ impl<E: Errand> Carry<E> {
             permit,
             job,
             body,
-            head,
             gone,
             total,
             trail: Trail::default(),
@@ -92,20 +88,36 @@ impl<E: Errand> Carry<E> {
         }
     }
 
-    pub(super) async fn run(mut self, hold: Hold, exact: Option<Units>) {
-        let ended = self.work(&hold).await;
+    pub(super) async fn run(mut self, hold: Hold, exact: Option<Units>, mut out: Outflow) {
+        let ended = match self.work(&hold, &mut out).await {
+            // What the client did not take yet is not delivered.
+            Ended::Finished(seat, answer, share) if out.begun().is_some() => {
+                let hard = self.app.tasks.hard();
+                tokio::select! {
+                    biased;
+                    drained = out.drained() => match drained {
+                        Ok(()) => Ended::Finished(seat, answer, share),
+                        Err(undelivered) => Ended::Abandoned(undelivered, None),
+                    },
+                    () = hard.cancelled() => Ended::Failed(End::GatewayFault, ApiError::draining()),
+                }
+            }
+            ended => ended,
+        };
+        let first = out.begun().map(|at| self.since_arrival(at));
         let latency = self.app.clock.mono().saturating_sub(self.job.ticket.arrived);
         let watch = self.job.ticket.watch.clone();
         watch.describe(|fields| fields.set(Key::Attempts, self.attempts.len() as u64));
         let mut settlement = Settlement {
             attempts: std::mem::take(&mut self.attempts),
+            first_token: first.map(Millis::from),
             latency: Some(Millis::from(latency)),
             ..Settlement::none(End::Refused)
         };
         let (seat, answer, share) = match ended {
             Ended::Finished(seat, answer, share) => (seat, answer, share),
-            Ended::Abandoned(late) => return self.abandon(hold, settlement, late).await,
-            Ended::Failed(end, error) => return self.fail(hold, settlement, (end, error)).await,
+            Ended::Abandoned(why, late) => return self.abandon((hold, out), settlement, why, late).await,
+            Ended::Failed(end, error) => return self.fail((hold, out), settlement, (end, error)).await,
         };
         let exact = match exact {
             Some(units) => Ok(units),
@@ -125,12 +137,7 @@ impl<E: Errand> Carry<E> {
         settlement.claimed = errand.claimed(&counted, &answer);
         settlement.provision_id = Some(seat.provision().clone());
         settlement.provider = Some(seat.owner().clone());
-        let meta = Meta {
-            provider: Some(seat.slug()),
-            overhead: latency.saturating_sub(self.node_time),
-            #[cfg(feature = "sabotage")]
-            headers: http::HeaderMap::new(),
-        };
+        let meta = self.meta(&seat);
         drop(seat);
         let tokens = errand.tokens(&counted);
         if tokens > 0 {
@@ -147,31 +154,61 @@ impl<E: Errand> Carry<E> {
             }
             Err(error) => Head::Failed(store_error(error)),
         };
-        let _ = self.head.send(answer);
+        out.conclude(answer, &self.job.ticket.request_id).await;
+    }
+
+    /// How long after its arrival something of the request happened.
+    fn since_arrival(&self, at: Instant) -> Duration {
+        let now = self.app.clock.mono().saturating_sub(self.job.ticket.arrived);
+        now.saturating_sub(at.elapsed())
+    }
+
+    /// Puts what the accepted input is worth into the settlement, where it is what is priced; false where nothing is.
+    fn owe(&self, settlement: &mut Settlement) -> bool {
+        let input = self.job.errand.abandoned();
+        let Some((provision, owner)) = self.accepted.get().filter(|_| input != Units::default()) else {
+            return false;
+        };
+        settlement.counted = input;
+        settlement.provision_id = Some(provision.clone());
+        settlement.provider = Some(owner.clone());
+        true
     }
 
     /// Nothing to pay; the client is told why.
-    async fn fail(mut self, hold: Hold, mut settlement: Settlement, (end, error): (End, ApiError)) {
+    async fn fail(
+        mut self,
+        (hold, out): (Hold, Outflow),
+        mut settlement: Settlement,
+        (end, error): (End, ApiError),
+    ) {
         settlement.end = end;
+        if end == End::GatewayFault {
+            self.owe(&mut settlement);
+        }
         if let Err(cause) = settle(&self.job.ticket.watch, hold, settlement).await {
             let request_id = &self.job.ticket.request_id;
             tracing::error!(%request_id, error = %cause, "a failed request was not settled");
         }
         drop(self.permit.take());
-        let _ = self.head.send(Head::Failed(error));
+        out.conclude(Head::Failed(error), &self.job.ticket.request_id).await;
     }
 
     /// The client left, or did not want to wait any longer. What is priced by its input is paid once a node had accepted
     /// it; the rest pays only what is delivered, and nothing was (MR31).
-    async fn abandon(mut self, hold: Hold, mut settlement: Settlement, late: Option<ApiError>) {
-        let input = self.job.errand.abandoned();
-        settlement.end = if late.is_some() { End::ProviderFailed } else { End::ClientGoneBeforeAccept };
-        if let Some((provision, owner)) = self.accepted.get().filter(|_| input != Units::default()) {
-            settlement.end = End::ClientGone;
-            settlement.counted = input;
-            settlement.provision_id = Some(provision.clone());
-            settlement.provider = Some(owner.clone());
-        }
+    async fn abandon(
+        mut self,
+        (hold, out): (Hold, Outflow),
+        mut settlement: Settlement,
+        why: Undelivered,
+        late: Option<ApiError>,
+    ) {
+        settlement.end = match (self.owe(&mut settlement), why) {
+            (true, Undelivered::Gone) => End::ClientGone,
+            (true, Undelivered::Stalled) => End::StalledReader,
+            (false, _) if late.is_some() => End::ProviderFailed,
+            (false, _) => End::ClientGoneBeforeAccept,
+        };
         #[cfg(feature = "sabotage")]
         self.bill_undelivered(&mut settlement);
         if let Err(error) = settle(&self.job.ticket.watch, hold, settlement).await {
@@ -180,7 +217,7 @@ impl<E: Errand> Carry<E> {
         }
         drop(self.permit.take());
         if let Some(late) = late {
-            let _ = self.head.send(Head::Failed(late));
+            out.conclude(Head::Failed(late), &self.job.ticket.request_id).await;
         }
     }
 
@@ -196,7 +233,7 @@ impl<E: Errand> Carry<E> {
         }
     }
 
-    async fn work(&mut self, hold: &Hold) -> Ended<E::Answer> {
+    async fn work(&mut self, hold: &Hold, out: &mut Outflow) -> Ended<E::Answer> {
         let relay = self.app.config.relay.clone();
         self.app.fleet.count_request(&self.job.ticket.model.service);
         loop {
@@ -212,7 +249,7 @@ impl<E: Errand> Carry<E> {
             drop(phase);
             let mut seat = match found {
                 Ok(seat) => seat,
-                Err(NoSeat::Gone) => return Ended::Abandoned(None),
+                Err(NoSeat::Gone) => return Ended::Abandoned(Undelivered::Gone, None),
                 Err(NoSeat::Draining) => return Ended::Failed(End::Refused, ApiError::draining()),
                 Err(NoSeat::Nobody(error)) => {
                     return match self.trail.failure(&error) {
@@ -224,32 +261,45 @@ impl<E: Errand> Carry<E> {
             let began = Instant::now();
             let number = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
             self.phase = self.job.ticket.watch.open(Phase::Attempt);
-            let outcome = Box::pin(self.attempt(&seat, number, hold)).await;
+            out.meta = self.meta(&seat);
+            let outcome = Box::pin(self.attempt(&seat, number, hold, out)).await;
             self.node_time += began.elapsed();
             let now = self.app.clock.mono();
             let fault = match outcome {
                 Ok((answer, share)) => {
-                    seat.first_token(began.elapsed(), now);
+                    let first =
+                        out.begun().map_or_else(|| began.elapsed(), |at| at.saturating_duration_since(began));
+                    seat.first_token(first, now);
                     seat.succeeded(now);
                     self.record(&seat, number, End::Finished, None, began);
                     return Ended::Finished(seat, answer, share);
                 }
                 Err(Stop::Fault(fault)) => fault,
-                Err(Stop::Gone) => {
+                Err(Stop::Client(undelivered)) => {
                     self.record(&seat, number, End::ClientGone, Some(Code::ClientClosed), began);
-                    return Ended::Abandoned(None);
+                    return Ended::Abandoned(undelivered, None);
                 }
                 Err(Stop::Deadline) => {
                     let hurried = self.job.ticket.hurried && self.accepted.get().is_some();
-                    let end = if hurried { End::ClientGone } else { End::ProviderFailed };
+                    let end = match out.begun() {
+                        _ if hurried => End::ClientGone,
+                        Some(_) => End::ProviderLost,
+                        None => End::ProviderFailed,
+                    };
                     self.record(&seat, number, end, Some(Code::DeadlineExceeded), began);
                     return match late_error(end) {
-                        error if hurried => Ended::Abandoned(Some(error)),
+                        error if hurried => Ended::Abandoned(Undelivered::Gone, Some(error)),
                         error => Ended::Failed(end, error),
                     };
                 }
-                Err(Stop::Draining) => return Ended::Failed(End::Refused, ApiError::draining()),
-                Err(Stop::Internal(error)) => return Ended::Failed(End::Refused, error),
+                Err(Stop::Draining) => {
+                    let end = if out.begun().is_some() { End::GatewayFault } else { End::Refused };
+                    return Ended::Failed(end, ApiError::draining());
+                }
+                Err(Stop::Internal(error)) => {
+                    let end = if out.begun().is_some() { End::GatewayFault } else { End::Refused };
+                    return Ended::Failed(end, error);
+                }
             };
             // Who failed is owed nothing, also when the client leaves before the next attempt.
             self.accepted = std::sync::OnceLock::new();
@@ -261,6 +311,11 @@ impl<E: Errand> Carry<E> {
                 seat.rests(now);
             }
             self.record(&seat, number, fault.end(), Some(fault.code()), began);
+            // What has left cannot be said again by another node.
+            if out.begun().is_some() {
+                let code = fault.code_in_stream();
+                return Ended::Failed(End::ProviderLost, ApiError::new(code, in_stream_text(code)));
+            }
             let chance = u64::from_le_bytes(random::bytes::<8>());
             let next = self.trail.fail(seat.provision(), seat.epoch(), fault, relay.retries, chance, || {
                 self.app.fleet.take_retry(&self.job.ticket.model.service)
@@ -269,7 +324,7 @@ impl<E: Errand> Carry<E> {
             match next {
                 Next::Now => {}
                 Next::After(wait) => tokio::select! {
-                    () = self.gone.cancelled() => return Ended::Abandoned(None),
+                    () = self.gone.cancelled() => return Ended::Abandoned(Undelivered::Gone, None),
                     () = tokio::time::sleep(wait) => {}
                 },
                 Next::GiveUp => return Ended::Failed(End::ProviderFailed, exhausted_error(fault)),
@@ -277,7 +332,24 @@ impl<E: Errand> Carry<E> {
         }
     }
 
-    async fn attempt(&self, seat: &Seat, number: u32, hold: &Hold) -> Result<(E::Answer, Share), Stop> {
+    /// What is known of the way before a node has answered.
+    fn meta(&self, seat: &Seat) -> Meta {
+        let so_far = self.app.clock.mono().saturating_sub(self.job.ticket.arrived);
+        Meta {
+            provider: Some(seat.slug()),
+            overhead: so_far.saturating_sub(self.node_time),
+            #[cfg(feature = "sabotage")]
+            headers: http::HeaderMap::new(),
+        }
+    }
+
+    async fn attempt(
+        &self,
+        seat: &Seat,
+        number: u32,
+        hold: &Hold,
+        out: &mut Outflow,
+    ) -> Result<(E::Answer, Share), Stop> {
         let max_bytes = self.job.errand.max_bytes();
         let head = WorkHead {
             request_id: self.job.ticket.request_id.clone(),
@@ -317,24 +389,17 @@ impl<E: Errand> Carry<E> {
             }
             hold.accepted(seat.provision(), seat.owner(), number);
             let _ = self.accepted.set((seat.provision().clone(), seat.owner().clone()));
-            let (mut whole, mut share) = (Vec::new(), Share::default());
-            while let Some(chunk) = stream.chunk().await {
-                let chunk = chunk.map_err(|error| Stop::Fault(forward::after_accept(&error)))?;
-                if (whole.len() + chunk.len()) as u64 > max_bytes {
-                    return Err(Stop::Fault(Fault::Protocol));
-                }
-                share.grow(&self.app.room, whole.len() + chunk.len()).map_err(Stop::Internal)?;
-                whole.extend_from_slice(&chunk);
-            }
-            match self.job.errand.read(&self.app, whole).await {
-                Ok(answer) => Ok((answer, share)),
+            let mut node = Incoming::new(&mut stream, max_bytes, &self.app.room);
+            match self.job.errand.receive(&self.app, &mut node, out).await {
+                Ok(answer) => Ok((answer, node.share())),
                 Err(Misread::Node(fault)) => Err(Stop::Fault(fault)),
                 Err(Misread::Ours(error)) => Err(Stop::Internal(error)),
+                Err(Misread::Client(undelivered)) => Err(Stop::Client(undelivered)),
             }
         };
         tokio::select! {
             biased;
-            () = self.gone.cancelled() => Err(Stop::Gone),
+            () = self.gone.cancelled() => Err(Stop::Client(Undelivered::Gone)),
             () = hard.cancelled() => Err(Stop::Draining),
             () = tokio::time::sleep_until(self.total) => {
                 forward::count_late("total");

@@ -1,10 +1,8 @@
-//! espeak-ng: text on its standard input, a waveform on its standard output.
+//! espeak-ng: text on its standard input, a waveform on its standard output, which leaves while it is made.
 
-use bytes::Bytes;
 use cxmpute_wire::openai::SpeechRequest;
-use cxmpute_wire::wave::Wave;
 
-use super::{Failed, Tool, words};
+use super::{Body, Failed, Tool, words};
 use cxmpute_runtime::once::OnceError;
 
 /// Words per minute at speed 1.
@@ -14,8 +12,8 @@ const RATES: std::ops::RangeInclusive<f64> = 40.0..=640.0;
 /// Most bytes of speech: about 24 minutes.
 const OUTPUT: usize = 64 * 1024 * 1024;
 
-/// Says a text.
-pub(super) async fn speak(tool: &Tool, body: &[u8]) -> Result<Bytes, Failed> {
+/// Says a text. The header that it writes into a pipe does not know the length.
+pub(super) async fn speak(tool: &Tool, body: &[u8]) -> Result<Body, Failed> {
     let request: SpeechRequest =
         serde_json::from_slice(body).map_err(|_| Failed::Request("the request is no request for speech"))?;
     let voice = request.voice.as_str();
@@ -30,12 +28,11 @@ pub(super) async fn speak(tool: &Tool, body: &[u8]) -> Result<Bytes, Failed> {
     }
     let rate = format!("{rate:.0}");
     let arguments = words(&["-b", "1", "-v", voice, "-s", &rate, "--stdin", "--stdout"]);
-    let printed = tool.run(&arguments, &[], request.input.as_bytes(), &[], OUTPUT).await?;
-    let broken = |complaint: String| OnceError::Ended { status: "no speech".to_owned(), complaint };
-    // The header that espeak-ng writes into a pipe does not know the length.
-    let wave = Wave::read(&printed).map_err(|error| broken(error.to_string()))?;
-    if wave.samples.is_empty() {
-        return Err(Failed::Run(broken("it printed no samples".to_owned())));
+    let mut speaking = tool.start(&arguments, request.input.as_bytes(), OUTPUT)?;
+    speaking.close();
+    // What it cannot do at all it says before its first sample; then this is a refusal, not half an answer.
+    match speaking.chunk().await {
+        Some(first) => Ok(Body::Pieces { first: Some(first?), rest: Box::new(speaking) }),
+        None => Err(OnceError::Ended { status: "no speech".to_owned(), complaint: String::new() }.into()),
     }
-    Ok(wave.pack().into())
 }

@@ -19,7 +19,7 @@ use super::EngineError;
 use super::told::{VERSION_TIME, told};
 use crate::supervise::Surroundings;
 use cxmpute_runtime::confine::{Confiner, Terms};
-use cxmpute_runtime::once::{FILE, MEMORY, Once, OnceError, Sandbox};
+use cxmpute_runtime::once::{FILE, MEMORY, Once, OnceError, Running, Sandbox};
 
 /// Longest that one run may take; the gateway's own deadline is usually shorter.
 const TIME: Duration = Duration::from_secs(120);
@@ -140,13 +140,43 @@ pub struct Tool {
     pub slots: u16,
 }
 
-/// What a run made.
+/// What a run made, or makes.
 #[derive(Debug)]
 pub struct Made {
     /// HTTP status that a server would answer with.
     pub status: StatusCode,
-    /// The body; taken once.
-    pub body: Option<Bytes>,
+    body: Body,
+}
+
+/// An answer.
+#[derive(Debug)]
+enum Body {
+    /// All of it; taken once.
+    Whole(Option<Bytes>),
+    /// What a program has printed so far, and the program.
+    Pieces { first: Option<Bytes>, rest: Box<Running> },
+}
+
+impl From<Bytes> for Body {
+    fn from(whole: Bytes) -> Self {
+        Self::Whole(Some(whole))
+    }
+}
+
+impl Made {
+    /// The next bytes; `None` at the end.
+    pub async fn chunk(&mut self) -> Option<Result<Bytes, EngineError>> {
+        match &mut self.body {
+            Body::Whole(body) => body.take().map(Ok),
+            Body::Pieces { first, rest } => match first.take() {
+                Some(first) => Some(Ok(first)),
+                None => rest
+                    .chunk()
+                    .await
+                    .map(|next| next.map_err(|error| EngineError::Broken(error.to_string()))),
+            },
+        }
+    }
 }
 
 /// A request that a tool refuses, or a run that failed.
@@ -218,25 +248,25 @@ impl Tool {
         let made = match (self.program, path) {
             (Program::Espeak, WorkPath::Speech) => espeak::speak(self, body).await,
             (Program::Pocketsphinx, WorkPath::Transcription) => {
-                pocketsphinx::listen(self, request, body).await
+                pocketsphinx::listen(self, request, body).await.map(Body::from)
             }
-            (Program::Tesseract, WorkPath::Read) => tesseract::read(self, body).await,
+            (Program::Tesseract, WorkPath::Read) => tesseract::read(self, body).await.map(Body::from),
             _ => Err(Failed::Request("this engine does other work")),
         };
         let (status, body) = match made {
-            Ok(bytes) => (StatusCode::OK, bytes),
+            Ok(body) => (StatusCode::OK, body),
             Err(Failed::Request(message)) => {
-                (StatusCode::BAD_REQUEST, refusal(Code::InvalidParameter, message))
+                (StatusCode::BAD_REQUEST, refusal(Code::InvalidParameter, message).into())
             }
             Err(Failed::Run(error @ OnceError::Start { .. })) => {
                 return Err(EngineError::Unreachable(error.to_string()));
             }
             Err(Failed::Run(error)) => {
                 tracing::warn!(engine = self.name(), %error, "a run failed");
-                (StatusCode::BAD_GATEWAY, refusal(Code::EngineFailed, "the program failed"))
+                (StatusCode::BAD_GATEWAY, refusal(Code::EngineFailed, "the program failed").into())
             }
         };
-        Ok(Made { status, body: Some(body) })
+        Ok(Made { status, body })
     }
 
     /// One run with this input and these files; gives what was printed.
@@ -250,6 +280,13 @@ impl Tool {
     ) -> Result<Vec<u8>, OnceError> {
         let once = Once { program: &self.path, arguments, environment, input, output_limit, time: TIME };
         once.run(&self.walls.sandbox(lent)).await
+    }
+
+    /// One run with this input, of which what it prints is taken as it comes.
+    fn start(&self, arguments: &[String], input: &[u8], output_limit: usize) -> Result<Running, OnceError> {
+        let program = &self.path;
+        Once { program, arguments, environment: &[], input, output_limit, time: TIME }
+            .start(&self.walls.sandbox(&[]))
     }
 }
 

@@ -30,8 +30,12 @@ fn request() -> RequestId {
 }
 
 async fn ask(tool: &Tool, path: WorkPath, body: &[u8]) -> (u16, Bytes) {
-    let made = tool.ask(path, &request(), body).await.unwrap();
-    (made.status.as_u16(), made.body.unwrap())
+    let mut made = tool.ask(path, &request(), body).await.unwrap();
+    let mut whole = Vec::new();
+    while let Some(piece) = made.chunk().await {
+        whole.extend_from_slice(&piece.unwrap());
+    }
+    (made.status.as_u16(), whole.into())
 }
 
 #[tokio::test]
@@ -51,6 +55,23 @@ async fn a_text_is_said_and_a_bad_voice_is_refused() {
     }
     assert_eq!(ask(&tool, WorkPath::Read, b"{}").await.0, 400);
     assert_eq!(ask(&tool, WorkPath::Speech, say("nobody", 1.0).to_string().as_bytes()).await.0, 502);
+}
+
+/// A long text comes by pieces, the first of them long before the end, and whoever stops listening ends the program.
+#[tokio::test]
+async fn speech_leaves_while_it_is_made() {
+    let Some(tool) = tool(Program::Espeak, "espeak-ng") else { return };
+    let text = "many words that take a while to say ".repeat(100);
+    let body = json!({"model": "m", "input": text, "voice": "en-us", "speed": 0.5}).to_string();
+    let mut made = tool.ask(WorkPath::Speech, &request(), body.as_bytes()).await.unwrap();
+    let first = made.chunk().await.unwrap().unwrap();
+    assert!(first.starts_with(b"RIFF") && first.len() < 100_000, "{}", first.len());
+    let mut pieces = 1;
+    while let Some(piece) = made.chunk().await {
+        piece.unwrap();
+        pieces += 1;
+    }
+    assert!(pieces > 20, "{pieces}");
 }
 
 #[tokio::test]

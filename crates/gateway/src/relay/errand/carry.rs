@@ -128,7 +128,7 @@ impl<E: Errand> Carry<E> {
         };
         let exact = match exact {
             Ok(units) => units,
-            Err(error) => return self.fail(hold, settlement, (End::GatewayFault, error)).await,
+            Err(error) => return self.fail((hold, out), settlement, (End::GatewayFault, error)).await,
         };
         let errand = &self.job.errand;
         let counted = errand.delivered(exact, &answer);
@@ -183,7 +183,7 @@ impl<E: Errand> Carry<E> {
         (end, error): (End, ApiError),
     ) {
         settlement.end = end;
-        if end == End::GatewayFault {
+        if end == End::GatewayFault && out.begun().is_some() {
             self.owe(&mut settlement);
         }
         if let Err(cause) = settle(&self.job.ticket.watch, hold, settlement).await {

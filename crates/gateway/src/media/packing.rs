@@ -161,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_ffmpeg_packs_on_the_way_is_the_same_sound() {
-        let ffmpeg = Ffmpeg::find(None);
+        let ffmpeg = Ffmpeg::find(None, "/nonexistent".as_ref());
         let packer = Packer::new(ffmpeg.clone());
         if ffmpeg.is_none() {
             return skipped("ffmpeg is not installed");
@@ -180,7 +180,9 @@ mod tests {
     /// The first part is there long before the last samples are.
     #[tokio::test]
     async fn an_encoder_does_not_wait_for_the_end() {
-        let Some(ffmpeg) = Ffmpeg::find(None) else { return skipped("ffmpeg is not installed") };
+        let Some(ffmpeg) = Ffmpeg::find(None, "/nonexistent".as_ref()) else {
+            return skipped("ffmpeg is not installed");
+        };
         let packer = Packer::new(Some(ffmpeg));
         for format in [AudioFormat::Mp3, AudioFormat::Opus] {
             let mut packing = packer.begin(format, 22_050, 2, LONG).unwrap();

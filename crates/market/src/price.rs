@@ -214,13 +214,13 @@ impl PriceRow {
 }
 
 /// What `units` cost at `price`: the exact sum, divided once by 10^6 and rounded up, never below the minimum
-/// charge (MR3).
+/// charge (MR3). Where nothing was delivered there is nothing to pay (MR31).
 ///
 /// # Errors
 /// The price is not usable, or the cost does not fit.
 pub fn cost(price: &PriceRow, units: &Units) -> Result<MicroCredits, PriceError> {
     price.validate()?;
-    if price.free {
+    if price.free || *units == Units::default() {
         return Ok(MicroCredits::ZERO);
     }
     let parts = [
@@ -436,6 +436,7 @@ mod tests {
         let mut price = row(1, 1);
         price.minimum = MicroCredits(7);
         assert_eq!(cost(&price, &Units::chat(Tokens(1), Tokens(1))), Ok(MicroCredits(7)));
+        assert_eq!(cost(&price, &Units::default()), Ok(MicroCredits(0)), "nothing was delivered");
         let mut free = row(0, 0);
         free.free = true;
         assert_eq!(cost(&free, &Units::chat(Tokens(u64::MAX), Tokens(9))), Ok(MicroCredits(0)));

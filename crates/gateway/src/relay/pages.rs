@@ -53,7 +53,7 @@ impl Errand for Pages {
         if let Some(fault) = failure(&body) {
             return Err(fault.into());
         }
-        let answer: ScrapeResponse = object(&body)?;
+        let answer: NodeAnswer = object(&body)?;
         if answer.results.len() != self.request.urls.len() {
             return Err(Fault::Protocol.into());
         }
@@ -70,6 +70,12 @@ impl Errand for Pages {
         let usage = page_usage(units, &ticket.model.price, settled);
         Printed::json(&ScrapeResponse { results: answer, usage: Some(usage) })
     }
+}
+
+/// What is read of a node's answer: what it says of its price is nothing to us.
+#[derive(serde::Deserialize)]
+struct NodeAnswer {
+    results: Vec<PageResult>,
 }
 
 /// One result, made anew of what may be in it: either content, or a reason. None when it is neither, belongs to another

@@ -220,10 +220,12 @@ async fn send(
     piece: usize,
     pause: Duration,
 ) -> std::io::Result<()> {
-    for bytes in body.chunks(piece) {
+    let last = body.len().div_ceil(piece);
+    for (n, bytes) in (1..).zip(body.chunks(piece)) {
         tcp.write_all(bytes).await?;
         stage.sent.fetch_add(bytes.len() as u64, Ordering::SeqCst);
-        if !pause.is_zero() {
+        // Whoever has all of it may be at the next file while a pause behind it goes on.
+        if !pause.is_zero() && n < last {
             tokio::time::sleep(pause).await;
         }
     }

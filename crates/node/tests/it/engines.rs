@@ -321,10 +321,18 @@ async fn two_plans_in_a_row_kill_no_engine_that_still_ends() {
     let dir = tempfile::tempdir().unwrap();
     let script = "trap 'sleep 2; echo politely; exit 0' TERM; echo began; while :; do sleep 0.05; done";
     let engine = program(dir.path(), script);
-    let node = Running::start(&gateway, None, |config| config.engine.program = Some(engine));
+    std::fs::write(dir.path().join("a.gguf"), "weights").unwrap();
+    let node = Running::start(&gateway, None, |config| {
+        config.models.dir = Some(dir.path().to_owned());
+        config.engine.program = Some(engine);
+    });
     let logs = node.config.data_dir.join("logs");
     let mut tunnel = gateway.tunnel().await;
-    let wanted = |context| DesiredService { context_length: Some(context), ..service("llm:a") };
+    let wanted = |context| DesiredService {
+        context_length: Some(context),
+        files: vec![file("a.gguf")],
+        ..service("llm:a")
+    };
     tunnel.publish(vec![wanted(1000)]).await;
     soon(until_says(&logs.join("llm-a.log"), "began")).await;
     for context in [2000, 3000] {

@@ -41,6 +41,7 @@ pub async fn keep(
     senses.metered = wanted.metered;
     services.gate().set(wanted.metered.then_some(Wait::Metered), None);
     let mut asked: Option<JoinHandle<Seated>> = None;
+    let mut noted = true;
     let watch_gpus = section.gpu_busy_percent > 0 && look(&sensors, Sensors::watch_gpus).await;
     let (mut slow, mut fast) = (tokio::time::interval(LOOK), tokio::time::interval(LOOK_AT_GPUS));
     let mut desktop = tokio::time::interval(LOOK_AT_DESKTOP);
@@ -59,9 +60,7 @@ pub async fn keep(
                 let seen = look(&sensors, move |sensors| sensors.look(now)).await;
                 senses = Senses { foreign_gpu: senses.foreign_gpu, metered: seated.1, ..seen };
                 senses.idle = [seen.idle, seated.0].into_iter().flatten().min();
-                if let Err(error) = transfer.note() {
-                    tracing::warn!(%error, "the day's transfers cannot be noted down");
-                }
+                noted = false;
             }
             // Nothing waits for its answer: a program may hang, and the accelerators go back in half a second.
             _ = desktop.tick(), if asked.is_none() && (wanted.idle || wanted.metered) => {
@@ -87,6 +86,13 @@ pub async fn keep(
         // Work and files go into one count, anew each time: what is left of it is handed out below.
         transfer.today(services.gate().came(), now);
         senses.transferred = transfer.today(services.transferred(), now);
+        // Every two seconds, and before anybody is told that the day is used up: a restart gives no more of it.
+        if !noted || section.caps.is_used_up(senses.transferred) {
+            noted = true;
+            if let Err(error) = transfer.note() {
+                tracing::warn!(%error, "the day's transfers cannot be noted down");
+            }
+        }
         let decision = watch.judge(&section, said, local, clock.mono(), &senses);
         services.gate().set(decision.wait, section.caps.transfer_left(senses.transferred));
         services.rest(decision.rest);

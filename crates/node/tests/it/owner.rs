@@ -1,6 +1,7 @@
 //! The owner needs the machine: what the sensors say, seen from the gateway's end of the tunnel.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cxmpute_node::agent::Deps;
@@ -139,9 +140,11 @@ async fn what_ends_already_leaves_the_accelerators_at_once_too() {
 #[tokio::test]
 async fn what_an_owners_server_does_for_us_is_no_work_of_its_owner() {
     let senses = Arc::new(Mutex::new(Senses::default()));
-    let busy = senses.clone();
+    // How often the driver has said that it is quiet again.
+    let quiet = Arc::new(AtomicUsize::new(0));
+    let (busy, told) = (senses.clone(), quiet.clone());
     let server = OwnersServer::start(move |path| {
-        let busy = busy.clone();
+        let (busy, told) = (busy.clone(), told.clone());
         async move {
             if path.ends_with("/chat/completions") {
                 // Its runner is no child of this node. The driver says for a while that it works when it has ended.
@@ -150,6 +153,7 @@ async fn what_an_owners_server_does_for_us_is_no_work_of_its_owner() {
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(700)).await;
                     busy.lock().foreign_gpu = 0;
+                    told.fetch_add(1, Ordering::SeqCst);
                 });
                 return "data: {\"said\":1}\n\ndata: [DONE]\n\n";
             }
@@ -181,7 +185,7 @@ async fn what_an_owners_server_does_for_us_is_no_work_of_its_owner() {
         assert!(error.is_none() && text.contains("[DONE]"), "{text}");
     }
     soon(async {
-        while senses.lock().foreign_gpu > 0 {
+        while quiet.load(Ordering::SeqCst) < 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })

@@ -139,7 +139,9 @@ async fn an_engine_that_ends_at_once_is_reported_with_its_log() {
     assert_eq!(failed.code, Some(Code::EngineFailed));
     let detail = failed.detail.unwrap();
     assert!(detail.contains("exit status: 3") && detail.contains("llm-a.log"), "{detail}");
+    // It is written beside the report.
     let log = node.config.data_dir.join("logs/llm-a.log");
+    soon(until_says(&log, "device")).await;
     assert_eq!(std::fs::read_to_string(log).unwrap(), "no such device\n");
     node.stop().await;
 }
@@ -319,7 +321,8 @@ async fn what_failed_before_a_server_was_ready_ends_it_not_again() {
 async fn two_plans_in_a_row_kill_no_engine_that_still_ends() {
     let mut gateway = Gateway::start().await;
     let dir = tempfile::tempdir().unwrap();
-    let script = "trap 'sleep 2; echo politely; exit 0' TERM; echo began; while :; do sleep 0.05; done";
+    let script =
+        "exec >&2; trap 'sleep 2; echo politely; exit 0' TERM; echo began; while :; do sleep 0.05; done";
     let engine = program(dir.path(), script);
     std::fs::write(dir.path().join("a.gguf"), "weights").unwrap();
     let node = Running::start(&gateway, None, |config| {

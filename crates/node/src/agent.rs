@@ -18,7 +18,7 @@ use crate::diagnose::gpu::Cards;
 use crate::engines::discover::{self, Finds};
 use crate::engines::fake::Fake;
 use crate::identity::Identity;
-use crate::models::{self, Models};
+use crate::models::{self, Models, Wait};
 use crate::owner::{self, Pause};
 use crate::services::Services;
 use crate::session::{End, Session};
@@ -195,6 +195,10 @@ impl Node {
     pub async fn run(self) -> Result<()> {
         if self.config.docker.enabled {
             container::tidy(&self.config.docker.socket, self.view.provision_id.as_str()).await;
+        }
+        // Before any plan comes: what has begun would be cut when the keeper first looks.
+        if self.config.owner.minds_metered() {
+            self.view.services.gate().set(Some(Wait::Asking), None);
         }
         let resting = owner::keep(
             self.config.owner.clone(),

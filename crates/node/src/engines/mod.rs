@@ -120,6 +120,13 @@ fn folder_of(program: &Path) -> PathBuf {
     program.parent().unwrap_or(program).to_owned()
 }
 
+/// What a program reads of where it stands: its folder, or itself alone where the folder holds private places, as a home does.
+fn beside(program: &Path, config: &NodeConfig) -> PathBuf {
+    let folder = folder_of(program);
+    let holds = |place: PathBuf| place.canonicalize().unwrap_or(place).starts_with(&folder);
+    if private_places(config).into_iter().any(holds) { program.to_owned() } else { folder }
+}
+
 /// What a program in a Python environment reads: the environment, and the Python that it was made with.
 fn environment_of(program: &Path) -> Vec<PathBuf> {
     let folder = folder_of(program);

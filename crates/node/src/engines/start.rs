@@ -141,7 +141,7 @@ impl<'a> Start<'a> {
         } = self;
         let config = &around.config;
         let mut readable = finish.readable;
-        readable.push(super::folder_of(&program));
+        readable.push(super::beside(&program, config));
         for file in desired.files.iter().filter_map(|file| files::below(&models, file).ok()) {
             // A link, and where it leads.
             readable.extend(file.canonicalize());

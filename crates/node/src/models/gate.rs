@@ -13,6 +13,8 @@ pub enum Wait {
     TransferUsedUp,
     /// The network is metered.
     Metered,
+    /// Nobody knows yet whether it is: nothing is fetched on a guess.
+    Asking,
 }
 
 impl Wait {
@@ -22,6 +24,9 @@ impl Wait {
         match self {
             Self::TransferUsedUp => {
                 "it waits: the day's transfers are used up (owner.caps.daily_transfer_mib); a day begins at 00:00 UTC"
+            }
+            Self::Asking => {
+                "it waits until it is known whether the network is metered (owner.metered_downloads)"
             }
             Self::Metered => "it waits: the network is metered (owner.metered_downloads = true lets it come)",
         }

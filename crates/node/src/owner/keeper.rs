@@ -39,7 +39,7 @@ pub async fn keep(
     // Until it is known, a network counts as metered: nothing is fetched on a guess.
     let mut seated: Seated = (None, wanted.metered);
     senses.metered = wanted.metered;
-    services.gate().set(wanted.metered.then_some(Wait::Metered), None);
+    let mut known = !wanted.metered;
     let mut asked: Option<JoinHandle<Seated>> = None;
     let mut noted = true;
     let watch_gpus = section.gpu_busy_percent > 0 && look(&sensors, Sensors::watch_gpus).await;
@@ -70,7 +70,7 @@ pub async fn keep(
             }
             told = answer(&mut asked) => {
                 asked = None;
-                seated = told;
+                (seated, known) = (told, true);
                 senses.metered = seated.1;
             }
             _ = fast.tick(), if watch_gpus => {
@@ -94,7 +94,9 @@ pub async fn keep(
             }
         }
         let decision = watch.judge(&section, said, local, clock.mono(), &senses);
-        services.gate().set(decision.wait, section.caps.transfer_left(senses.transferred));
+        let wait =
+            decision.wait.map(|wait| if wait == Wait::Metered && !known { Wait::Asking } else { wait });
+        services.gate().set(wait, section.caps.transfer_left(senses.transferred));
         services.rest(decision.rest);
         services.yield_gpus(decision.yield_gpus);
     }

@@ -118,7 +118,10 @@ async fn speech_as_events_ends_with_its_bill() {
     );
     // What breaks off says so, and is free.
     let (first, _) = halves();
-    let (mut conversation, _) = ground.hear(vec![first, Step::Break], "wav", json!("sse")).await;
+    // A reset may overtake what was sent before it, so the node waits until the client has the beginning.
+    let steps = vec![first, Step::Await, Step::Break];
+    let (mut conversation, _) = ground.hear(steps, "wav", json!("sse")).await;
+    ground.node.go_on();
     let body = String::from_utf8(conversation.rest().await.unwrap()).unwrap();
     let last = body.lines().rev().find_map(|line| line.strip_prefix("data: ")).unwrap();
     let error: Value = serde_json::from_str(last).unwrap();
@@ -142,7 +145,8 @@ async fn speech_that_breaks_off_is_cut_and_free_and_who_leaves_pays_the_characte
     let endless = vec![7; 8 << 20];
     for wrong in [Step::Break, Step::Raw(endless.into())] {
         let (first, _) = halves();
-        let (mut conversation, _) = ground.hear(vec![first, wrong], "pcm", Value::Null).await;
+        let (mut conversation, _) = ground.hear(vec![first, Step::Await, wrong], "pcm", Value::Null).await;
+        ground.node.go_on();
         assert!(conversation.rest().await.is_err(), "half a speech looks whole");
         let receipt = ground.settled(&conversation).await;
         assert_eq!((&receipt["outcome"], ground.paid(&receipt)), (&json!("provider_lost"), 0), "{receipt}");

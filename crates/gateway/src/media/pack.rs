@@ -91,7 +91,7 @@ impl Packer {
         let form = match (format, &self.ffmpeg) {
             (AudioFormat::Wav, _) => Form::Wave,
             (AudioFormat::Pcm, _) => {
-                let converter = Converter::new(rate, PCM_RATE).map_err(|_| PackError::Rate)?;
+                let converter = Converter::soon(rate, PCM_RATE).map_err(|_| PackError::Rate)?;
                 Form::Samples(Some(Box::new(converter)))
             }
             (_, None) => return Err(PackError::NoEncoder(format)),

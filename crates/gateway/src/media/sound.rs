@@ -20,6 +20,8 @@ use symphonia::core::meta::MetadataOptions;
 pub const SPEECH_RATE: u32 = 16_000;
 /// Samples that are turned into another rate at a time.
 const CHUNK: usize = 8_192;
+/// The same where somebody waits for them: the twentieth part of a second.
+const SOON: usize = 1_024;
 /// Packets in a row that may be broken.
 const BROKEN_PACKETS: u32 = 64;
 /// Rates that recordings have.
@@ -140,6 +142,7 @@ pub fn resample(wave: &Wave<'_>, rate: u32) -> Result<Vec<u8>, SoundError> {
 pub(super) struct Converter {
     rate: u32,
     target: u32,
+    chunk: usize,
     /// None where both rates are the same.
     filter: Option<Fft<f32>>,
     pending: Vec<f32>,
@@ -162,18 +165,37 @@ impl std::fmt::Debug for Converter {
 }
 
 impl Converter {
-    pub(super) fn new(rate: u32, target: u32) -> Result<Self, SoundError> {
+    fn new(rate: u32, target: u32) -> Result<Self, SoundError> {
+        Self::by(rate, target, CHUNK)
+    }
+
+    /// One whose samples come out soon.
+    pub(super) fn soon(rate: u32, target: u32) -> Result<Self, SoundError> {
+        Self::by(rate, target, SOON)
+    }
+
+    fn by(rate: u32, target: u32, chunk: usize) -> Result<Self, SoundError> {
         if !RATES.contains(&rate) {
             return Err(SoundError::Unknown);
         }
         let filter = if rate == target {
             None
         } else {
-            let filter = Fft::new(rate as usize, target as usize, CHUNK, 1, FixedSync::Input);
+            let filter = Fft::new(rate as usize, target as usize, chunk, 1, FixedSync::Input);
             Some(filter.map_err(|_| SoundError::Unknown)?)
         };
         let delay = filter.as_ref().map_or(0, |filter| filter.output_delay());
-        Ok(Self { rate, target, filter, pending: Vec::new(), taken: 0, delay, out: Vec::new(), drained: 0 })
+        Ok(Self {
+            rate,
+            target,
+            chunk,
+            filter,
+            pending: Vec::new(),
+            taken: 0,
+            delay,
+            out: Vec::new(),
+            drained: 0,
+        })
     }
 
     /// Takes 16-bit samples, the channels by turns.
@@ -230,7 +252,7 @@ impl Converter {
         let bytes = usize::try_from(frames * 2).unwrap_or(usize::MAX).saturating_sub(self.drained);
         while self.out.len() < bytes {
             // Silence pushes out what the filter still holds.
-            self.pending.resize(self.pending.len() + CHUNK, 0.0);
+            self.pending.resize(self.pending.len() + self.chunk, 0.0);
             self.convert()?;
         }
         self.out.truncate(bytes);

@@ -35,7 +35,7 @@ EXTENSIONS = {
         "supported_parameters", "quantizations", "availability", "stats", "evidence", "dimensions", "kind", "digest",
         "max_completion_tokens",
     },
-    "UsageDuration": {"cost"},
+    "UsageDuration": {"cost", "cost_details"},
     "TranscriptionVerbose": {"task"},
     "ErrorObject": None,
 }  # fmt: skip
